@@ -1,0 +1,28 @@
+"""dicom-etl: a folder of DICOM images and drawn contours → one HDF5 file."""
+
+from typing import TYPE_CHECKING
+
+from loader.layout import VERSION as __version__  # noqa: N811  the customary name
+
+if TYPE_CHECKING:
+    from etl.errors import EtlError
+    from etl.model import BuildOptions, Finding
+    from etl.pipeline import build
+
+__all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
+
+_HOMES = {
+    "BuildOptions": "etl.model",
+    "EtlError": "etl.errors",
+    "Finding": "etl.model",
+    "build": "etl.pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `import etl` alone stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'etl' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,156 @@
+"""Rendered parts → the small datasets and attributes of the file."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from etl import split, write
+from etl.model import FLAG_CODES, SEVERITY_ORDER, BuildOptions, Finding
+from etl.render import Columns, Rendered
+from etl.statistics import pooled_moments
+from etl.write import Plan, strings
+from loader import layout
+from loader.layout import Attribute
+
+_MEANINGS: Final = {"i": "blood pool (inside the i-contour)", "o": "inside the o-contour"}
+_MUSCLE: Final = "muscle (inside the o-contour, not the i-contour)"
+_PATH_COLUMNS: Final = ("dicom_path", "icontour_path", "ocontour_path")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What a build made, everything it found, and notes on what was asked for but not had."""
+
+    n_rows: int
+    findings: list[Finding]
+    counts: dict[str, int]
+    notes: list[str]
+
+
+def assemble(
+    plan: Plan,
+    parts: list[Rendered],
+    counts: dict[str, int],
+    findings: list[Finding],
+    options: BuildOptions,
+) -> BuildResult:
+    """Write everything but pixels and vertices, which lie in the file already."""
+    manifest = _joined([part.manifest for part in parts if any(part.is_good)])
+    findings = sorted(findings, key=_order)
+    rows = _rows_of(findings, manifest)
+    patients = [value.decode() for value in manifest["patient_id"].tolist()]
+    sides = split.assign(Counter(patients), options)
+    manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
+    manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
+    manifest["flags"] = _flags(findings, rows, plan.n_rows)
+    mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
+    write.finish(
+        plan,
+        {
+            "manifest": manifest,
+            "contours": _contours(parts),
+            "findings": {
+                "severity": strings([finding.severity for finding in findings]),
+                "code": strings([finding.code for finding in findings]),
+                "path": strings([finding.path for finding in findings]),
+                "row": np.array(rows),
+                "message": strings([finding.message for finding in findings]),
+            },
+        },
+        {
+            Attribute.FORMAT: layout.FORMAT,
+            Attribute.FORMAT_VERSION: layout.FORMAT_VERSION,
+            Attribute.MIN_READER_VERSION: layout.FORMAT_VERSION,
+            Attribute.REQUIRED_FEATURES: json.dumps([]),
+            Attribute.GENERATOR: f"dicom-etl {layout.VERSION}",
+            Attribute.OPTIONS: json.dumps(_recorded(options)),
+            Attribute.LABELS: json.dumps(_labels(options)),
+            Attribute.SOURCES: json.dumps(counts),
+            Attribute.FLAG_CODES: json.dumps(FLAG_CODES),
+            Attribute.IMAGE_MEAN: mean,
+            Attribute.IMAGE_STD: std,
+            Attribute.DATASET_ID: xxhash.xxh3_128_hexdigest(manifest["row_xxh3"].tobytes()),
+        },
+    )
+    return BuildResult(plan.n_rows, findings, counts, _notes(options, sides))
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    """Return the parts' columns end to end, emptying the parts to save memory."""
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def _order(finding: Finding) -> tuple[int, str, list[tuple[int, str]], str]:
+    """Return the key that sorts findings: errors first, numbers in paths by value."""
+    pieces = re.findall(r"([0-9]+)|([^0-9]+)", finding.path)
+    path = [(int(digits or 0), text) for digits, text in pieces]
+    return SEVERITY_ORDER.index(finding.severity), finding.code, path, finding.message
+
+
+def _rows_of(findings: list[Finding], manifest: Columns) -> list[int]:
+    """Return the row that each finding is about: the one that has its path, else -1."""
+    rows = {finding.path.encode("utf-8", "backslashreplace"): -1 for finding in findings}
+    for column in _PATH_COLUMNS:
+        for row, path in enumerate(manifest[column].tolist()):
+            if path in rows and path:
+                rows[path] = row
+    return [rows[path] for path in strings([finding.path for finding in findings]).tolist()]
+
+
+def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray[np.uint64]:
+    flags = np.zeros(n_rows, np.uint64)
+    for finding, row in zip(findings, rows, strict=True):
+        if row >= 0 and finding.code in FLAG_CODES:
+            flags[row] |= np.uint64(1 << FLAG_CODES.index(finding.code))
+    return flags
+
+
+def _contours(parts: list[Rendered]) -> Columns:
+    """Return the index of the vertices: which row and label, where and how many."""
+    good = [
+        contours
+        for part in parts
+        for is_good, contours in zip(part.is_good, part.contours, strict=True)
+        if is_good
+    ]
+    index = [(row, *contour) for row, contours in enumerate(good) for contour in contours]
+    row, label, length = np.array(index, np.int64).T
+    return {"row": row, "label": label, "start": np.cumsum(length) - length, "length": length}
+
+
+def _labels(options: BuildOptions) -> dict[str, str]:
+    if len(options.contours) == 1:
+        return {"1": _MEANINGS[options.contours[0]]}
+    return {"1": _MEANINGS["i"], "2": _MUSCLE}
+
+
+def _recorded(options: BuildOptions) -> dict[str, object]:
+    """Return the options as the file records them; of a split file its content, not its place."""
+    recorded = options.to_json()
+    if options.split_file is not None:
+        content = Path(options.split_file).read_bytes()
+        recorded["split_file_xxh3"] = xxhash.xxh3_128_hexdigest(content)
+    return recorded
+
+
+def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Return what was asked of the split but cannot be had with these patients."""
+    used, folds = Counter(code for code, _ in sides.values()), {fold for _, fold in sides.values()}
+    notes = []
+    if options.split_file is not None and used[layout.NO_SPLIT]:
+        notes.append(f"{used[layout.NO_SPLIT]} patients are not in the split file: split is none.")
+    if options.split is not None:
+        for name, code, share in zip(layout.SPLITS, range(3), options.split, strict=True):
+            if share and not used[code]:
+                notes.append(f"split {name} has no patient: there are only {len(sides)}.")
+    if options.folds is not None and (empty := set(range(options.folds)) - folds):
+        notes.append(f"{len(empty)} of {options.folds} folds have no patient.")
+    return notes

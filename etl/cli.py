@@ -1,0 +1,364 @@
+"""The command line: each command parses, calls one function, prints, and sets the exit status.
+
+Heavy modules are imported by the command that needs them, so that --help is quick.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, TextIO
+
+import click
+
+from etl.errors import EtlError
+from loader.layout import VERSION
+
+if TYPE_CHECKING:
+    from etl.model import Finding, Kind, Rasterizer
+
+_CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
+    "i": ("i",),
+    "o": ("o",),
+    "i,o": ("i", "o"),
+    "o,i": ("i", "o"),
+}
+_INTERRUPTED: Final = 130
+_TERMINATED: Final = 143
+_N_SPLITS: Final = 3
+
+
+class _Commands(click.Group):
+    """Commands in the order a user runs them; our errors as one message and an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        from loader.errors import LoaderError
+
+        try:
+            return super().invoke(ctx)
+        except (EtlError, LoaderError) as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing was written.", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    """ROWSxCOLUMNS → (rows, columns)."""
+
+    name = "ROWSxCOLUMNS"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.lower().split("x")
+        if len(parts) != 2 or not all(p.isascii() and p.isdecimal() for p in parts):  # noqa: PLR2004
+            self.fail(f"expected ROWSxCOLUMNS such as 256x256, found {value!r}", param, ctx)
+        rows, columns = map(int, parts)
+        if not (1 <= rows <= 65535 and 1 <= columns <= 65535):  # noqa: PLR2004  DICOM's limit
+            self.fail(f"rows and columns are 1 to 65535, found {value!r}", param, ctx)
+        return rows, columns
+
+
+class _Split(click.ParamType[tuple[float, ...]]):
+    """TRAIN/VALIDATION/TEST in percent → three shares."""
+
+    name = "TRAIN/VALIDATION/TEST"
+
+    def convert(
+        self,
+        value: str | tuple[float, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            shares = tuple(float(part) for part in value.split("/"))
+        except ValueError:
+            shares = ()
+        is_whole = abs(sum(shares) - 100) < 1e-9  # noqa: PLR2004  not so for NaN
+        if len(shares) != _N_SPLITS or min(shares) < 0 or not is_whole:
+            self.fail(
+                f"expected three shares that sum to 100, such as 70/15/15, found {value!r}",
+                param,
+                ctx,
+            )
+        return shares
+
+
+def main() -> None:
+    """Run `dicom-etl`."""
+    signal.signal(signal.SIGTERM, _terminate)  # a batch system's way to stop: leave nothing behind
+    cli(prog_name="dicom-etl")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="dicom-etl")
+def cli() -> None:
+    r"""Turn a folder of DICOM images and drawn contours into one HDF5 file, and look into it.
+
+    \b
+    dicom-etl build data/ out.h5    parse every DICOM and contour once
+    dicom-etl report out.h5         what is in it, what is missing, what looks wrong
+    """
+
+
+@cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--contours",
+    type=click.Choice(list(_CONTOURS)),
+    default="i",
+    show_default=True,
+    help="Contour kinds: i inner (blood pool), o outer (heart muscle), or both.",
+)
+@click.option(
+    "--size",
+    type=_Size(),
+    default="256x256",
+    show_default=True,
+    help="The size every image must have; others are rejected and named.",
+)
+@click.option(
+    "--rasterizer",
+    type=click.Choice(["center", "pillow"]),
+    default="center",
+    show_default=True,
+    help="Pixels whose centre lies inside, or Pillow's polygon bit for bit.",
+)
+@click.option(
+    "--contour-origin",
+    type=click.Choice(["0", "1"]),
+    default="0",
+    show_default=True,
+    help="1 for contour files that count pixels from 1.",
+)
+@click.option(
+    "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
+)
+@click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
+@click.option(
+    "--split-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Another number, another split.",
+)
+@click.option("--folds", type=click.IntRange(2, 9999), help="Cross-validation folds by patient.")
+@click.option(
+    "--split-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Your own split: patient_id,split[,fold].",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: all cores]")
+@click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Append every finding to this file.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print errors alone.")
+@click.option("--verbose", "-v", is_flag=True, help="Print every finding.")
+def build(
+    data: Path,
+    out: Path,
+    contours: str,
+    size: tuple[int, int],
+    rasterizer: "Rasterizer",
+    contour_origin: str,
+    partial: bool,
+    split: tuple[float, float, float] | None,
+    split_seed: int,
+    folds: int | None,
+    split_file: Path | None,
+    workers: int | None,
+    strict: bool,
+    force: bool,
+    log_file: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write the images and masks of folder DATA to the HDF5 file OUT.
+
+    One bad file never stops the build: it is left out and listed. OUT appears only when it is
+    whole.
+    """
+    if split is not None and split_file is not None:
+        raise click.UsageError("--split and --split-file exclude each other: give one of them.")
+    if partial and len(_CONTOURS[contours]) == 1:
+        raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other: give one of them.")
+    from etl import engine
+    from etl.model import BuildOptions
+    from etl.pipeline import RejectedError
+    from etl.pipeline import build as build_file
+    from etl.report import FindingRow, findings_text, group_findings
+
+    options = BuildOptions(
+        contours=_CONTOURS[contours],
+        rows=size[0],
+        columns=size[1],
+        rasterizer=rasterizer,
+        contour_origin=int(contour_origin),
+        partial=partial,
+        split=split,
+        split_seed=split_seed,
+        folds=folds,
+        split_file=str(split_file) if split_file else None,
+    )
+    n_workers = workers or engine.available_cores()
+    with _log(log_file, out) as log:
+        log.write(f"dicom-etl {VERSION} build {data} {out}\n")
+        try:
+            result = build_file(
+                data,
+                out,
+                options,
+                workers=n_workers,
+                force=force,
+                strict=strict,
+                progress=not quiet,
+            )
+        except RejectedError as error:
+            _list_findings(error.findings, log, verbose=verbose)
+            raise
+        except (EtlError, KeyboardInterrupt) as error:
+            log.write(f"stopped: {error or 'interrupted'}\n")
+            raise
+        _list_findings(result.findings, log, verbose=verbose)
+        for note in result.notes:
+            click.echo(f"Note: {note}", err=True)
+            log.write(f"note: {note}\n")
+        log.write(f"wrote {result.n_rows} rows\n")
+    if not quiet:
+        click.echo(f"Wrote {out}: {result.n_rows} rows.")
+        rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
+        for line in findings_text(group_findings(rows)):
+            click.echo(line)
+        click.echo(f"Look into it: dicom-etl report {out}")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary for machines.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all findings to this table.",
+)
+@click.option(
+    "--overlays",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Draw contour and mask over every image, one PNG per row.",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace what --csv and --overlays find in their place."
+)
+def report(
+    file: Path, as_json: bool, csv_file: Path | None, overlays: Path | None, force: bool
+) -> None:
+    """Say what is in FILE, what is missing, and what looks wrong.
+
+    FILE is what `dicom-etl build` wrote; out.h5 where it is not given. The sources are not needed.
+    """
+    import json
+
+    from etl import report as reporting
+    from loader import open_dataset
+
+    dataset = open_dataset(file)
+    if csv_file is not None:
+        reporting.write_csv(dataset, csv_file, force=force)
+    if overlays is not None:
+        from etl.overlays import write_overlays
+
+        write_overlays(dataset, overlays, force=force)
+    summary = reporting.summarise(dataset)
+    if as_json:
+        click.echo(json.dumps(summary.to_json(), indent=2, allow_nan=False))
+        return
+    for line in reporting.summary_text(summary):
+        click.echo(line)
+    for what, where in (("Findings", csv_file), ("Overlays", overlays)):
+        if where is not None:
+            click.echo(f"{what} written to {where}.")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--patients", type=click.IntRange(1, 999), default=6, show_default=True)
+@click.option("--slices", type=click.IntRange(1, 99), default=8, show_default=True)
+@click.option("--phases", type=click.IntRange(1, 99), default=10, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Another number, other patients.",
+)
+@click.option("--force", is_flag=True, help="Replace a phantom that is there already.")
+def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, force: bool) -> None:
+    """Make synthetic patients in DIR: DICOM files, contours and link.csv to try the tool on."""
+    from tqdm import tqdm
+
+    from etl.phantom import write_phantom
+
+    with tqdm(
+        desc="phantom", total=patients * slices * phases, unit=" images", disable=None
+    ) as bar:
+        counts = write_phantom(
+            folder,
+            patients=patients,
+            slices=slices,
+            phases=phases,
+            seed=seed,
+            force=force,
+            progress=bar.update,
+        )
+    click.echo(
+        f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
+        f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
+    )
+
+
+@contextmanager
+def _log(path: Path | None, out: Path) -> Iterator[TextIO]:
+    """Yield the log, which is appended to; one that goes nowhere where no file is asked for."""
+    path = path or Path(os.devnull)
+    if path.resolve() == out.resolve():
+        raise click.UsageError("--log-file is OUT itself: give another file.")
+    try:
+        log = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise EtlError(
+            f"Log file not usable: {path}: {reason}. Give another --log-file."
+        ) from error
+    with log:
+        yield log
+
+
+def _list_findings(findings: "list[Finding]", log: TextIO, *, verbose: bool) -> None:
+    for finding in findings:
+        log.write(f"{finding}\n")
+        if verbose:
+            click.echo(str(finding), err=True)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(_TERMINATED)

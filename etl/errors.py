@@ -1,0 +1,30 @@
+"""What stops a run, and what rejects one source file."""
+
+
+class EtlError(Exception):
+    """Nothing can be built; the message says what failed, where, why and what to do."""
+
+
+class SourceError(EtlError):
+    """One source file cannot be used; the pipeline turns it into a finding and goes on.
+
+    Parameters
+    ----------
+    code : str
+        The finding's code, a key of `etl.model.SEVERITIES`.
+    message : str
+        Why, and what to do, in our own words: parsers' texts quote header values.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+class ImageError(SourceError):
+    """A DICOM file that cannot become an image."""
+
+
+class ContourError(SourceError):
+    """A contour file that cannot become a polygon."""

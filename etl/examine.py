@@ -1,0 +1,107 @@
+"""Links → samples: everything that can be checked without decoding pixels.
+
+Runs in workers, on stretches of the list of links.
+"""
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xxhash
+
+from etl import parse_contour, parse_dicom, validate
+from etl.errors import SourceError
+from etl.files import cannot_read, open_source, read_all
+from etl.model import (
+    EMPTY_RANGE,
+    BuildOptions,
+    Contour,
+    Finding,
+    Identity,
+    Instance,
+    Kind,
+    Link,
+    Sample,
+    ValueRange,
+)
+from etl.parse_dicom import modality_range
+
+_MAX_DICOM_BYTES: Final = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The good samples of a stretch of links, in order, and the findings on all of them."""
+
+    samples: bytes  # pickled list[Sample]: opened again only by the worker that renders them
+    n_samples: int
+    n_vertices: int
+    values: ValueRange  # over the samples
+    findings: list[Finding]
+
+
+def examine(root: Path, options: BuildOptions, links: Iterable[Link]) -> Examined:
+    """Parse headers and contours; return what can become rows.
+
+    All of a link's files are looked at even where one is bad, so that one run tells everything.
+    """
+    samples: list[Sample] = []
+    findings: list[Finding] = []
+    for link in links:
+        bad: list[Finding] = []
+        warnings: list[Finding] = []
+        contours: list[Contour] = []
+        try:
+            instance, identity = _read_header(root, link.dicom_path)
+            validate.check_size(instance.pixel_format, options.rows, options.columns)
+        except SourceError as error:
+            bad.append(Finding(error.code, link.dicom_path, error.message))
+        for kind, path in link.contour_paths():
+            try:
+                contour = _read_contour(root, path, kind, options.contour_origin)
+                size = options.rows, options.columns
+                warnings += validate.check_contour(path, contour.vertices, *size)
+                contours.append(contour)
+            except SourceError as error:
+                bad.append(Finding(error.code, path, error.message))
+        if bad:
+            findings += bad
+        else:
+            findings += warnings
+            samples.append(Sample(link, instance, identity, tuple(contours)))
+    ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
+    return Examined(
+        samples=pickle.dumps(samples, pickle.HIGHEST_PROTOCOL),
+        n_samples=len(samples),
+        n_vertices=sum(len(c.vertices) for sample in samples for c in sample.contours),
+        values=reduce(or_, ranges, EMPTY_RANGE),
+        findings=findings,
+    )
+
+
+def _read_header(root: Path, path: str) -> tuple[Instance, Identity]:
+    code = "image-unreadable"
+    with open_source(root, path, code) as (descriptor, identity):
+        if identity.size > _MAX_DICOM_BYTES:
+            message = f"has {identity.size} bytes, expected at most {_MAX_DICOM_BYTES}."
+            raise SourceError(code, message)
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                return parse_dicom.read_instance(file), identity
+        except OSError as error:
+            raise cannot_read(error, code) from error
+
+
+def _read_contour(root: Path, path: str, kind: Kind, origin: int) -> Contour:
+    code = "contour-unreadable"
+    with open_source(root, path, code) as (descriptor, identity):
+        if identity.size > parse_contour.MAX_BYTES:
+            raise parse_contour.too_large(identity.size)
+        data = read_all(descriptor, identity, code)
+    vertices = parse_contour.parse_contour(data) - np.float64(origin)
+    return Contour(kind, vertices, xxhash.xxh3_128_hexdigest(data))

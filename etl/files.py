@@ -1,0 +1,110 @@
+"""Reading source files without being stalled, led astray or fooled by a change."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from etl.errors import SourceError
+from etl.model import Identity
+
+
+@contextmanager
+def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, Identity]]:
+    """Open a regular file below `root`; yield its descriptor and identity.
+
+    Parameters
+    ----------
+    root : Path
+        The input folder DATA.
+    path : str
+        Relative to `root`, `/`-separated.
+    code : str
+        The finding's code where the file cannot be opened.
+
+    Raises
+    ------
+    SourceError
+        Not a regular file, a link that leads out of `root`, or not readable. A FIFO would block a
+        reader for ever, so the kind of file is asked before and after it is opened.
+    """
+    full = root / path
+    try:
+        before = full.lstat()
+        if stat.S_ISLNK(before.st_mode):
+            before = _follow(root, full, code)
+        _require_regular(before, code)
+        descriptor = os.open(full, os.O_RDONLY | _NONBLOCK | _BINARY)
+    except OSError as error:
+        raise SourceError(code, f"cannot be opened ({_reason(error)}).") from error
+    try:
+        opened = os.fstat(descriptor)
+        _require_regular(opened, code)
+        yield descriptor, _identity(opened)
+    finally:
+        os.close(descriptor)
+
+
+def read_all(descriptor: int, identity: Identity, code: str) -> bytes:
+    """Return the whole content of an open source file.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or `unchanged_since` no longer holds afterwards.
+    """
+    data = read_at(descriptor, 0, identity.size, code)
+    if len(data) != identity.size or not unchanged_since(descriptor, identity):
+        raise SourceError(code, "changed while it was read. Build again when nothing writes to it.")
+    return data
+
+
+def read_at(descriptor: int, offset: int, length: int, code: str) -> bytes:
+    """Return up to `length` bytes from `offset` on, fewer only at the end of the file."""
+    try:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            parts: list[bytes] = []
+            while length > 0 and (part := file.read(length)):
+                parts.append(part)
+                length -= len(part)
+    except OSError as error:
+        raise cannot_read(error, code) from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def cannot_read(error: OSError, code: str) -> SourceError:
+    """Return the error for a source file that the system does not let us read."""
+    return SourceError(code, f"cannot be read ({_reason(error)}).")
+
+
+def unchanged_since(descriptor: int, identity: Identity) -> bool:
+    """Say whether the open file is still in the state that `identity` describes."""
+    return _identity(os.fstat(descriptor)) == identity
+
+
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _follow(root: Path, link: Path, code: str) -> os.stat_result:
+    """Return the status of a link's target, which must lie inside `root`."""
+    target = Path(os.path.realpath(link, strict=True))
+    if not target.is_relative_to(os.path.realpath(root)):
+        raise SourceError(code, "is a link that leads out of the input folder. Copy the file in.")
+    return target.stat()
+
+
+def _require_regular(status: os.stat_result, code: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+        raise SourceError(code, f"is {kind}, expected a regular file.")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "input/output error").lower()

@@ -1,0 +1,229 @@
+"""The plain data that the stages hand on to each other."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vertices: TypeAlias = npt.NDArray[
+    np.float64
+]  # (n_vertices, 2), (x, y) in pixels, integers at centres
+Mask: TypeAlias = npt.NDArray[np.bool_]  # (rows, columns)
+Image: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]  # (rows, columns)
+LabelMap: TypeAlias = npt.NDArray[np.uint8]  # (rows, columns)
+
+Severity = Literal["error", "warning", "info"]
+Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
+Rasterizer = Literal["center", "pillow"]
+
+KINDS: Final[tuple[Kind, ...]] = ("i", "o")
+LABELS: Final[dict[Kind, int]] = {"i": 1, "o": 2}  # codes in /contours/label, and in `i,o` masks
+
+# error: a pair that should have been a row is not. warning: written, but suspicious.
+# info: nothing wrong, worth knowing.
+SEVERITIES: Final[dict[str, Severity]] = {
+    "link-invalid": "error",
+    "link-unknown-patient": "error",
+    "link-duplicate": "error",
+    "image-unreadable": "error",
+    "image-truncated": "error",
+    "image-no-pixels": "error",
+    "image-not-grayscale": "error",
+    "image-multiframe": "error",
+    "image-unsupported-encoding": "error",
+    "image-changed": "error",
+    "image-size": "error",
+    "slice-ambiguous": "error",
+    "contour-unreadable": "error",
+    "contour-too-few-points": "error",
+    "contour-not-finite": "error",
+    "contour-outside": "error",
+    "contour-too-large": "error",
+    "mask-empty": "error",
+    "contour-no-image": "warning",
+    "contour-partly-outside": "warning",
+    "image-no-contour": "info",
+    "contour-missing": "info",
+}
+SEVERITY_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+
+# The bit of each code in /manifest/flags is its position here: append, never reorder.
+FLAG_CODES: Final = ("contour-partly-outside",)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing rejected, unmatched or suspicious.
+
+    `path` is relative to DATA; a finding about a row names one of that row's files.
+    """
+
+    code: str
+    path: str
+    message: str
+
+    @property
+    def severity(self) -> Severity:
+        """The severity that the code has."""
+        return SEVERITIES[self.code]
+
+    def __str__(self) -> str:
+        """Return one line for people: severity, code, where and why."""
+        return f"{self.severity}: {self.code}: {self.path}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One DICOM file and its contour files; paths relative to DATA, empty where there is none."""
+
+    patient_id: str
+    original_id: str
+    slice: int
+    dicom_path: str
+    icontour_path: str = ""
+    ocontour_path: str = ""
+
+    def contour_paths(self) -> list[tuple[Kind, str]]:
+        """Return (kind, path) of the contours that the link has, the inner first."""
+        paths: list[tuple[Kind, str]] = [("i", self.icontour_path), ("o", self.ocontour_path)]
+        return [(kind, path) for kind, path in paths if path]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one state of a file from another."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """How the pixels of one instance lie in its file and what they mean.
+
+    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
+    """
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    is_signed: bool
+    is_inverted: bool  # MONOCHROME1
+    is_big_endian: bool
+    is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
+    is_deflated: bool
+    offset: int
+    rescale_slope: float
+    rescale_intercept: float
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the pixels, without padding."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRange:
+    """The values that images may have by their headers."""
+
+    lowest: float
+    highest: float
+    is_whole: bool  # every slope and intercept is a whole number
+
+    def __or__(self, other: "ValueRange") -> "ValueRange":
+        """Return the range that covers both."""
+        return ValueRange(
+            min(self.lowest, other.lowest),
+            max(self.highest, other.highest),
+            self.is_whole and other.is_whole,
+        )
+
+
+EMPTY_RANGE: Final = ValueRange(math.inf, -math.inf, is_whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The attributes of one DICOM file that the manifest keeps; NaN or empty where it has none."""
+
+    pixel_format: PixelFormat
+    sop_instance_uid: str
+    series_instance_uid: str
+    instance_number: float
+    pixel_spacing: tuple[float, ...]  # 2 values, mm: between rows, between columns
+    image_position: tuple[float, ...]  # 3 values, mm, patient coordinates
+    image_orientation: tuple[float, ...]  # 6 direction cosines: along a row, then along a column
+    slice_location: float  # mm
+    trigger_time: float  # ms
+
+
+@dataclass(frozen=True, slots=True)
+class Contour:
+    """One closed polygon as it will be rasterised, and the digest of the file it came from."""
+
+    kind: Kind
+    vertices: Vertices
+    xxh3: str
+
+    @property
+    def label(self) -> int:
+        """The code in /contours/label."""
+        return LABELS[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One pair that passed every check made without its pixels."""
+
+    link: Link
+    instance: Instance
+    identity: Identity
+    contours: tuple[Contour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What the content of the file depends on, besides the input.
+
+    Parameters
+    ----------
+    contours : tuple of {"i", "o"}
+        Contour kinds, the inner first.
+    rows, columns : int
+        The size that every image must have.
+    rasterizer : {"center", "pillow"}
+        The rule that turns a polygon into a mask; see `etl.rasterise`.
+    contour_origin : {0, 1}
+        1 subtracts one pixel from x and y, for contour files that count from 1.
+    partial : bool
+        With two kinds, also write pairs that lack one of the two.
+    split : tuple of three floats, optional
+        Percent of the samples for train, validation and test.
+    split_seed : int
+        Key of the hash that orders the patients.
+    folds : int, optional
+        Number of cross-validation folds over the patients that are not test.
+    split_file : str, optional
+        The user's own split file (patient_id,split[,fold]).
+    """
+
+    contours: tuple[Kind, ...] = ("i",)
+    rows: int = 256
+    columns: int = 256
+    rasterizer: Rasterizer = "center"
+    contour_origin: int = 0
+    partial: bool = False
+    split: tuple[float, float, float] | None = None
+    split_seed: int = 0
+    folds: int | None = None
+    split_file: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the options as the file records them: no path of this machine."""
+        recorded = asdict(self)
+        del recorded["split_file"]
+        return recorded

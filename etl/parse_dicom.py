@@ -1,0 +1,462 @@
+"""One DICOM file → its attributes and pixels.
+
+pydicom walks the elements; this module decides what they mean, strictly and in its own words.
+Attributes are decoded here, not by pydicom, because its value validation warns on harmless values
+and its texts quote header values, which may identify a patient.
+"""
+
+import io
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.errors import ImageError
+from etl.model import Image, Instance, PixelFormat, ValueRange
+from loader import layout
+
+_PREAMBLE: Final = 128
+_ELEMENT_HEADER: Final = 8  # bytes, at least
+_UNDEFINED: Final = 0xFFFFFFFF
+_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer
+_INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
+
+_IMPLICIT: Final = "1.2.840.10008.1.2"
+_EXPLICIT: Final = "1.2.840.10008.1.2.1"
+_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+_NATIVE: Final = frozenset({_IMPLICIT, _EXPLICIT, _DEFLATED, _BIG_ENDIAN})
+
+_COLOUR_MODELS: Final = frozenset(
+    {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"}
+)
+
+_TRANSFER_SYNTAX_UID: Final = 0x00020010
+_PIXEL_DATA: Final = 0x7FE00010
+_FLOAT_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009})
+_KEYWORDS: Final = {
+    _TRANSFER_SYNTAX_UID: "TransferSyntaxUID",
+    0x00080018: "SOPInstanceUID",
+    0x00181060: "TriggerTime",
+    0x0020000E: "SeriesInstanceUID",
+    0x00200013: "InstanceNumber",
+    0x00200032: "ImagePositionPatient",
+    0x00200037: "ImageOrientationPatient",
+    0x00201041: "SliceLocation",
+    0x00280002: "SamplesPerPixel",
+    0x00280004: "PhotometricInterpretation",
+    0x00280008: "NumberOfFrames",
+    0x00280010: "Rows",
+    0x00280011: "Columns",
+    0x00280030: "PixelSpacing",
+    0x00280100: "BitsAllocated",
+    0x00280101: "BitsStored",
+    0x00280102: "HighBit",
+    0x00280103: "PixelRepresentation",
+    0x00281052: "RescaleIntercept",
+    0x00281053: "RescaleSlope",
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    _PIXEL_DATA: "PixelData",
+}
+
+# PS3.5 table 6.2-1: DS and IS, with the padding that files have (blanks, NUL).
+_DECIMAL: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,12}")
+_UID: Final = re.compile(r"[0-9.]{1,64}")
+_BLANKS: Final = b" \0"  # padding
+_BYTE: Final = 8  # bits
+_US_BYTES: Final = 2
+
+
+class Element(NamedTuple):
+    """One data element as it lies in the file; `value` is None where it was stepped over."""
+
+    vr: str | None
+    value: bytes | None
+    offset: int
+    length: int
+
+
+def read_instance(file: BinaryIO) -> Instance:
+    """Return the attributes of one DICOM file and where its pixels lie.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable, positioned anywhere; pixels are stepped over, not read.
+
+    Raises
+    ------
+    ImageError
+        Anything for which the file cannot become a grayscale image of one frame.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
+    file.seek(_PREAMBLE)
+    if file.read(4) != b"DICM":
+        raise ImageError(
+            "image-unreadable", 'is not DICOM (no "DICM" mark at byte 128). Copy it again.'
+        )
+    meta = _elements(file, size, implicit=False, little=True, meta=True)
+    syntax = _uid(meta, _TRANSFER_SYNTAX_UID)
+    if syntax not in _NATIVE:
+        found = f"transfer syntax {syntax}" if syntax else "no transfer syntax"
+        raise ImageError(
+            "image-unsupported-encoding",
+            f"{found}, expected uncompressed pixels. Decompress it (gdcmconv --raw, dcmdjpeg).",
+        )
+    if syntax == _DEFLATED:
+        inflated = _inflate(file.read())
+        file, size = io.BytesIO(inflated), len(inflated)
+    elements = _elements(
+        file, size, implicit=syntax == _IMPLICIT, little=syntax != _BIG_ENDIAN, meta=False
+    )
+    return _instance(elements, syntax)
+
+
+def stored_values(data: bytes, pixels: PixelFormat) -> npt.NDArray[np.int16 | np.uint16]:
+    """Return the stored values: as they lie in the file, masked to BitsStored.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+
+    Returns
+    -------
+    int8, uint8, int16 or uint16 array, shape (rows, columns)
+
+    References
+    ----------
+    DICOM PS3.5 8.1.1 (pixel cells) and annex D (bytes of 8-bit pixels in 16-bit words).
+    """
+    if pixels.is_deflated:
+        data = _inflate(data[_data_set_offset(data) :])
+    n_pixels = pixels.rows * pixels.columns
+    kind, n_bytes = ("i" if pixels.is_signed else "u"), pixels.bits_allocated // 8
+    if pixels.is_word_swapped:
+        words = np.frombuffer(data, ">u2", (n_pixels + 1) // 2, pixels.offset)
+        stored = words.astype("<u2").view(f"{kind}1")[:n_pixels]
+    else:
+        order = ">" if pixels.is_big_endian else "<"
+        stored = np.frombuffer(data, f"{order}{kind}{n_bytes}", n_pixels, pixels.offset)
+        stored = stored.astype(f"{kind}{n_bytes}", copy=False)
+    unused = pixels.bits_allocated - pixels.bits_stored
+    if unused:
+        # Up and down again: drops the bits above, and carries the sign where there is one.
+        stored = np.right_shift(np.left_shift(stored, unused), unused)
+    return stored.reshape(pixels.rows, pixels.columns)
+
+
+def modality_values(
+    stored: npt.NDArray[np.int16 | np.uint16], pixels: PixelFormat, dtype: npt.DTypeLike
+) -> Image:
+    """Return stored values turned (MONOCHROME1) and rescaled, in the dtype of the file.
+
+    References
+    ----------
+    DICOM PS3.3 C.7.6.3.1.2 (photometric interpretation) and C.11.1.1.2 (modality LUT).
+    """
+    slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
+    if not pixels.is_inverted and (slope, intercept) == (1.0, 0.0):
+        return stored.astype(dtype)
+    values = stored.astype(np.int64)
+    if pixels.is_inverted:
+        values = sum(stored_range(pixels)) - values
+    if np.dtype(dtype).kind == "f":
+        return (values * slope + intercept).astype(dtype)
+    return (values * int(slope) + int(intercept)).astype(dtype)
+
+
+def stored_range(pixels: PixelFormat) -> tuple[int, int]:
+    """Return the lowest and highest value that BitsStored and PixelRepresentation allow."""
+    if pixels.is_signed:
+        return -(1 << (pixels.bits_stored - 1)), (1 << (pixels.bits_stored - 1)) - 1
+    return 0, (1 << pixels.bits_stored) - 1
+
+
+def modality_range(pixels: PixelFormat) -> ValueRange:
+    """Return the values possible after rescaling, from the header alone."""
+    slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
+    ends = [value * slope + intercept for value in stored_range(pixels)]
+    return ValueRange(min(ends), max(ends), slope.is_integer() and intercept.is_integer())
+
+
+def image_dtype(values: ValueRange) -> str:
+    """Return the dtype that holds a range of values: of the whole file, for all its images.
+
+    The first of int16, uint16, int32 that has the range; float32 where a slope or intercept is not
+    a whole number, or where none of the integers is wide enough.
+    """
+    for dtype in layout.IMAGE_DTYPES:
+        if np.dtype(dtype).kind != "f" and values.is_whole:
+            limits = np.iinfo(dtype)
+            if limits.min <= values.lowest and values.highest <= limits.max:
+                return dtype
+    return "<f4"
+
+
+def _elements(
+    file: BinaryIO, size: int, *, implicit: bool, little: bool, meta: bool
+) -> dict[int, Element]:
+    """Return the elements that we read; from the file's position to the end of meta or file."""
+    found: dict[int, Element] = {}
+    end = file.tell()
+    for tag, element in _walk(file, implicit=implicit, little=little, meta=meta):
+        if element.offset + element.length > size and element.length != _UNDEFINED:
+            raise _truncated()
+        if tag in _KEYWORDS:
+            if tag in found:
+                raise ImageError(
+                    "image-unreadable", f"{_KEYWORDS[tag]} stands in it twice. Export it again."
+                )
+            found[tag] = element
+        end = file.tell()
+    is_cut = end < size < end + _ELEMENT_HEADER and _PIXEL_DATA not in found
+    if file.tell() > size or is_cut:
+        raise _truncated()
+    if not meta and file.tell() < size:
+        raise ImageError("image-unreadable", "its data elements end early. Export it again.")
+    return found
+
+
+def _walk(
+    file: BinaryIO, *, implicit: bool, little: bool, meta: bool
+) -> Iterator[tuple[int, Element]]:
+    """Yield (tag, element) of the outermost level as pydicom finds them."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.filereader import data_element_generator
+
+    def is_past_meta(tag: int, _vr: str | None, _length: int) -> bool:
+        return tag >> 16 != 2  # noqa: PLR2004  the file meta group
+
+    walk = data_element_generator(
+        file, implicit, little, is_past_meta if meta else None, defer_size=_VALUE_LIMIT
+    )
+    while True:
+        try:
+            raw = next(walk)
+        except StopIteration:
+            return
+        except Exception as error:  # pydicom raises whatever its parsing meets
+            if not file.read(1):
+                raise _truncated() from error
+            raise ImageError(
+                "image-unreadable", "its data elements cannot be read. Export it again."
+            ) from error
+        if isinstance(raw, RawDataElement):
+            yield int(raw.tag), Element(raw.VR, raw.value, raw.value_tell, raw.length)
+        else:  # a sequence of undefined length, already read
+            yield int(raw.tag), Element(raw.VR, None, 0, 0)
+
+
+def _truncated() -> ImageError:
+    return ImageError("image-truncated", "ends before its data elements do. Copy it again.")
+
+
+def _inflate(data: bytes) -> bytes:
+    """Return a deflated data set unpacked (PS3.5 A.5: raw deflate, no zlib header)."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = unpacker.decompress(data, _INFLATED_LIMIT)
+    except zlib.error as error:
+        raise ImageError(
+            "image-unreadable", "its deflated data set cannot be unpacked. Export it again."
+        ) from error
+    if unpacker.unconsumed_tail:
+        raise ImageError("image-unreadable", f"unpacks to more than {_INFLATED_LIMIT} bytes.")
+    if not unpacker.eof:
+        raise _truncated()
+    return inflated
+
+
+def _data_set_offset(data: bytes) -> int:
+    """Return where the data set begins, behind the file meta information."""
+    file = io.BytesIO(data)
+    file.seek(_PREAMBLE + 4)
+    _elements(file, len(data), implicit=False, little=True, meta=True)
+    return file.tell()
+
+
+def _instance(elements: dict[int, Element], syntax: str) -> Instance:
+    return Instance(
+        pixel_format=_pixel_format(elements, syntax),
+        sop_instance_uid=_uid(elements, 0x00080018),
+        series_instance_uid=_uid(elements, 0x0020000E),
+        instance_number=_numbers(elements, 0x00200013, 1)[0],
+        pixel_spacing=_numbers(elements, 0x00280030, 2),
+        image_position=_numbers(elements, 0x00200032, 3),
+        image_orientation=_numbers(elements, 0x00200037, 6),
+        slice_location=_numbers(elements, 0x00201041, 1)[0],
+        trigger_time=_numbers(elements, 0x00181060, 1)[0],
+    )
+
+
+def _pixel_format(elements: dict[int, Element], syntax: str) -> PixelFormat:
+    """Return how the pixels lie and what they mean, or say why they are of no use."""
+    is_big_endian = syntax == _BIG_ENDIAN
+    order: Literal["big", "little"] = "big" if is_big_endian else "little"
+    pixel_data = _require_pixel_data(elements)
+    is_inverted = _require_grayscale(elements, order)
+    _require_one_frame(elements)
+    bits_allocated, bits_stored, is_signed = _require_pixel_cell(elements, order)
+    rows, columns = (_required(elements, tag, order) for tag in (0x00280010, 0x00280011))
+    slope = _rescale(elements, 0x00281053, default=1.0)
+    if slope == 0:
+        raise ImageError("image-unreadable", "RescaleSlope is 0. Export it again.")
+    pixels = PixelFormat(
+        rows=rows,
+        columns=columns,
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        is_signed=is_signed,
+        is_inverted=is_inverted,
+        is_big_endian=is_big_endian,
+        is_word_swapped=is_big_endian and bits_allocated == _BYTE and pixel_data.vr == "OW",
+        is_deflated=syntax == _DEFLATED,
+        offset=pixel_data.offset,
+        rescale_slope=slope,
+        rescale_intercept=_rescale(elements, 0x00281052, default=0.0),
+    )
+    values = modality_range(pixels)
+    if max(-values.lowest, values.highest) > float(np.finfo(np.float32).max):
+        raise ImageError("image-unreadable", "its rescaled values are beyond float32.")
+    _require_length(pixels, pixel_data.length)
+    return pixels
+
+
+def _require_pixel_data(elements: dict[int, Element]) -> Element:
+    if _PIXEL_DATA not in elements:
+        if _FLOAT_PIXELS & elements.keys():
+            raise ImageError("image-unsupported-encoding", "has floating point pixels.")
+        raise ImageError("image-no-pixels", "has no PixelData. Export it with its image.")
+    pixel_data = elements[_PIXEL_DATA]
+    if pixel_data.length == _UNDEFINED:
+        raise ImageError(
+            "image-unsupported-encoding",
+            "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
+        )
+    return pixel_data
+
+
+def _require_grayscale(elements: dict[int, Element], order: Literal["big", "little"]) -> bool:
+    """Return whether low values are bright (MONOCHROME1)."""
+    photometric = _text(elements, 0x00280004)
+    samples = _unsigned(elements, 0x00280002, order)
+    if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples not in {1, None}:
+        shown = photometric if photometric in _COLOUR_MODELS else "unknown"
+        raise ImageError(
+            "image-not-grayscale",
+            f"PhotometricInterpretation is {shown} with SamplesPerPixel {samples or 'unknown'}, "
+            "expected MONOCHROME1 or MONOCHROME2 with 1.",
+        )
+    return photometric == "MONOCHROME1"
+
+
+def _require_one_frame(elements: dict[int, Element]) -> None:
+    text = _text(elements, 0x00280008)
+    if text and not _INTEGER.fullmatch(text.encode()):
+        raise ImageError("image-unreadable", "NumberOfFrames is not a number.")
+    if text and int(text) != 1:
+        raise ImageError(
+            "image-multiframe", f"has {int(text)} frames, expected 1. Export single frames."
+        )
+
+
+def _require_pixel_cell(
+    elements: dict[int, Element], order: Literal["big", "little"]
+) -> tuple[int, int, bool]:
+    """Return BitsAllocated, BitsStored and whether pixels are signed."""
+    allocated, stored, representation = (
+        _required(elements, tag, order) for tag in (0x00280100, 0x00280101, 0x00280103)
+    )
+    high = _unsigned(elements, 0x00280102, order)
+    if allocated not in {_BYTE, 2 * _BYTE} or high not in {stored - 1, None}:
+        raise ImageError(
+            "image-unsupported-encoding",
+            f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}; expected 8 or 16 "
+            "bits allocated and HighBit one below BitsStored.",
+        )
+    if not 1 <= stored <= allocated or representation not in {0, 1}:
+        raise ImageError(
+            "image-unreadable",
+            f"BitsStored {stored} of {allocated} with PixelRepresentation {representation} "
+            "cannot be.",
+        )
+    return allocated, stored, representation == 1
+
+
+def _require_length(pixels: PixelFormat, length: int) -> None:
+    """Check the length of PixelData; one byte of padding makes an odd length even."""
+    expected = pixels.n_bytes
+    if expected == 0:
+        raise ImageError("image-no-pixels", f"has {pixels.rows} x {pixels.columns} pixels.")
+    if length in {expected, expected + expected % 2}:
+        return
+    code = "image-truncated" if length < expected else "image-unreadable"
+    raise ImageError(
+        code,
+        f"PixelData has {length} bytes, expected {expected} for {pixels.rows} x {pixels.columns} "
+        f"pixels of {pixels.bits_allocated} bits. Export it again.",
+    )
+
+
+def _text(elements: dict[int, Element], tag: int) -> str:
+    """Return a value as ASCII text without its padding; empty where there is none."""
+    element = elements.get(tag)
+    if element is None or element.value is None:
+        return ""
+    return element.value.strip(_BLANKS).decode("ascii", "replace")
+
+
+def _uid(elements: dict[int, Element], tag: int) -> str:
+    """Return a UID, or an empty string where it is missing or not one."""
+    text = _text(elements, tag)
+    return text if _UID.fullmatch(text) else ""
+
+
+def _unsigned(
+    elements: dict[int, Element], tag: int, order: Literal["big", "little"]
+) -> int | None:
+    """Return a value of VR US, or None where it is missing or empty."""
+    element = elements.get(tag)
+    if element is None or not element.value:
+        return None
+    if len(element.value) != _US_BYTES:
+        raise ImageError("image-unreadable", f"{_KEYWORDS[tag]} is not one 16-bit number.")
+    return int.from_bytes(element.value, order)
+
+
+def _required(elements: dict[int, Element], tag: int, order: Literal["big", "little"]) -> int:
+    value = _unsigned(elements, tag, order)
+    if value is None:
+        raise ImageError("image-unreadable", f"has no {_KEYWORDS[tag]}. Export it again.")
+    return value
+
+
+def _numbers(elements: dict[int, Element], tag: int, n_values: int) -> tuple[float, ...]:
+    """Return the values of VR DS or IS; NaN where they are missing or not `n_values` numbers."""
+    element = elements.get(tag)
+    parts = (element.value or b"").split(b"\\") if element else []
+    parts = [part.strip(_BLANKS) for part in parts]
+    if len(parts) != n_values or not all(map(_DECIMAL.fullmatch, parts)):
+        return (math.nan,) * n_values
+    values = tuple(map(float, parts))
+    return values if all(map(math.isfinite, values)) else (math.nan,) * n_values
+
+
+def _rescale(elements: dict[int, Element], tag: int, default: float) -> float:
+    """Return RescaleSlope or RescaleIntercept; each stands alone, and absent means identity."""
+    if not _text(elements, tag):
+        return default
+    value = _numbers(elements, tag, 1)[0]
+    if math.isnan(value):
+        raise ImageError("image-unreadable", f"{_KEYWORDS[tag]} is not one number.")
+    return value

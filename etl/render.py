@@ -1,0 +1,170 @@
+"""Samples → rows in the file: pixels, masks, statistics and digests.
+
+Runs in workers, on stretches of consecutive rows; no pixel goes from process to process.
+"""
+
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from etl import polygon
+from etl.errors import ImageError, SourceError
+from etl.files import open_source, read_all, unchanged_since
+from etl.model import BuildOptions, Finding, Image, LabelMap, Sample
+from etl.parse_dicom import modality_values, stored_values
+from etl.rasterise import label_map
+from etl.statistics import image_statistics
+from etl.write import Plan, strings, write_rows
+from loader import layout
+
+Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What one stretch of samples gave."""
+
+    is_good: list[bool]  # by sample; a bad one has findings and no entry in the manifest
+    manifest: Columns
+    contours: list[list[tuple[int, int]]]  # by sample, good or not: (label, n_vertices) of each
+    findings: list[Finding]
+
+
+def render(root: Path, options: BuildOptions, plan: Plan, task: tuple[bytes, int, int]) -> Rendered:
+    """Write the rows of consecutive samples and return their manifest columns.
+
+    Parameters
+    ----------
+    task : (bytes, int, int)
+        Consecutive samples, pickled as `examine` gave them; where in the plan their first row and
+        first vertex stand.
+
+    Raises
+    ------
+    OSError
+        The rows cannot be written; unlike a bad source, this ends the run.
+    """
+    pickled, first_row, first_vertex = task
+    samples: list[Sample] = pickle.loads(pickled)  # noqa: S301  our own, from `examine`
+    images = np.zeros((len(samples), options.rows, options.columns), plan.image_dtype)
+    masks = np.zeros(images.shape, np.uint8)
+    manifest: list[dict[str, str | int | float]] = []
+    findings: list[Finding] = []
+    is_good: list[bool] = []
+    for sample, image, mask in zip(samples, images, masks, strict=True):
+        found = _render_one(root, sample, options, image, mask, manifest)
+        findings += found
+        is_good.append(not found)
+    write_rows(plan, layout.IMAGES, first_row, images)
+    write_rows(plan, layout.MASKS, first_row, masks)
+    vertices = np.concatenate([c.vertices for sample in samples for c in sample.contours])
+    write_rows(plan, "contours/x", first_vertex, vertices[:, 0])
+    write_rows(plan, "contours/y", first_vertex, vertices[:, 1])
+    contours = [[(c.label, len(c.vertices)) for c in sample.contours] for sample in samples]
+    return Rendered(is_good, _columns(manifest), contours, findings)
+
+
+def _render_one(
+    root: Path,
+    sample: Sample,
+    options: BuildOptions,
+    image: Image,
+    mask: LabelMap,
+    manifest: list[dict[str, str | int | float]],
+) -> list[Finding]:
+    """Fill one row in place and append its manifest entry, or return why it cannot be."""
+    link, pixels = sample.link, sample.instance.pixel_format
+    try:
+        data = _read_unchanged(root, sample)
+        image[...] = modality_values(stored_values(data, pixels), pixels, image.dtype)
+    except SourceError as error:
+        return [Finding(error.code, link.dicom_path, error.message)]
+    mask[...], empty = label_map(
+        sample.contours, options.contours, options.rows, options.columns, options.rasterizer
+    )
+    if empty:
+        paths = dict(link.contour_paths())
+        message = "no pixel lies inside it, so its mask is empty. Draw it again."
+        return [Finding("mask-empty", paths[kind], message) for kind in empty]
+    manifest.append(_manifest_row(sample, data, image, mask))
+    return []
+
+
+def _read_unchanged(root: Path, sample: Sample) -> bytes:
+    """Return the DICOM file's bytes, which must still be the ones that were examined."""
+    with open_source(root, sample.link.dicom_path, "image-changed") as (descriptor, _):
+        if not unchanged_since(descriptor, sample.identity):
+            raise ImageError("image-changed", "changed during the build. Build again.")
+        return read_all(descriptor, sample.identity, "image-changed")
+
+
+def _manifest_row(
+    sample: Sample, data: bytes, image: Image, mask: LabelMap
+) -> dict[str, str | int | float]:
+    """Return the columns of one row that are known without the other rows."""
+    link, instance = sample.link, sample.instance
+    statistics = image_statistics(image)
+    contours = {contour.kind: contour for contour in sample.contours}
+    n_pixels = np.bincount(mask.ravel(), minlength=3)
+    row: dict[str, str | int | float] = {
+        "patient_id": link.patient_id,
+        "original_id": link.original_id,
+        "slice": link.slice,
+        "instance_number": instance.instance_number,
+        "sop_instance_uid": instance.sop_instance_uid,
+        "series_instance_uid": instance.series_instance_uid,
+        "dicom_path": link.dicom_path,
+        "icontour_path": link.icontour_path,
+        "ocontour_path": link.ocontour_path,
+        "dicom_xxh3": xxhash.xxh3_128_hexdigest(data),
+        "pixel_spacing_row": instance.pixel_spacing[0],
+        "pixel_spacing_column": instance.pixel_spacing[1],
+        "slice_location": instance.slice_location,
+        "trigger_time": instance.trigger_time,
+        "rescale_slope": instance.pixel_format.rescale_slope,
+        "rescale_intercept": instance.pixel_format.rescale_intercept,
+        "minimum": statistics.minimum,
+        "maximum": statistics.maximum,
+        "mean": statistics.mean,
+        "std": statistics.std,
+        "p01": statistics.p01,
+        "p99": statistics.p99,
+        "n_pixels_1": int(n_pixels[1]),
+        "n_pixels_2": int(n_pixels[2]),
+        "row_xxh3": _row_digest(sample, image, mask),
+    }
+    axes = "xyz"
+    row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
+    for half, name in enumerate(("row", "column")):
+        for i, axis in enumerate(axes):
+            row[f"image_orientation_{name}_{axis}"] = instance.image_orientation[3 * half + i]
+    for kind in ("i", "o"):
+        contour = contours.get(kind)
+        row[f"{kind}contour_xxh3"] = contour.xxh3 if contour else ""
+        row[f"{kind}contour_area"] = polygon.area(contour.vertices) if contour else math.nan
+    return row
+
+
+def _row_digest(sample: Sample, image: Image, mask: LabelMap) -> int:
+    digest = xxhash.xxh3_64(sample.link.patient_id.encode() + b"\0")
+    digest.update(sample.link.slice.to_bytes(8, "little", signed=True))
+    digest.update(image.data)
+    digest.update(mask.data)
+    return digest.intdigest()
+
+
+def _columns(manifest: list[dict[str, str | int | float]]) -> Columns:
+    """Return rows as columns: packed arrays, small on their way to the coordinator."""
+    columns: Columns = {}
+    for name, kind in layout.MANIFEST.items():
+        if manifest and name in manifest[0]:
+            values = [row[name] for row in manifest]
+            is_text = kind == layout.STRING
+            columns[name] = strings(list(map(str, values))) if is_text else np.array(values, kind)
+    return columns

@@ -1,0 +1,102 @@
+"""Statistics of an image, the same to the last bit on every machine.
+
+Floating point sums depend on their order, which libraries choose by processor; so sums of whole
+numbers are exact integers here, and the others run in one stated order.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.model import Image
+
+_HISTOGRAM_SPAN: Final = 1 << 17  # value span up to which counting by value is the fastest
+_INT64_SAFE: Final = 1 << 62
+
+_Values: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+_Counts: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatistics:
+    """Of one image's modality values; the deviation is the population's."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    p01: float
+    p99: float
+
+
+def image_statistics(image: Image) -> ImageStatistics:
+    """Return the statistics of one image.
+
+    Percentiles interpolate linearly between the two nearest values, as ``numpy.percentile`` does.
+    """
+    values, counts = _histogram(image)
+    mean, std = _moments(values, counts)
+    return ImageStatistics(
+        minimum=float(values[0]),
+        maximum=float(values[-1]),
+        mean=mean,
+        std=std,
+        p01=_percentile(values, counts, 1),
+        p99=_percentile(values, counts, 99),
+    )
+
+
+def pooled_moments(
+    means: npt.NDArray[np.float64], stds: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return mean and deviation over all rows from those of each; all rows have equal weight."""
+    n_rows = len(means)
+    mean = math.fsum(means.tolist()) / n_rows
+    within = math.fsum((stds * stds).tolist())
+    between = math.fsum(((means - mean) ** 2).tolist())
+    return mean, math.sqrt((within + between) / n_rows)
+
+
+def _histogram(image: Image) -> tuple[_Values, _Counts]:
+    """Return the distinct values of an image in order, and how often each occurs."""
+    if image.dtype.kind != "f":
+        lowest = int(image.min())
+        if int(image.max()) - lowest < _HISTOGRAM_SPAN:
+            counts = np.bincount(image.ravel().astype(np.int64) - lowest)
+            values = np.flatnonzero(counts)
+            return values + lowest, counts[values]
+    values, counts = np.unique(image, return_counts=True)
+    if image.dtype.kind == "f":
+        return values.astype(np.float64), counts
+    return values.astype(np.int64), counts
+
+
+def _moments(values: _Values, counts: _Counts) -> tuple[float, float]:
+    n = int(counts.sum())
+    if values.dtype.kind == "f":
+        mean = math.fsum((values * counts).tolist()) / n
+        deviations = values - mean
+        return mean, math.sqrt(math.fsum((deviations * deviations * counts).tolist()) / n)
+    largest = max(abs(int(values[0])), abs(int(values[-1])))
+    if largest * largest * n < _INT64_SAFE:
+        total, squares = int(values @ counts), int((values * values) @ counts)
+    else:
+        pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
+        total = sum(value * count for value, count in pairs)
+        squares = sum(value * value * count for value, count in pairs)
+    # Whole numbers up to the last step, so both quotients are correctly rounded.
+    return total / n, math.sqrt((n * squares - total * total) / (n * n))
+
+
+def _percentile(values: _Values, counts: _Counts, percent: int) -> float:
+    """Return the value at `percent` of the way from the first to the last pixel in order."""
+    below = np.cumsum(counts)
+    whole, hundredths = divmod(percent * (int(below[-1]) - 1), 100)
+    low, high = (
+        float(values[np.searchsorted(below, position, side="right")])
+        for position in (whole, min(whole + 1, int(below[-1]) - 1))
+    )
+    return low + (high - low) * (hundredths / 100)

@@ -1,0 +1,63 @@
+"""Named checks of parsed data, each → nothing, an error that rejects, or a warning."""
+
+from typing import Final
+
+import numpy as np
+
+from etl.errors import ContourError, ImageError
+from etl.model import Finding, PixelFormat, Vertices
+from etl.polygon import share_outside
+
+MIN_VERTICES: Final = 3
+
+# DICOM's Rows and Columns end at 65535: no vertex that far off belongs to any image, and polygon
+# fillers stall on it.
+MAX_COORDINATE: Final = 65536.0
+
+
+def check_size(pixels: PixelFormat, rows: int, columns: int) -> None:
+    """Require the expected size.
+
+    Raises
+    ------
+    ImageError
+        Rows or Columns is another; the message names both sizes.
+    """
+    if (pixels.rows, pixels.columns) != (rows, columns):
+        raise ImageError(
+            "image-size",
+            f"is {pixels.rows}x{pixels.columns} (rows x columns), expected {rows}x{columns}. "
+            "Resample it, or build such images apart with --size.",
+        )
+
+
+def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> list[Finding]:
+    """Require a polygon that touches the image; warn where part of it lies outside.
+
+    Raises
+    ------
+    ContourError
+        Fewer than three distinct vertices, or the whole polygon outside the image.
+    """
+    n_distinct = len(np.unique(vertices, axis=0))
+    if n_distinct < MIN_VERTICES:
+        raise ContourError(
+            "contour-too-few-points",
+            f"has {n_distinct} distinct points, expected {MIN_VERTICES} or more. Draw it again.",
+        )
+    farthest = float(np.abs(vertices).max())
+    if farthest > MAX_COORDINATE:
+        raise ContourError(
+            "contour-outside",
+            f"has a point {farthest:g} pixels off, farther than any image reaches. Draw it again.",
+        )
+    share = share_outside(vertices, rows, columns)
+    if share == 1.0:
+        raise ContourError(
+            "contour-outside",
+            f"lies wholly outside the {rows}x{columns} image. Is it another image's?",
+        )
+    if share == 0.0:
+        return []
+    message = f"{share:.1%} of its area lies outside the {rows}x{columns} image and is cut off."
+    return [Finding("contour-partly-outside", path, message)]

@@ -1,0 +1,131 @@
+"""Small DICOM instances, contours and input folders, made in memory; no patient data."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+)
+
+SYNTAXES = {
+    "implicit": ImplicitVRLittleEndian,
+    "explicit": ExplicitVRLittleEndian,
+    "big": ExplicitVRBigEndian,
+    "deflated": DeflatedExplicitVRLittleEndian,
+}
+SQUARE = "2 2\n9 2\n9 9\n2 9\n"
+ROWS, COLUMNS = 12, 14  # not square, so that a swap of axes shows
+
+
+def gradient(rows=ROWS, columns=COLUMNS, dtype="<i2", seed=0):
+    """Return an image whose every pixel is told from its neighbours."""
+    limits = np.iinfo(dtype)
+    noise = np.random.default_rng(seed).integers(limits.min, limits.max, (rows, columns), dtype)
+    return np.asarray(noise)
+
+
+def instance(pixels=None, *, bits_stored=None, uid="1.2.3", **attributes):
+    """Return a valid MR instance; attributes given as None are left out."""
+    pixels = gradient() if pixels is None else pixels
+    bits = pixels.dtype.itemsize * 8
+    dataset = Dataset()
+    dataset.SOPClassUID = MRImageStorage
+    values = {
+        "SOPInstanceUID": uid,
+        "SeriesInstanceUID": "1.2.3.4",
+        "InstanceNumber": 7,
+        "ImagePositionPatient": [1.5, -2.25, 3],
+        "ImageOrientationPatient": [1, 0, 0, 0, 0.5, -0.5],
+        "SliceLocation": -16.634,
+        "TriggerTime": 18.75,
+        "PixelSpacing": [1.25, 1.5],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": bits,
+        "BitsStored": bits_stored or bits,
+        "HighBit": (bits_stored or bits) - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "PixelData": pixels.tobytes() + b"\0" * (pixels.nbytes % 2),
+    } | attributes
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def dicom_bytes(dataset=None, syntax="explicit"):
+    """Return a dataset as the bytes of a DICOM file."""
+    dataset = instance() if dataset is None else dataset
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.file_meta.TransferSyntaxUID = SYNTAXES.get(syntax, syntax)
+    file = io.BytesIO()
+    if syntax == "big" and "PixelData" in dataset:
+        words = np.frombuffer(dataset.PixelData, "<u2").astype(">u2")
+        dataset.PixelData = words.tobytes()
+    known = SYNTAXES.get(syntax, ExplicitVRLittleEndian)
+    dataset.save_as(
+        file,
+        implicit_vr=known.is_implicit_VR,
+        little_endian=known.is_little_endian,
+        enforce_file_format=True,
+    )
+    return file.getvalue()
+
+
+def write_tree(root, patients=(("P1", "A1"),), slices=(1, 2, 3), *, outer=True, **attributes):
+    """Write an input folder of small valid pairs and return it."""
+    root = Path(root)
+    lines = ["patient_id,original_id", *(",".join(pair) for pair in patients)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "link.csv").write_text("\n".join(lines) + "\n")
+    for seed, (patient_id, original_id) in enumerate(patients):
+        for number in slices:
+            pixels = gradient(seed=1000 * seed + number)
+            uid = f"1.2.3.{seed + 1}.{number}"
+            write_dicom(root, patient_id, f"{number}.dcm", instance(pixels, uid=uid, **attributes))
+            write_contour(root, original_id, number)
+            if outer:
+                write_contour(root, original_id, number, "o", "1 1\n11 1\n11 10\n1 10\n")
+    return root
+
+
+def write_dicom(root, patient_id, name, content=None):
+    """Write one DICOM file; `content` is a dataset or bytes."""
+    path = Path(root) / "dicoms" / patient_id / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else dicom_bytes(content))
+    return path
+
+
+def contour_path(original_id, number, kind="i"):
+    """Return where a contour belongs, relative to the input folder."""
+    name = f"IM-0001-{number:04d}-{kind}contour-manual.txt"
+    return f"contourfiles/{original_id}/{kind}-contours/{name}"
+
+
+def write_contour(root, original_id, number, kind="i", text=SQUARE):
+    """Write one contour file; `text` is str or bytes."""
+    path = Path(root) / contour_path(original_id, number, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def copy_tree(source, target):
+    """Copy an input folder that may be read-only."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for path in [Path(target), *Path(target).rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return Path(target)

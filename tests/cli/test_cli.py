@@ -1,0 +1,203 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from builders import COLUMNS, ROWS, contour_path, write_contour, write_dicom, write_tree
+from click.testing import CliRunner
+
+import etl.pipeline
+from etl.cli import cli
+from etl.errors import EtlError
+from etl.model import BuildOptions
+from loader import layout, open_dataset
+
+SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "data", [("P1", "A1"), ("P2", "A2")])
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_version_and_help():
+    assert run("--version").output == f"dicom-etl, version {layout.VERSION}\n"
+    for command in ([], ["build"], ["report"], ["phantom"]):
+        result = run(*command, "--help")
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+
+
+def test_commands_show_in_the_order_a_user_runs_them():
+    text = run("--help").output
+    places = [text.index(f"\n  {name} ") for name in ("build", "report", "phantom")]
+    assert places == sorted(places)
+
+
+def test_build_then_report(root, tmp_path):
+    out = tmp_path / "out.h5"
+    write_dicom(root, "P1", "9.dcm")
+    result = run("build", root, out, *SIZE)
+    assert result.exit_code == 0, result.output
+    assert "6 rows" in result.stdout
+    assert "image-no-contour" in result.stdout
+    assert result.stderr == ""  # no progress bar where stderr is no terminal
+    result = run("report", out)
+    assert result.exit_code == 0
+    assert "6 of 2 patients" in result.stdout
+    assert json.loads(run("report", out, "--json").stdout)["n_rows"] == 6
+    result = run("report", out, "--csv", tmp_path / "f.csv", "--overlays", tmp_path / "pictures")
+    assert result.exit_code == 0
+    assert (tmp_path / "f.csv").read_text("utf-8-sig").count("\n") == 2
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
+
+
+def test_out_h5_is_what_report_looks_for(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("build", "data", "out.h5", *SIZE).exit_code == 0
+    assert "6 rows" in run("build", "data", "out.h5", *SIZE, "--force").stdout
+    assert run("report").exit_code == 0
+
+
+def test_options_reach_the_build(monkeypatch, tmp_path):
+    seen = {}
+
+    def build(data, out, options, **keywords):
+        seen.update(data=data, out=out, options=options, **keywords)
+        raise EtlError("stop here")
+
+    monkeypatch.setattr(etl.pipeline, "build", build)
+    result = run(
+        "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
+        "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
+        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert result.output == "Error: stop here\n"
+    assert seen == {
+        "data": Path("DATA"), "out": Path("OUT"), "workers": 3, "force": True, "strict": True,
+        "progress": False,
+        "options": BuildOptions(
+            ("i", "o"), 12, 34, "pillow", 1, partial=True, split=(60, 20, 20), split_seed=7, folds=4
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--size", "256"], ["--size", "0x5"], ["--size", "1_0x5"], ["--size", "70000x5"],
+        ["--split", "70/15"], ["--split", "70/15/16"], ["--split", "a/b/c"],
+        ["--split", "nan/50/50"], ["--split", "-10/60/50"], ["--folds", "1"], ["--workers", "0"],
+        ["--contours", "x"], ["--contour-origin", "2"], ["--rasterizer", "x"], ["--partial"],
+        ["--split", "70/15/15", "--split-file", "s.csv"], ["--quiet", "--verbose"],
+        ["--log-file", "out.h5"], ["--no-such-option"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_is_status_2(root, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = run("build", root, "out.h5", *arguments)
+    assert result.exit_code == 2
+    assert "Error" in result.stderr
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_failures_are_status_1_with_one_message(root, tmp_path):
+    out = tmp_path / "out.h5"
+    for arguments, words in [
+        (("build", tmp_path / "nowhere", out), "no such folder"),
+        (("build", root, tmp_path / "no" / "out.h5"), "no folder"),
+        (("build", root, out), "no usable pair"),
+        (("build", root, out, "--split-file", tmp_path / "no.csv"), "no such file"),
+        (("build", root, out, "--log-file", tmp_path / "no" / "log"), "Log file"),
+        (("report", tmp_path / "nothing.h5"), "no such file"),
+        (("report", root / "link.csv"), "link.csv"),
+        (("phantom", root), "exists|files|empty|phantom"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 1, arguments
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: ")
+        assert any(word in result.stderr for word in words.split("|")), result.stderr
+        assert not out.exists()
+
+
+def test_the_log_has_every_finding(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    write_dicom(root, "P1", "9.dcm")
+    log = tmp_path / "build.log"
+    run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", log)
+    lines = log.read_text().splitlines()
+    path = contour_path("A1", 2)
+    assert lines[1].startswith(f"error: contour-unreadable: {path}: line 1")
+    assert lines[2].startswith("info: image-no-contour: dicoms/P1/9.dcm")
+    run("build", root, tmp_path / "other.h5", "--log-file", log)  # of another size
+    again = log.read_text().splitlines()
+    assert again[: len(lines)] == lines
+    assert sum("image-size" in line for line in again) == 6
+
+
+def test_verbose_lists_findings_and_quiet_prints_nothing(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    result = run("build", root, tmp_path / "a.h5", *SIZE, "--verbose")
+    assert "contour-unreadable" in result.stderr
+    result = run("build", root, tmp_path / "b.h5", *SIZE, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_strict_fails_and_writes_nothing(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    result = run("build", root, tmp_path / "out.h5", *SIZE, "--strict")
+    assert result.exit_code == 1
+    assert "contour-unreadable" in result.stderr
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
+    def interrupt(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(etl.pipeline, "build", interrupt)
+    result = run("build", root, tmp_path / "out.h5")
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_real_signal_leaves_nothing_behind(tmp_path, number, status, workers):
+    root = write_tree(tmp_path / "data", slices=[1])
+    content = (root / "dicoms/P1/1.dcm").read_bytes()
+    for slice_number in range(2, 3000):
+        write_dicom(root, "P1", f"{slice_number}.dcm", content)
+        write_contour(root, "A1", slice_number)
+    out = tmp_path / "out.h5"
+    command = [sys.executable, "-m", "etl", "build", root, out, *SIZE, "--workers", workers]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob(".out.h5.*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == status, messages
+    assert "Traceback" not in messages
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_phantom_builds_without_a_finding_but_info(tmp_path):
+    result = run(
+        "phantom", tmp_path / "data", "--patients", 2, "--slices", 3, "--phases", 3, "--seed", 4
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 patients, 18 DICOM files" in result.stdout
+    result = run("build", tmp_path / "data", tmp_path / "out.h5", "--contours", "i,o", "--partial")
+    assert result.exit_code == 0, result.output
+    findings = open_dataset(tmp_path / "out.h5").findings
+    assert set(findings["severity"].tolist()) == {b"info"}

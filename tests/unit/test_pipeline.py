@@ -1,0 +1,379 @@
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import xxhash
+from builders import (
+    COLUMNS,
+    ROWS,
+    contour_path,
+    copy_tree,
+    dicom_bytes,
+    gradient,
+    instance,
+    write_contour,
+    write_dicom,
+    write_tree,
+)
+
+import etl
+from etl import pipeline, write
+from etl.model import BuildOptions
+from etl.rasterise import rasterise
+from loader import layout, open_dataset
+
+OPTIONS = {"rows": ROWS, "columns": COLUMNS}
+TWO = (("P1", "A1"), ("P2", "A2"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "data", TWO)
+
+
+def build(root, out, **options):
+    keywords = {
+        name: options.pop(name) for name in ("workers", "force", "strict") if name in options
+    }
+    return etl.build(root, out, BuildOptions(**(OPTIONS | options)), **keywords)
+
+
+def codes(result):
+    return Counter(finding.code for finding in result.findings)
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_images_masks_and_manifest_are_those_of_the_sources(root, tmp_path):
+    result = build(root, tmp_path / "out.h5", contours=("i", "o"))
+    assert (result.n_rows, result.findings) == (6, [])
+    data = open_dataset(tmp_path / "out.h5")
+    inner = np.array([[2.0, 2], [9, 2], [9, 9], [2, 9]])
+    outer = np.array([[1.0, 1], [11, 1], [11, 10], [1, 10]])
+    in_inner, in_outer = rasterise(inner, ROWS, COLUMNS), rasterise(outer, ROWS, COLUMNS)
+    expected = np.where(in_inner, 1, np.where(in_outer, 2, 0))
+    for row in range(6):
+        image, mask = data[row]
+        assert np.array_equal(image, gradient(seed=1000 * (row // 3) + row % 3 + 1))
+        assert np.array_equal(mask, expected)
+    manifest = {name: column.tolist() for name, column in data.manifest.items()}
+    assert manifest["patient_id"] == [b"P1"] * 3 + [b"P2"] * 3
+    assert manifest["slice"] == [1, 2, 3] * 2
+    assert manifest["icontour_area"] == [49] * 6
+    assert manifest["ocontour_area"] == [90] * 6
+    assert manifest["n_pixels_1"] == [49] * 6
+    assert manifest["n_pixels_2"] == [90 - 49] * 6
+    assert manifest["image_orientation_column_z"] == [-0.5] * 6
+    assert manifest["minimum"] == data.images.min(axis=(1, 2)).tolist()
+    assert manifest["flags"] == [0] * 6
+    assert data.contours["row"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert data.contours["label"].tolist() == [1, 2] * 6
+    assert data.contours["x"][4:8].tolist() == outer[:, 0].tolist()
+    assert data.contours["y"][:4].tolist() == inner[:, 1].tolist()
+
+
+def test_digests_are_those_of_files_rows_and_columns(root, tmp_path):
+    build(root, tmp_path / "out.h5")
+    data = open_dataset(tmp_path / "out.h5")
+    for row, path in enumerate(data.manifest["dicom_path"].tolist()):
+        source = (root / path.decode()).read_bytes()
+        assert data.manifest["dicom_xxh3"][row].decode() == xxhash.xxh3_128_hexdigest(source)
+        content = data.manifest["patient_id"][row] + b"\0"
+        content += data.manifest["slice"][row].tobytes() + b"".join(a.tobytes() for a in data[row])
+        assert data.manifest["row_xxh3"][row] == xxhash.xxh3_64_intdigest(content)
+    everything = data.manifest["row_xxh3"].tobytes()
+    assert data.dataset_id == xxhash.xxh3_128_hexdigest(everything)
+    digests = data.attributes["digests"]
+    assert digests.keys() == {f"{g}/{c}" for g, columns in layout.GROUPS.items() for c in columns}
+    for group in layout.GROUPS:
+        for column, values in getattr(data, group).items():
+            assert digests[f"{group}/{column}"] == xxhash.xxh3_128_hexdigest(values.tobytes())
+
+
+def test_the_file_opens_in_h5py_and_pandas(root, tmp_path):
+    build(root, tmp_path / "out.h5")
+    with h5py.File(tmp_path / "out.h5") as file:
+        for name in (layout.IMAGES, layout.MASKS):
+            assert file[name].chunks is None
+            assert file[name].compression is None
+            assert file[name].id.get_offset() % layout.ALIGNMENT == 0
+        table = pd.DataFrame({key: column[:] for key, column in file["manifest"].items()})
+        assert table.shape == (6, len(layout.MANIFEST))
+        assert table["slice"].tolist() == [1, 2, 3, 1, 2, 3]
+        assert file["manifest/patient_id"].asstr()[0] == "P1"
+        strings = [file["findings/code"], file["manifest/dicom_path"]]
+        assert all(h5py.check_string_dtype(s.dtype).length is not None for s in strings)
+        assert json.loads(file.attrs["options"])["rows"] == ROWS
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_the_bytes_are_the_same_from_any_number_of_workers(root, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(pipeline, "_CHUNK_PAIRS", 1)
+    (root / contour_path("A1", 2)).write_text("1 2\nbroken\n")
+    build(root, tmp_path / "one.h5", contours=("i", "o"))
+    build(root, tmp_path / "many.h5", contours=("i", "o"), workers=workers)
+    assert digest(tmp_path / "one.h5") == digest(tmp_path / "many.h5")
+
+
+def test_the_bytes_are_the_same_elsewhere_at_another_time_in_another_order(
+    root, tmp_path, monkeypatch
+):
+    write_dicom(root, "P1", "77.dcm")
+    build(root, tmp_path / "one.h5", split=(50.0, 25.0, 25.0))
+    copy = copy_tree(root, tmp_path / "elsewhere" / "copy")
+    for path in copy.rglob("*.*"):
+        os.utime(path, (1, 1))
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listdir(path)[::-1])
+    build(copy, tmp_path / "two.h5", split=(50.0, 25.0, 25.0))
+    assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "image-unreadable"),
+        (b"\0" * 128 + b"DICM", "image-unsupported-encoding"),
+        (dicom_bytes()[:-1], "image-truncated"),
+        (dicom_bytes(instance(gradient(ROWS, COLUMNS + 1))), "image-size"),
+        (dicom_bytes(instance(gradient(ROWS + 1, COLUMNS))), "image-size"),
+    ],
+)
+def test_one_bad_image_costs_its_pair_and_no_other(root, tmp_path, content, code):
+    write_dicom(root, "P1", "2.dcm", content)
+    result = build(root, tmp_path / "out.h5")
+    assert result.n_rows == 5
+    assert codes(result) == {code: 1}
+    assert result.findings[0].path == "dicoms/P1/2.dcm"
+
+
+def test_a_wrong_size_is_named_with_the_expected_one(root, tmp_path):
+    write_dicom(root, "P1", "2.dcm", instance(gradient(20, 30)))
+    message = build(root, tmp_path / "out.h5").findings[0].message
+    assert "20x30" in message
+    assert f"{ROWS}x{COLUMNS}" in message
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_what_is_named_like_a_dicom_and_is_none(root, tmp_path, kind):
+    path = root / "dicoms/P1/2.dcm"
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        shutil.copy(root / "dicoms/P1/1.dcm", tmp_path / "outside.dcm")
+        path.symlink_to(tmp_path / "outside.dcm")
+    result = build(root, tmp_path / "out.h5")
+    assert (result.n_rows, codes(result)) == (5, {"image-unreadable": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("1 2\n3,5 4\n", "contour-unreadable"),
+        ("1_0 2\n3 4\n5 6\n", "contour-unreadable"),
+        ("1 2\n3 nan\n5 6\n", "contour-not-finite"),
+        ("1 2\n3 inf\n5 6\n", "contour-not-finite"),
+        ("", "contour-too-few-points"),
+        ("1 2\n3 4\n1 2\n3 4\n", "contour-too-few-points"),
+        ("1e9 2\n3 4\n5 6\n", "contour-outside"),
+        ("100 100\n110 100\n105 110\n", "contour-outside"),
+        ("2.2 2.2\n2.8 2.2\n2.5 2.8\n", "mask-empty"),
+        ("1 1\n" * 1_000_001, "contour-too-large"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_one_bad_contour_costs_its_pair_and_no_other(root, tmp_path, text, code):
+    write_contour(root, "A1", 2, text=text)
+    result = build(root, tmp_path / "out.h5")
+    assert (result.n_rows, codes(result)) == (5, {code: 1})
+    assert result.findings[0].path == contour_path("A1", 2)
+
+
+def test_a_row_that_drops_out_late_leaves_no_hole(root, tmp_path):
+    write_contour(root, "A1", 2, text="2.2 2.2\n2.8 2.2\n2.5 2.8\n")
+    build(root, tmp_path / "late.h5")
+    (root / "dicoms/P1/2.dcm").unlink()
+    (root / contour_path("A1", 2)).unlink()
+    build(root, tmp_path / "never.h5")
+    late, never = open_dataset(tmp_path / "late.h5"), open_dataset(tmp_path / "never.h5")
+    assert late.dataset_id == never.dataset_id
+    assert np.array_equal(late.images, never.images)
+    assert np.array_equal(late.masks, never.masks)
+    for name in layout.CONTOURS:
+        assert np.array_equal(late.contours[name], never.contours[name])
+    for name in layout.MANIFEST:
+        np.testing.assert_array_equal(late.manifest[name], never.manifest[name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "late.h5", "never.h5"]
+
+
+def test_a_file_that_changes_between_header_and_pixels_is_told(root, tmp_path, monkeypatch):
+    examine = pipeline.examine
+
+    def examine_then_touch(*arguments):
+        result = examine(*arguments)
+        os.utime(root / "dicoms/P1/2.dcm", (5, 5))
+        return result
+
+    monkeypatch.setattr(pipeline, "examine", examine_then_touch)
+    result = build(root, tmp_path / "out.h5")
+    assert (result.n_rows, codes(result)) == (5, {"image-changed": 1})
+
+
+def test_a_contour_over_the_border_is_cut_and_flagged(root, tmp_path):
+    write_contour(root, "A2", 1, text="-5.5 0\n4.5 0\n4.5 5\n-5.5 5\n")
+    result = build(root, tmp_path / "out.h5")
+    data = open_dataset(tmp_path / "out.h5")
+    assert codes(result) == {"contour-partly-outside": 1}
+    assert "50.0%" in result.findings[0].message
+    assert data.findings["row"].tolist() == [3]
+    assert data.manifest["flags"].tolist() == [0, 0, 0, 1, 0, 0]
+    assert data.attributes["flag_codes"][0] == "contour-partly-outside"
+
+
+def test_findings_name_their_row_and_stand_errors_first(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    write_contour(root, "A2", 9)
+    write_dicom(root, "P1", "10.dcm")
+    write_dicom(root, "P1", "9.dcm")
+    (root / contour_path("A2", 3, "o")).unlink()
+    build(root, tmp_path / "out.h5", contours=("i", "o"), partial=True)
+    findings = open_dataset(tmp_path / "out.h5").findings
+    assert findings["severity"].tolist() == [b"error", b"warning", *[b"info"] * 3]
+    assert findings["code"].tolist() == [
+        b"contour-unreadable", b"contour-no-image", b"contour-missing",
+        b"image-no-contour", b"image-no-contour",
+    ]  # fmt: skip
+    assert findings["row"].tolist() == [-1, -1, 4, -1, -1]
+    assert findings["path"].tolist()[-2:] == [b"dicoms/P1/9.dcm", b"dicoms/P1/10.dcm"]
+
+
+def test_contour_origin_1_moves_contours_by_one_pixel(root, tmp_path):
+    build(root, tmp_path / "zero.h5")
+    build(root, tmp_path / "one.h5", contour_origin=1)
+    zero, one = open_dataset(tmp_path / "zero.h5"), open_dataset(tmp_path / "one.h5")
+    assert np.array_equal(one.masks[:, :-1, :-1], zero.masks[:, 1:, 1:])
+    assert np.array_equal(one.contours["x"], zero.contours["x"] - 1)
+
+
+def test_one_dtype_holds_all_images(root, tmp_path):
+    write_dicom(root, "P1", "2.dcm", instance(gradient(dtype="<u2")))
+    build(root, tmp_path / "out.h5")
+    data = open_dataset(tmp_path / "out.h5")
+    assert data.images.dtype == np.int32
+    assert np.array_equal(data.images[1], gradient(dtype="<u2"))
+    assert np.array_equal(data.images[0], gradient(seed=1))
+    write_dicom(root, "P1", "2.dcm", instance(RescaleSlope="0.5"))
+    build(root, tmp_path / "out.h5", force=True)
+    data = open_dataset(tmp_path / "out.h5")
+    assert data.images.dtype == np.float32
+    assert np.array_equal(data.images[1], gradient() * np.float32(0.5))
+
+
+def test_splits_and_folds_stand_in_the_manifest_by_patient(root, tmp_path):
+    (root / "split.csv").write_text("patient_id,split,fold\nP1,test,\nP9,train,0\n")
+    result = build(root, tmp_path / "out.h5", split_file=str(root / "split.csv"))
+    manifest = open_dataset(tmp_path / "out.h5").manifest
+    assert manifest["split"].tolist() == [2, 2, 2, -1, -1, -1]
+    assert manifest["fold"].tolist() == [-1] * 6
+    assert any("not in the split file" in note for note in result.notes)
+    result = build(root, tmp_path / "out.h5", split=(50.0, 50.0, 0.0), folds=3, force=True)
+    manifest = open_dataset(tmp_path / "out.h5").manifest
+    assert sorted(set(manifest["split"].tolist())) == [0, 1]
+    assert any("folds have no patient" in note for note in result.notes)
+
+
+def test_no_usable_pair_is_a_failure_with_the_reasons(root, tmp_path):
+    with pytest.raises(etl.EtlError, match=r"no usable pair(.|\n)*image-size(.|\n)*12x14"):
+        etl.build(root, tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("text", ["broken", "2.2 2.2\n2.8 2.2\n2.5 2.8\n"])
+def test_strict_writes_nothing_on_an_error(root, tmp_path, text):
+    write_contour(root, "A1", 2, text=text)
+    with pytest.raises(etl.EtlError, match="--strict"):
+        build(root, tmp_path / "out.h5", strict=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_strict_lets_warnings_pass(root, tmp_path):
+    write_contour(root, "A1", 9)
+    assert build(root, tmp_path / "out.h5", strict=True).n_rows == 6
+
+
+class TestOutput:
+    def test_an_existing_file_stays_without_force(self, root, tmp_path):
+        out = tmp_path / "out.h5"
+        out.write_bytes(b"precious")
+        with pytest.raises(etl.EtlError, match="--force"):
+            build(root, out)
+        assert out.read_bytes() == b"precious"
+        build(root, out, force=True)
+        assert open_dataset(out).images.shape == (6, ROWS, COLUMNS)
+
+    def test_a_file_that_comes_meanwhile_stays(self, root, tmp_path, monkeypatch):
+        out = tmp_path / "out.h5"
+        finish = write.finish
+
+        def finish_late(*arguments):
+            finish(*arguments)
+            out.write_bytes(b"precious")
+
+        monkeypatch.setattr(write, "finish", finish_late)
+        with pytest.raises(etl.EtlError, match="meanwhile"):
+            build(root, out)
+        assert out.read_bytes() == b"precious"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.h5"]
+
+    @pytest.mark.parametrize(
+        ("place", "words"),
+        [("folder", "is a folder"), ("none/out.h5", "no folder"), ("fifo", "device or pipe")],
+    )
+    def test_an_output_of_no_use_is_refused_before_the_work(self, root, tmp_path, place, words):
+        (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(etl.EtlError, match=words):
+            build(root, tmp_path / place, force=True)
+
+    def test_a_link_is_written_through(self, root, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "disk" / "big.h5").write_bytes(b"old")
+        (tmp_path / "out.h5").symlink_to(tmp_path / "disk" / "big.h5")
+        build(root, tmp_path / "out.h5", force=True)
+        assert (tmp_path / "out.h5").is_symlink()
+        assert open_dataset(tmp_path / "disk" / "big.h5").images.shape[0] == 6
+
+    @pytest.mark.parametrize("place", ["posix_fallocate", "pwrite", "fsync"])
+    def test_a_full_disk_is_told_and_leaves_the_old_file(self, root, tmp_path, place, monkeypatch):
+        out = tmp_path / "out.h5"
+        out.write_bytes(b"precious")
+
+        def full(*_arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, place, full)
+        with pytest.raises(etl.EtlError, match="no space left"):
+            build(root, out, force=True)
+        assert out.read_bytes() == b"precious"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.h5"]
+
+    def test_an_interrupt_leaves_nothing(self, root, tmp_path, monkeypatch):
+        def interrupt(*_arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "render", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, tmp_path / "out.h5")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

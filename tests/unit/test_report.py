@@ -1,0 +1,116 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
+
+import etl
+from etl import overlays, report
+from etl.model import BuildOptions
+from loader import open_dataset
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = write_tree(tmp_path / "data", [("P1", "A1"), ("=P 2", "A2")])
+    write_contour(root, "A1", 2, text="broken")
+    for number in range(20, 26):
+        write_dicom(root, "P1", f"{number}.dcm")
+    out = tmp_path / "out.h5"
+    options = BuildOptions(("i", "o"), ROWS, COLUMNS, split=(50.0, 0.0, 50.0), folds=2)
+    etl.build(root, out, options)
+    for path in root.rglob("*.*"):
+        path.unlink()  # a report needs the file alone
+    return open_dataset(out)
+
+
+def test_the_summary_counts_what_is_there(data):
+    summary = report.summarise(data)
+    assert (summary.n_rows, summary.n_patients) == (5, 2)
+    assert (summary.rows, summary.columns, summary.image_dtype) == (ROWS, COLUMNS, "int16")
+    assert summary.minimum == data.images.min()
+    assert summary.mean == pytest.approx(data.images.mean(dtype=float))
+    assert summary.std == pytest.approx(data.images.std(dtype=float))
+    assert summary.pixel_spacings == [(1.25, 1.5)]
+    labels = [(x.code, x.n_rows, x.n_pixels, x.median_pixels) for x in summary.labels]
+    assert labels == [(1, 5, 5 * 49, 49), (2, 5, 5 * 41, 41)]
+    assert sorted((s.n_patients, s.n_rows) for s in summary.splits) == [(0, 0), (1, 2), (1, 3)]
+    assert [(group.code, group.n_findings) for group in summary.findings] == [
+        ("contour-unreadable", 1),
+        ("image-no-contour", 6),
+    ]
+
+
+def test_the_text_shows_all_and_where_to_see_the_rest(data):
+    text = "\n".join(report.summary_text(report.summarise(data)))
+    for words in (
+        "5 of 2 patients", "12x14 int16", "1.25 x 1.5 mm", "blood pool", "muscle", "test", "Folds",
+        "contour-unreadable", "... and 3 more", "--csv", "dicoms/P1/20.dcm",
+    ):  # fmt: skip
+        assert words in text
+    assert max(map(len, text.splitlines())) < 160
+
+
+def test_json_holds_the_same(data):
+    plain = json.loads(json.dumps(report.summarise(data).to_json(), allow_nan=False))
+    assert plain["n_rows"] == 5
+    assert plain["findings"][0]["examples"][0]["row"] == -1
+
+
+def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
+    path = tmp_path / "findings.csv"
+    report.write_csv(data, path, force=False)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    assert rows[0]["code"] == "contour-unreadable"
+    assert report._no_formula("=1+1") == "'=1+1"
+    assert report._no_formula("dicoms/=P") == "dicoms/=P"
+    with pytest.raises(etl.EtlError, match="--force"):
+        report.write_csv(data, path, force=False)
+
+
+def test_one_picture_per_row_named_by_patient_and_slice(data, tmp_path):
+    folder = tmp_path / "overlays"
+    assert overlays.write_overlays(data, folder, force=False) == 5
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "P1_slice0001.png", "P1_slice0003.png",
+        "_P_2_slice0001.png", "_P_2_slice0002.png", "_P_2_slice0003.png",
+    ]  # fmt: skip
+    with pytest.raises(etl.EtlError, match="has files"):
+        overlays.write_overlays(data, folder, force=False)
+    assert overlays.write_overlays(data, folder, force=True) == 5
+
+
+def test_pictures_show_contour_and_edge_where_they_are():
+    image = np.zeros((32, 64), np.int16)
+    mask = np.zeros((32, 64), np.uint8)
+    mask[8:16, 20:40] = 1
+    vertices = np.array([[19.5, 7.5], [39.5, 7.5], [39.5, 15.5], [19.5, 15.5]])
+    picture = np.asarray(overlays.overlay(image, mask, [], "x"))
+    scale = picture.shape[1] // 64
+    assert picture.shape == (32 * scale, 64 * scale, 3)
+    edge = overlays._EDGE_COLOURS[1]
+    assert (picture[8 * scale, 20 * scale + 3] == edge).all()  # upper side of the first pixel
+    assert (picture[12 * scale, 40 * scale] == edge).all()  # right side of the last
+    drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x"))
+    assert (drawn[8 * scale, 30 * scale] == overlays._COLOURS[1]).all()  # both lie on one line
+
+
+def test_names_that_meet_are_told_apart():
+    class Two:
+        manifest = {  # noqa: RUF012
+            "patient_id": np.array([b"a/b", b"a b", b"a_b"]),
+            "slice": np.array([1, 1, 1]),
+        }
+
+    names = overlays.file_names(Two())
+    assert names == ["a_b_slice0001.png", "a_b_slice0001_row1.png", "a_b_slice0001_row2.png"]
+
+
+def test_a_window_of_a_constant_image_is_black():
+    assert not np.asarray(
+        overlays.overlay(np.full((8, 8), 7, np.int16), np.zeros((8, 8), np.uint8), [], "")
+    )[20:].any()
