@@ -1,0 +1,151 @@
+"""Open a file that dicom-etl built, as plain arrays over one memory map."""
+
+import mmap
+import operator
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.errors import LoaderError
+from loader.layout import GROUPS, IMAGES, MASKS, Attribute
+from loader.structure import Extent, Json, not_opened, read_structure
+
+Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
+Masks: TypeAlias = npt.NDArray[np.uint8]
+Column: TypeAlias = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """The arrays of one file, read-only and zero-copy; made by `open_dataset`.
+
+    It holds the memory map and nothing else: it survives fork, and pickles as its path and
+    dataset_id. Pages are read from disk when they are first touched.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Absolute.
+    dataset_id : str
+        Digest over all samples; the same for the same images, masks and order.
+    attributes : dict of str to JSON value
+        What `layout.Attribute` names: format, generator, options, labels, image_mean, and so on.
+    images : int16, uint16, int32 or float32 array, shape (n, rows, columns)
+        Modality values.
+    masks : uint8 array, shape (n, rows, columns)
+        Label maps; `attributes["labels"]` says what the codes mean.
+    manifest : mapping of column to array, shape (n,)
+        The link-manifest; strings are UTF-8 in bytes arrays.
+    contours : mapping of column to array
+        `x` and `y` of shape (m,) in pixels; `row`, `label`, `start` and `length` of shape (c,).
+    findings : mapping of column to array, shape (k,)
+        What the build rejected or found suspicious.
+    """
+
+    path: Path
+    dataset_id: str
+    attributes: dict[str, Json]
+    images: Images
+    masks: Masks
+    manifest: Mapping[str, Column]
+    contours: Mapping[str, Column]
+    findings: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Images, Masks]:
+        """Return the image and the mask of one sample, each (rows, columns), without a copy."""
+        row = operator.index(index)
+        return self.images[row], self.masks[row]
+
+    def __repr__(self) -> str:
+        """Return the path, and the number, size and type of the images."""
+        n, rows, columns = self.images.shape
+        return f"<Dataset {str(self.path)!r}: {n} samples, {rows}x{columns} {self.images.dtype}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle as the file's path and identity; no pixel travels."""
+        return _reopen, (os.fspath(self.path), self.dataset_id)
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Open a file that dicom-etl built.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Returns
+    -------
+    Dataset
+        Read-only arrays over one memory map. No HDF5 handle stays open.
+
+    Raises
+    ------
+    LoaderError
+        No such file, not of this format, of a newer version, damaged, cut short, or laid out so
+        that it cannot be mapped.
+    """
+    name = os.fsdecode(path)
+    buffer = _map_file(name)
+    structure = read_structure(buffer, name)
+    arrays = {key: _map_array(buffer, extent) for key, extent in structure.extents.items()}
+    tables = {
+        group: MappingProxyType({column: arrays[f"{group}/{column}"] for column in columns})
+        for group, columns in GROUPS.items()
+    }
+    return Dataset(
+        path=Path(os.path.abspath(name)),
+        dataset_id=str(structure.attributes[Attribute.DATASET_ID]),
+        attributes=structure.attributes,
+        images=cast("Images", arrays[IMAGES]),
+        masks=cast("Masks", arrays[MASKS]),
+        **tables,
+    )
+
+
+def _reopen(path: str, dataset_id: str) -> Dataset:
+    dataset = open_dataset(path)
+    if dataset.dataset_id != dataset_id:
+        raise LoaderError(
+            f"Dataset not reopened: {path}: the file was replaced by another one (expected "
+            f"dataset_id {dataset_id}, found {dataset.dataset_id}). Start again with the new file."
+        )
+    return dataset
+
+
+def _map_file(path: str) -> mmap.mmap:
+    try:
+        # A regular file only: opening a FIFO would wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise not_opened(path, "not a regular file", "Give a file that dicom-etl has built.")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise not_opened(path, "the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        what_to_do = "Check the path, or build the file: dicom-etl build DATA OUT."
+        raise not_opened(path, "no such file", what_to_do) from error
+    except PermissionError as error:
+        what_to_do = "Ask for read permission on the file and its folder."
+        raise not_opened(path, "no permission to read it", what_to_do) from error
+    except (OSError, ValueError) as error:
+        raise not_opened(path, f"the system refused ({error})", "Check the path.") from error
+
+
+def _map_array(buffer: mmap.mmap, extent: Extent) -> npt.NDArray[np.generic]:
+    if 0 in extent.shape:  # without storage in the file
+        array = np.empty(extent.shape, extent.dtype)
+        array.flags.writeable = False
+        return array
+    return np.ndarray(extent.shape, extent.dtype, buffer=buffer, offset=extent.offset)

@@ -1,0 +1,201 @@
+"""The order of an epoch and each rank's share of it; pure.
+
+The order is a keyed bijection on [0, n), computed where it is needed: no permutation is stored, and
+it is the same with every version of NumPy and on every platform. All arithmetic is on unsigned
+64-bit integers, modulo 2**64. The row at position p of an epoch is `permute(p)`:
+
+    G = 0x9E3779B97F4A7C15
+    mix(z):  z ^= z >> 30;  z *= 0xBF58476D1CE4E5B9;  z ^= z >> 27;  z *= 0x94D049BB133111EB
+             z ^= z >> 31                                           (the finaliser of splitmix64)
+    key[i] = mix(mix(seed + (i + 1) * G) + epoch)                   for the rounds i = 0 ... 7
+    k = max(6, number of bits of n - 1),  b = k // 2,  a = k - b
+
+    encrypt(x): left, right = x >> b, x & (2**b - 1)                (a and b bits)
+                for i = 0, 2, 4, 6:
+                    left  ^= mix(right + key[i]) >> (64 - a)
+                    right ^= mix(left + key[i + 1]) >> (64 - b)
+                return (left << b) | right
+
+    permute(p): x = encrypt(p); while x >= n: x = encrypt(x); return x
+
+`encrypt` is a Feistel network, hence a bijection on [0, 2**k) whatever `mix` does; walking its
+cycle until it comes back below n makes it one on [0, n).
+
+References
+----------
+Black, Rogaway: Ciphers with Arbitrary Finite Domains, CT-RSA 2002 (cycle walking).
+Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014 (splitmix64).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+Remainder: TypeAlias = Literal["sample", "keep", "pad", "error"]
+
+_Words: TypeAlias = npt.NDArray[np.uint64]
+
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
+_N_ROUNDS: Final = 8
+_MIN_BITS: Final = 6  # with fewer, some orders of a few samples would come up more than others
+_TABLE_BITS: Final = 8
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How the positions of one epoch are shared out to ranks and batches.
+
+    Batch b of all ranks together takes the positions from b * batch_size * world_size on; rank r
+    takes the r-th run of batch_size of them. So many ranks draw what one process with a batch as
+    large as theirs together draws.
+
+    Attributes
+    ----------
+    n_samples, batch_size, world_size : int
+        At least 1; batch_size is for one rank.
+    remainder : "sample", "keep", "pad" or "error"
+        What happens to the samples that fill no batch.
+    """
+
+    n_samples: int
+    batch_size: int
+    world_size: int
+    remainder: Remainder
+
+    @property
+    def n_per_step(self) -> int:
+        """Positions that one batch on every rank takes."""
+        return self.batch_size * self.world_size
+
+    @property
+    def n_positions(self) -> int:
+        """Positions handed out in an epoch, over all ranks."""
+        if self.remainder == "pad":
+            return -(-self.n_samples // self.n_per_step) * self.n_per_step
+        unit = self.world_size if self.remainder == "keep" else self.n_per_step
+        return self.n_samples - self.n_samples % unit
+
+    @property
+    def n_left_out(self) -> int:
+        """Samples that an epoch does not hand out."""
+        return max(0, self.n_samples - self.n_positions)
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in an epoch, the same on every rank."""
+        return -(-self.n_positions // self.n_per_step)
+
+    def positions(self, rank: int, first: int, stop: int) -> Indices:
+        """Return the positions of a rank's batches first to stop - 1, one after the other.
+
+        Each batch has batch_size of them, but for the last of an epoch under "keep".
+        """
+        n_full = self.n_positions // self.n_per_step
+        starts = np.arange(first, min(stop, n_full), dtype=np.int64) * self.n_per_step
+        within = np.arange(self.batch_size, dtype=np.int64) + rank * self.batch_size
+        full = (starts[:, np.newaxis] + within).reshape(-1)
+        if not first <= n_full < stop:
+            return full
+        share = self.n_positions % self.n_per_step // self.world_size
+        start = n_full * self.n_per_step + rank * share
+        return np.concatenate([full, np.arange(start, start + share, dtype=np.int64)])
+
+
+def draw(plan: EpochPlan, positions: Indices, *, seed: int, epoch: int, shuffle: bool) -> Indices:
+    """Return the samples at some positions of an epoch.
+
+    Parameters
+    ----------
+    plan : EpochPlan
+        Where the positions come from.
+    positions : int64 array, shape (m,)
+        From 0 to `plan.n_positions` - 1. A position p beyond the samples, as padding has, stands
+        for position p mod n_samples.
+    seed : int
+        From 0 to 2**64 - 1.
+    epoch : int
+        At least 0; taken modulo 2**64.
+    shuffle : bool
+        False keeps the order of the file. Under "sample" the samples left out are then still those
+        that the shuffled order has last, another random set in each epoch.
+
+    Returns
+    -------
+    int64 array, shape (m,)
+        From 0 to n_samples - 1.
+    """
+    n_samples = plan.n_samples
+    if shuffle:
+        return permute(positions % n_samples, n_samples, seed, epoch)
+    if plan.remainder != "sample":
+        return positions % n_samples
+    last = np.arange(plan.n_positions, n_samples, dtype=np.int64)
+    left_out = np.sort(permute(last, n_samples, seed, epoch))
+    # left_out[i] - i kept samples come before the i-th one left out.
+    n_skipped = np.searchsorted(left_out - np.arange(len(left_out)), positions, side="right")
+    return positions + n_skipped
+
+
+def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indices:
+    """Return the images of some positions under the bijection on [0, n_samples) of (seed, epoch).
+
+    Parameters
+    ----------
+    positions : int64 array, shape (m,)
+        From 0 to n_samples - 1.
+    n_samples : int
+        At least 1.
+    seed, epoch : int
+        The key, as for `draw`.
+
+    Returns
+    -------
+    int64 array, shape (m,)
+        From 0 to n_samples - 1; distinct where the positions are.
+    """
+    n_bits = max(_MIN_BITS, (n_samples - 1).bit_length())
+    keys = _round_keys(seed, epoch)
+    limit = np.uint64(n_samples)
+    encrypt: Callable[[_Words], _Words] = partial(_encrypt, n_bits=n_bits, keys=keys)
+    if n_bits <= _TABLE_BITS:  # few samples walk many steps: look each step up
+        encrypt = encrypt(np.arange(2**n_bits, dtype=np.uint64)).__getitem__
+    values = encrypt(positions.astype(np.uint64))
+    outside = np.flatnonzero(values >= limit)
+    while outside.size:
+        again = encrypt(values[outside])
+        values[outside] = again
+        outside = outside[again >= limit]
+    return values.astype(np.int64)
+
+
+def _round_keys(seed: int, epoch: int) -> _Words:
+    counters = np.arange(1, _N_ROUNDS + 1, dtype=np.uint64) * _GOLDEN
+    return _mix(_mix(counters + np.uint64(seed)) + np.uint64(epoch % 2**64))
+
+
+def _encrypt(values: _Words, n_bits: int, keys: _Words) -> _Words:
+    n_right = np.uint64(n_bits // 2)
+    drop_left = np.uint64(64 - (n_bits - n_bits // 2))
+    drop_right = np.uint64(64 - n_bits // 2)
+    left = values >> n_right
+    right = values & np.uint64(2 ** (n_bits // 2) - 1)
+    for i in range(0, _N_ROUNDS, 2):
+        left ^= _mix(right + keys[i]) >> drop_left
+        right ^= _mix(left + keys[i + 1]) >> drop_right
+    return (left << n_right) | right
+
+
+def _mix(words: _Words) -> _Words:
+    """Scramble 64-bit words in place (the finaliser of splitmix64) and return them."""
+    for shift, multiplier in zip(_SHIFTS[:2], _MULTIPLIERS, strict=True):
+        words ^= words >> shift
+        words *= multiplier
+    words ^= words >> _SHIFTS[2]
+    return words

@@ -1,0 +1,306 @@
+"""Where everything lies in the file, read from HDF5 and checked before anything is mapped."""
+
+import json
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
+
+from loader.errors import LoaderError
+from loader.layout import (
+    CONTOURS,
+    FINDINGS,
+    FORMAT,
+    FORMAT_VERSION,
+    GROUPS,
+    IMAGE_DTYPES,
+    IMAGES,
+    KNOWN_FEATURES,
+    MANIFEST,
+    MASK_DTYPE,
+    MASKS,
+    STRING,
+    Attribute,
+)
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+# In the order in which they are read: the first four decide whether the others can be.
+_ATTRIBUTES: Final[dict[str, type]] = {
+    Attribute.FORMAT: str,
+    Attribute.FORMAT_VERSION: int,
+    Attribute.MIN_READER_VERSION: int,
+    Attribute.REQUIRED_FEATURES: list,
+    Attribute.GENERATOR: str,
+    Attribute.OPTIONS: dict,
+    Attribute.LABELS: dict,
+    Attribute.SOURCES: dict,
+    Attribute.FLAG_CODES: list,
+    Attribute.IMAGE_MEAN: float,
+    Attribute.IMAGE_STD: float,
+    Attribute.DATASET_ID: str,
+    Attribute.DIGESTS: dict,
+}
+
+_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+_CHECKSUMMED_SUPERBLOCKS: Final = (2, 3)  # the byte after the signature; older ones lack checksums
+_LAYOUTS: Final = {
+    h5d.COMPACT: "compact",
+    h5d.CHUNKED: "chunked or compressed",
+    h5d.VIRTUAL: "virtual",
+}
+_MAX_SIDE: Final = 65535  # attributes Rows (0028,0010) and Columns (0028,0011) have 16 bits
+_MAX_STRING: Final = 2**31 - 1  # NumPy's longest
+
+# Datasets of equal length, beside the manifest.
+_TABLES: Final = (
+    ("contours/x", "contours/y"),
+    tuple(f"contours/{column}" for column in CONTOURS if column not in {"x", "y"}),
+    tuple(f"findings/{column}" for column in FINDINGS),
+)
+
+# What h5py raises on bytes that are not as they should be.
+_HDF5_ERRORS: Final = (
+    OSError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    MemoryError,
+)
+
+_REBUILD: Final = "Build the file again with dicom-etl."
+_COPY_AGAIN: Final = "Copy the file again, or build it again with dicom-etl."
+_OTHER_FILE: Final = "Give a file that dicom-etl has built."
+
+
+@dataclass(frozen=True)
+class Extent:
+    """One dataset as it lies in the file.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Little-endian number, or fixed-length string.
+    shape : tuple of int
+    offset : int
+        Position of the first byte in the file; 0 where the dataset is empty.
+    """
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the file's metadata says, once it has passed every check.
+
+    Attributes
+    ----------
+    attributes : dict of str to JSON value
+        The attributes of `layout.Attribute`, JSON ones decoded.
+    extents : dict of str to Extent
+        "images", "masks", and "<group>/<column>" for each column in `layout.GROUPS`.
+    """
+
+    attributes: dict[str, Json]
+    extents: dict[str, Extent]
+
+
+def read_structure(buffer: mmap.mmap, path: str) -> Structure:
+    """Return where the datasets lie in a mapped file.
+
+    Parameters
+    ----------
+    buffer : mmap.mmap
+        The whole file. HDF5 reads its metadata from it, so that what is checked here is what is
+        mapped later, even when another file takes the name meanwhile.
+    path : str
+        The file's name, for messages.
+
+    Raises
+    ------
+    LoaderError
+        Not a file of this format, of a newer version, damaged, or laid out so that it cannot be
+        mapped.
+    """
+    _check_superblock(buffer, path)
+    try:
+        with h5py.File(buffer, "r") as file:
+            attributes = _read_attributes(file, path)
+            extents = _read_extents(file.id, path, len(buffer))
+    except _HDF5_ERRORS as error:
+        why = "HDF5 cannot read it, so it is damaged or incomplete"
+        raise not_opened(path, why, _COPY_AGAIN) from error
+    _check_shapes(extents, path)
+    return Structure(attributes, extents)
+
+
+def not_opened(where: str, why: str, what_to_do: str = _REBUILD) -> LoaderError:
+    """Return the error for a file that cannot be opened."""
+    return LoaderError(f"Dataset not opened: {where}: {why}. {what_to_do}")
+
+
+def _check_superblock(buffer: mmap.mmap, path: str) -> None:
+    n_signature = len(_SIGNATURE)
+    if buffer[:n_signature] != _SIGNATURE:
+        raise not_opened(path, "not an HDF5 file", _OTHER_FILE)
+    if len(buffer) == n_signature or buffer[n_signature] not in _CHECKSUMMED_SUPERBLOCKS:
+        why = "HDF5 of another program (expected checksummed metadata, found none)"
+        raise not_opened(path, why, _OTHER_FILE)
+
+
+def _read_attributes(file: h5py.File, path: str) -> dict[str, Json]:
+    attributes: dict[str, Json] = {}
+    for name, kind in _ATTRIBUTES.items():
+        if name == Attribute.FORMAT and not h5a.exists(file.id, name.encode()):
+            why = f'HDF5 of another program (expected the attribute "{name}", found none)'
+            raise not_opened(path, why, _OTHER_FILE)
+        attributes[name] = _read_attribute(file, name, kind, f"{path}, attribute {name}")
+        _check_version(name, attributes[name], path)
+    return attributes
+
+
+def _read_attribute(file: h5py.File, name: str, kind: type, where: str) -> Json:
+    if not h5a.exists(file.id, name.encode()):
+        raise not_opened(where, "missing")
+    attribute = h5a.open(file.id, name.encode())
+    if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
+        raise not_opened(where, "expected one value, found an array or nothing")
+    hdf5_type = attribute.get_type()
+    if kind in (int, float):
+        classes = (h5t.TypeIntegerID,) if kind is int else (h5t.TypeIntegerID, h5t.TypeFloatID)
+        if not isinstance(hdf5_type, classes):
+            raise not_opened(where, "expected a number, found another type")
+        return int(file.attrs[name]) if kind is int else float(file.attrs[name])
+    if not isinstance(hdf5_type, h5t.TypeStringID) or hdf5_type.is_variable_str():
+        raise not_opened(where, "expected a fixed-length string, found another type")
+    return _decode(bytes(file.attrs[name]), kind, where)
+
+
+def _decode(encoded: bytes, kind: type, where: str) -> Json:
+    try:
+        text = encoded.decode()
+        value: Json = text if kind is str else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise not_opened(where, "not UTF-8 text, or not JSON") from error
+    if not isinstance(value, kind):
+        why = f"expected a JSON {kind.__name__}, found {type(value).__name__}"
+        raise not_opened(where, why)
+    return value
+
+
+def _check_version(name: str, value: Json, path: str) -> None:
+    """Refuse what this version does not know, before anything that depends on it is read."""
+    upgrade = "Install a newer dicom-etl, or build the file again with this one."
+    if name == Attribute.FORMAT and value != FORMAT:
+        why = f'expected the format "{FORMAT}", found "{value}"'
+        raise not_opened(path, why, _OTHER_FILE)
+    if name == Attribute.MIN_READER_VERSION and isinstance(value, int) and value > FORMAT_VERSION:
+        why = f"it needs a reader of format version {value}, this one knows {FORMAT_VERSION}"
+        raise not_opened(path, why, upgrade)
+    if name == Attribute.REQUIRED_FEATURES and isinstance(value, list):
+        unknown = sorted({str(feature) for feature in value} - KNOWN_FEATURES)
+        if unknown:
+            why = f"it needs features that this version lacks: {', '.join(unknown)}"
+            raise not_opened(path, why, upgrade)
+
+
+def _read_extents(root: h5g.GroupID, path: str, n_file_bytes: int) -> dict[str, Extent]:
+    extents = {
+        IMAGES: _read_extent(root, IMAGES, IMAGE_DTYPES, f"{path}, /{IMAGES}"),
+        MASKS: _read_extent(root, MASKS, (MASK_DTYPE,), f"{path}, /{MASKS}"),
+    }
+    for group, columns in GROUPS.items():
+        parent = _open_object(root, group, h5g.GroupID, f"{path}, /{group}")
+        for column, dtype in columns.items():
+            where = f"{path}, /{group}/{column}"
+            extents[f"{group}/{column}"] = _read_extent(parent, column, (dtype,), where)
+    for name, extent in extents.items():
+        end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
+        if end > n_file_bytes:
+            why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
+            raise not_opened(f"{path}, /{name}", why, _COPY_AGAIN)
+    return extents
+
+
+def _open_object(
+    parent: h5g.GroupID, name: str, kind: type, where: str
+) -> h5g.GroupID | h5d.DatasetID:
+    if not parent.links.exists(name.encode()):
+        raise not_opened(where, "missing")
+    if parent.links.get_info(name.encode()).type != h5l.TYPE_HARD:
+        raise not_opened(where, "expected the object itself, found a link to another place")
+    found = h5o.open(parent, name.encode())
+    if not isinstance(found, kind):
+        raise not_opened(where, f"expected a {'group' if kind is h5g.GroupID else 'dataset'}")
+    return found
+
+
+def _read_extent(parent: h5g.GroupID, name: str, dtypes: Sequence[str], where: str) -> Extent:
+    dataset = _open_object(parent, name, h5d.DatasetID, where)
+    creation = dataset.get_create_plist()
+    layout = creation.get_layout()
+    if layout != h5d.CONTIGUOUS:
+        found = _LAYOUTS.get(layout, "unknown")
+        raise not_opened(where, f"expected contiguous storage, found {found} storage")
+    if creation.get_nfilters():
+        raise not_opened(where, "expected plain values, found compressed or filtered ones")
+    if creation.get_external_count():
+        raise not_opened(where, "expected values in this file, found them in external files")
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5s.SIMPLE:
+        raise not_opened(where, "expected an array, found a single value or nothing")
+    shape = tuple(int(length) for length in space.get_simple_extent_dims())
+    dtype = _read_dtype(dataset.get_type(), dtypes, where)
+    if 0 in shape:
+        return Extent(dtype, shape, 0)
+    offset = dataset.get_offset()
+    if offset is None:
+        raise not_opened(where, "no values were ever written")
+    return Extent(dtype, shape, int(offset))
+
+
+def _read_dtype(hdf5_type: h5t.TypeID, dtypes: Sequence[str], where: str) -> np.dtype[np.generic]:
+    if hdf5_type.committed():
+        raise not_opened(where, "expected a plain type, found a named one")
+    if tuple(dtypes) == (STRING,):
+        return _read_string_dtype(hdf5_type, where)
+    for dtype in dtypes:
+        if hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
+            return np.dtype(dtype)
+    raise not_opened(where, f"expected the type {' or '.join(dtypes)}, found another")
+
+
+def _read_string_dtype(hdf5_type: h5t.TypeID, where: str) -> np.dtype[np.generic]:
+    is_string = isinstance(hdf5_type, h5t.TypeStringID)
+    if not is_string or hdf5_type.is_variable_str() or hdf5_type.get_strpad() != h5t.STR_NULLPAD:
+        raise not_opened(where, "expected fixed-length strings padded with NUL, found another type")
+    n_bytes = int(hdf5_type.get_size())
+    if n_bytes > _MAX_STRING:
+        raise not_opened(where, f"expected shorter strings, found {n_bytes} bytes each")
+    return np.dtype(f"S{n_bytes}")
+
+
+def _check_shapes(extents: dict[str, Extent], path: str) -> None:
+    """Check that images and masks are alike, and that the columns of a table are equally long."""
+    images = extents[IMAGES].shape
+    _, *sides = images or (0,)
+    if len(sides) != len(("rows", "columns")) or not all(0 < side <= _MAX_SIDE for side in sides):
+        why = f"expected the shape (n, rows, columns), found {images}"
+        raise not_opened(f"{path}, /{IMAGES}", why)
+    expected = {MASKS: images}
+    expected |= {f"manifest/{column}": images[:1] for column in MANIFEST}
+    for table in _TABLES:
+        expected |= dict.fromkeys(table, extents[table[0]].shape[:1])
+    for name, shape in expected.items():
+        if extents[name].shape != shape:
+            why = f"expected the shape {shape}, found {extents[name].shape}"
+            raise not_opened(f"{path}, /{name}", why)
