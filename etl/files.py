@@ -29,9 +29,9 @@ def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, Identit
         Not a regular file, a link that leads out of `root`, or not readable. A FIFO would block a
         reader for ever, so the kind of file is asked before and after it is opened.
     """
-    full = root / path
+    full = os.path.join(root, path)
     try:
-        before = full.lstat()
+        before = os.lstat(full)
         if stat.S_ISLNK(before.st_mode):
             before = _follow(root, full, code)
         _require_regular(before, code)
@@ -54,21 +54,20 @@ def read_all(descriptor: int, identity: Identity, code: str) -> bytes:
     SourceError
         The file cannot be read, or `unchanged_since` no longer holds afterwards.
     """
-    data = read_at(descriptor, 0, identity.size, code)
+    data = _read(descriptor, identity.size, code)
     if len(data) != identity.size or not unchanged_since(descriptor, identity):
         raise SourceError(code, "changed while it was read. Build again when nothing writes to it.")
     return data
 
 
-def read_at(descriptor: int, offset: int, length: int, code: str) -> bytes:
-    """Return up to `length` bytes from `offset` on, fewer only at the end of the file."""
+def _read(descriptor: int, length: int, code: str) -> bytes:
+    """Return the first `length` bytes, fewer only where the file ends."""
+    parts: list[bytes] = []
     try:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            parts: list[bytes] = []
-            while length > 0 and (part := file.read(length)):
-                parts.append(part)
-                length -= len(part)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        while length > 0 and (part := os.read(descriptor, length)):
+            parts.append(part)
+            length -= len(part)
     except OSError as error:
         raise cannot_read(error, code) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -92,7 +91,7 @@ def _identity(status: os.stat_result) -> Identity:
     return Identity(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _follow(root: Path, link: Path, code: str) -> os.stat_result:
+def _follow(root: Path, link: str, code: str) -> os.stat_result:
     """Return the status of a link's target, which must lie inside `root`."""
     target = Path(os.path.realpath(link, strict=True))
     if not target.is_relative_to(os.path.realpath(root)):

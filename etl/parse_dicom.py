@@ -1,6 +1,7 @@
 """One DICOM file → its attributes and pixels.
 
-pydicom walks the elements; this module decides what they mean, strictly and in its own words.
+`etl.scan_dicom` finds the elements of the common encodings, pydicom those of all else; this module
+decides what they mean, strictly and in its own words.
 Attributes are decoded here, not by pydicom, because its value validation warns on harmless values
 and its texts quote header values, which may identify a patient.
 """
@@ -11,18 +12,23 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, Final, Literal, NamedTuple
+from typing import BinaryIO, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.errors import ImageError
 from etl.model import Image, Instance, PixelFormat, ValueRange
+from etl.scan_dicom import UNDEFINED, Element, scan, scan_meta
 from loader import layout
 
 _PREAMBLE: Final = 128
+_MARK: Final = b"DICM"
+_HEAD_BYTES: Final = 16384  # most headers are shorter
+_SCAN_LIMIT: Final = (
+    64 << 20
+)  # bytes of a file whose header is longer, as with big private elements
 _ELEMENT_HEADER: Final = 8  # bytes, at least
-_UNDEFINED: Final = 0xFFFFFFFF
 _VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer
 _INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
 
@@ -74,22 +80,13 @@ _BYTE: Final = 8  # bits
 _US_BYTES: Final = 2
 
 
-class Element(NamedTuple):
-    """One data element as it lies in the file; `value` is None where it was stepped over."""
-
-    vr: str | None
-    value: bytes | None
-    offset: int
-    length: int
-
-
 def read_instance(file: BinaryIO) -> Instance:
     """Return the attributes of one DICOM file and where its pixels lie.
 
     Parameters
     ----------
     file : binary file
-        Seekable, positioned anywhere; pixels are stepped over, not read.
+        Seekable, positioned anywhere; best without a buffer of its own.
 
     Raises
     ------
@@ -99,11 +96,35 @@ def read_instance(file: BinaryIO) -> Instance:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
-    file.seek(_PREAMBLE)
-    if file.read(4) != b"DICM":
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if head[_PREAMBLE : _PREAMBLE + 4] != _MARK:
         raise ImageError(
             "image-unreadable", 'is not DICOM (no "DICM" mark at byte 128). Copy it again.'
         )
+    found = _scan(head, size)
+    if found is None and len(head) < size <= _SCAN_LIMIT:
+        found = _scan(head + file.read(), size)
+    elements, syntax = found or _parse(file, size)
+    return _instance(elements, syntax)
+
+
+def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
+    """Return elements and transfer syntax of a file in a common encoding, the quick way."""
+    meta = scan_meta(head, _PREAMBLE + len(_MARK))
+    if meta is None:
+        return None
+    syntax = _uid(meta[0], _TRANSFER_SYNTAX_UID)
+    if syntax not in {_EXPLICIT, _IMPLICIT}:
+        return None
+    elements = scan(head, meta[1], size, _KEYWORDS, implicit=syntax == _IMPLICIT)
+    return (elements, syntax) if elements is not None else None
+
+
+def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
+    """Return elements and transfer syntax of any file, by pydicom."""
+    file = io.BufferedReader(cast("io.RawIOBase", file)) if isinstance(file, io.RawIOBase) else file
+    file.seek(_PREAMBLE + len(_MARK))
     meta = _elements(file, size, implicit=False, little=True, meta=True)
     syntax = _uid(meta, _TRANSFER_SYNTAX_UID)
     if syntax not in _NATIVE:
@@ -115,10 +136,8 @@ def read_instance(file: BinaryIO) -> Instance:
     if syntax == _DEFLATED:
         inflated = _inflate(file.read())
         file, size = io.BytesIO(inflated), len(inflated)
-    elements = _elements(
-        file, size, implicit=syntax == _IMPLICIT, little=syntax != _BIG_ENDIAN, meta=False
-    )
-    return _instance(elements, syntax)
+    implicit, little = syntax == _IMPLICIT, syntax != _BIG_ENDIAN
+    return _elements(file, size, implicit=implicit, little=little, meta=False), syntax
 
 
 def stored_values(data: bytes, pixels: PixelFormat) -> npt.NDArray[np.int16 | np.uint16]:
@@ -160,13 +179,15 @@ def modality_values(
 ) -> Image:
     """Return stored values turned (MONOCHROME1) and rescaled, in the dtype of the file.
 
+    It is `stored` itself, not a copy, where nothing is to be done.
+
     References
     ----------
     DICOM PS3.3 C.7.6.3.1.2 (photometric interpretation) and C.11.1.1.2 (modality LUT).
     """
     slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
     if not pixels.is_inverted and (slope, intercept) == (1.0, 0.0):
-        return stored.astype(dtype)
+        return stored.astype(dtype, copy=False)
     values = stored.astype(np.int64)
     if pixels.is_inverted:
         values = sum(stored_range(pixels)) - values
@@ -210,7 +231,7 @@ def _elements(
     found: dict[int, Element] = {}
     end = file.tell()
     for tag, element in _walk(file, implicit=implicit, little=little, meta=meta):
-        if element.offset + element.length > size and element.length != _UNDEFINED:
+        if element.offset + element.length > size and element.length != UNDEFINED:
             raise _truncated()
         if tag in _KEYWORDS:
             if tag in found:
@@ -252,9 +273,9 @@ def _walk(
                 "image-unreadable", "its data elements cannot be read. Export it again."
             ) from error
         if isinstance(raw, RawDataElement):
-            yield int(raw.tag), Element(raw.VR, raw.value, raw.value_tell, raw.length)
+            yield int(raw.tag), Element(raw.VR or "", raw.value, raw.value_tell, raw.length)
         else:  # a sequence of undefined length, already read
-            yield int(raw.tag), Element(raw.VR, None, 0, 0)
+            yield int(raw.tag), Element(raw.VR or "", None, 0, 0)
 
 
 def _truncated() -> ImageError:
@@ -338,7 +359,7 @@ def _require_pixel_data(elements: dict[int, Element]) -> Element:
             raise ImageError("image-unsupported-encoding", "has floating point pixels.")
         raise ImageError("image-no-pixels", "has no PixelData. Export it with its image.")
     pixel_data = elements[_PIXEL_DATA]
-    if pixel_data.length == _UNDEFINED:
+    if pixel_data.length == UNDEFINED:
         raise ImageError(
             "image-unsupported-encoding",
             "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",

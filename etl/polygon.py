@@ -42,7 +42,8 @@ def _signed_area(vertices: Vertices) -> float:
         return 0.0
     # From the first vertex, so that a small polygon far from the origin loses no digits.
     x, y = (vertices - vertices[0]).T
-    cross = x * np.roll(y, -1) - np.roll(x, -1) * y
+    # The edge that closes the polygon ends at the origin and adds nothing.
+    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
     return math.fsum(cross.tolist()) / 2
 
 

@@ -1,8 +1,10 @@
 """Polygon → mask → label map; pure NumPy, and Pillow for the rule that is Pillow's own."""
 
+import math
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
@@ -56,7 +58,8 @@ def label_map(
         mask = rasterise(contour.vertices, rows, columns, rule)
         if not mask.any():
             empty.append(contour.kind)
-        labels[mask] = 1 if len(kinds) == 1 else 1 + kinds.index(contour.kind)
+        code = 1 if len(kinds) == 1 else 1 + kinds.index(contour.kind)
+        np.copyto(labels, np.uint8(code), where=mask)
     return labels, empty
 
 
@@ -67,26 +70,38 @@ def _even_odd(vertices: Vertices, rows: int, columns: int) -> Mask:
     to the right change sides. Both rules are half-open, so that polygons which share an edge share
     no pixel and leave none out.
     """
-    ends = np.roll(vertices, -1, axis=0)
+    ends = np.concatenate((vertices[1:], vertices[:1]))
     is_up = ends[:, 1] < vertices[:, 1]
     # From the upper end down, so that an edge is cut alike whichever way it is drawn.
     x0, y0 = np.where(is_up[:, None], ends, vertices).T
     x1, y1 = np.where(is_up[:, None], vertices, ends).T
-    first = np.clip(np.ceil(y0), 0, rows).astype(np.int64)
-    n_crossed = np.clip(np.ceil(y1), 0, rows).astype(np.int64) - first
-    toggles = np.zeros(rows * (columns + 1), np.int64)
+    first = np.ceil(y0).clip(0, rows).astype(np.int64)
+    n_crossed = np.ceil(y1).clip(0, rows).astype(np.int64) - first
+    # All that changes lies between the outermost vertices; one column more takes what is cut off.
+    top, bottom = int(first.min()), int((first + n_crossed).max())
+    left, right = _outermost(vertices[:, 0], columns)
+    width = right - left + 1
+    toggles = np.zeros((bottom - top) * width, np.int64)
     for edges in _blocks(n_crossed):
         count = n_crossed[edges]
         edge = np.repeat(np.arange(edges.start, edges.stop), count)
         row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
         x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-        column = np.clip(np.ceil(x), 0, columns).astype(np.int64)
-        toggles += np.bincount(row * (columns + 1) + column, minlength=len(toggles))
-    parity = np.cumsum(toggles.reshape(rows, columns + 1)[:, :columns], axis=1) & 1
-    return parity.astype(np.bool_)
+        column = np.ceil(x).clip(left, right).astype(np.int64)
+        toggles += np.bincount((row - top) * width + column - left, minlength=len(toggles))
+    parity = np.cumsum(toggles.reshape(-1, width)[:, :-1], axis=1) & 1
+    mask = np.zeros((rows, columns), np.bool_)
+    mask[top:bottom, left:right] = parity
+    return mask
 
 
-def _blocks(n_crossed: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[slice]:
+def _outermost(x: npt.NDArray[np.float64], columns: int) -> tuple[int, int]:
+    """Return the columns that a polygon spans, as far as the image has them: [left, right)."""
+    left, right = (min(max(math.ceil(end), 0), columns) for end in (x.min(), x.max()))
+    return left, right
+
+
+def _blocks(n_crossed: npt.NDArray[np.int64]) -> list[slice]:
     """Return slices of the edges, each with some `_BLOCK` crossings."""
     total = np.cumsum(n_crossed)
     n_blocks = int(total[-1]) // _BLOCK + 1

@@ -7,7 +7,7 @@ import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,48 +52,48 @@ def render(root: Path, options: BuildOptions, plan: Plan, task: tuple[bytes, int
     """
     pickled, first_row, first_vertex = task
     samples: list[Sample] = pickle.loads(pickled)  # noqa: S301  our own, from `examine`
-    images = np.zeros((len(samples), options.rows, options.columns), plan.image_dtype)
-    masks = np.zeros(images.shape, np.uint8)
-    manifest: list[dict[str, str | int | float]] = []
-    findings: list[Finding] = []
-    is_good: list[bool] = []
-    for sample, image, mask in zip(samples, images, masks, strict=True):
-        found = _render_one(root, sample, options, image, mask, manifest)
-        findings += found
-        is_good.append(not found)
+    rows = [_render_one(root, sample, options, plan.image_dtype) for sample in samples]
+    hole = np.zeros((options.rows, options.columns), plan.image_dtype)
+    # Bad rows are filled too, to keep the place of the others; they are taken out at the end.
+    images = [row.image if isinstance(row, _Row) else hole for row in rows]
+    masks = [row.mask if isinstance(row, _Row) else hole.astype(np.uint8) for row in rows]
     write_rows(plan, layout.IMAGES, first_row, images)
     write_rows(plan, layout.MASKS, first_row, masks)
     vertices = np.concatenate([c.vertices for sample in samples for c in sample.contours])
-    write_rows(plan, "contours/x", first_vertex, vertices[:, 0])
-    write_rows(plan, "contours/y", first_vertex, vertices[:, 1])
-    contours = [[(c.label, len(c.vertices)) for c in sample.contours] for sample in samples]
-    return Rendered(is_good, _columns(manifest), contours, findings)
+    for axis, name in enumerate(("contours/x", "contours/y")):
+        write_rows(plan, name, first_vertex, [vertices[:, axis].copy()])
+    return Rendered(
+        is_good=[isinstance(row, _Row) for row in rows],
+        manifest=_columns([row.manifest for row in rows if isinstance(row, _Row)]),
+        contours=[[(c.label, len(c.vertices)) for c in sample.contours] for sample in samples],
+        findings=[finding for row in rows if not isinstance(row, _Row) for finding in row],
+    )
+
+
+class _Row(NamedTuple):
+    image: Image
+    mask: LabelMap
+    manifest: dict[str, str | int | float]
 
 
 def _render_one(
-    root: Path,
-    sample: Sample,
-    options: BuildOptions,
-    image: Image,
-    mask: LabelMap,
-    manifest: list[dict[str, str | int | float]],
-) -> list[Finding]:
-    """Fill one row in place and append its manifest entry, or return why it cannot be."""
+    root: Path, sample: Sample, options: BuildOptions, dtype: str
+) -> _Row | list[Finding]:
+    """Return one row, or the findings that say why it cannot be."""
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
-        image[...] = modality_values(stored_values(data, pixels), pixels, image.dtype)
+        image = modality_values(stored_values(data, pixels), pixels, dtype)
     except SourceError as error:
         return [Finding(error.code, link.dicom_path, error.message)]
-    mask[...], empty = label_map(
+    mask, empty = label_map(
         sample.contours, options.contours, options.rows, options.columns, options.rasterizer
     )
     if empty:
         paths = dict(link.contour_paths())
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
         return [Finding("mask-empty", paths[kind], message) for kind in empty]
-    manifest.append(_manifest_row(sample, data, image, mask))
-    return []
+    return _Row(image, mask, _manifest_row(sample, data, image, mask))
 
 
 def _read_unchanged(root: Path, sample: Sample) -> bytes:
@@ -111,7 +111,6 @@ def _manifest_row(
     link, instance = sample.link, sample.instance
     statistics = image_statistics(image)
     contours = {contour.kind: contour for contour in sample.contours}
-    n_pixels = np.bincount(mask.ravel(), minlength=3)
     row: dict[str, str | int | float] = {
         "patient_id": link.patient_id,
         "original_id": link.original_id,
@@ -135,10 +134,9 @@ def _manifest_row(
         "std": statistics.std,
         "p01": statistics.p01,
         "p99": statistics.p99,
-        "n_pixels_1": int(n_pixels[1]),
-        "n_pixels_2": int(n_pixels[2]),
         "row_xxh3": _row_digest(sample, image, mask),
     }
+    row |= {f"n_pixels_{code}": int(np.count_nonzero(mask == code)) for code in (1, 2)}
     axes = "xyz"
     row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
     for half, name in enumerate(("row", "column")):

@@ -63,11 +63,13 @@ def pooled_moments(
 def _histogram(image: Image) -> tuple[_Values, _Counts]:
     """Return the distinct values of an image in order, and how often each occurs."""
     if image.dtype.kind != "f":
-        lowest = int(image.min())
-        if int(image.max()) - lowest < _HISTOGRAM_SPAN:
-            counts = np.bincount(image.ravel().astype(np.int64) - lowest)
+        lowest = image.min()
+        if int(image.max()) - int(lowest) < _HISTOGRAM_SPAN:
+            unsigned = np.dtype(f"u{image.dtype.itemsize}")
+            above = np.subtract(image.view(unsigned), lowest.view(unsigned))  # modulo 2**bits
+            counts = np.bincount(above.ravel())
             values = np.flatnonzero(counts)
-            return values + lowest, counts[values]
+            return values + int(lowest), counts[values]
     values, counts = np.unique(image, return_counts=True)
     if image.dtype.kind == "f":
         return values.astype(np.float64), counts

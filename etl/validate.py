@@ -39,8 +39,8 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
     ContourError
         Fewer than three distinct vertices, or the whole polygon outside the image.
     """
-    n_distinct = len(np.unique(vertices, axis=0))
-    if n_distinct < MIN_VERTICES:
+    if not _has_three_points(vertices):
+        n_distinct = len(np.unique(vertices, axis=0))
         raise ContourError(
             "contour-too-few-points",
             f"has {n_distinct} distinct points, expected {MIN_VERTICES} or more. Draw it again.",
@@ -61,3 +61,11 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
         return []
     message = f"{share:.1%} of its area lies outside the {rows}x{columns} image and is cut off."
     return [Finding("contour-partly-outside", path, message)]
+
+
+def _has_three_points(vertices: Vertices) -> bool:
+    """Say whether three vertices differ; sooner done than counting all that do."""
+    if len(vertices) < MIN_VERTICES:
+        return False
+    others = vertices[(vertices != vertices[0]).any(axis=1)]
+    return len(others) > 0 and bool((others != others[0]).any())

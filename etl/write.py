@@ -28,6 +28,7 @@ from loader import layout
 from loader.layout import Attribute
 
 _BLOCK_BYTES: Final = 8 << 20
+_MAX_VIEWS: Final = 512  # in one call; POSIX systems take 1024
 _MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; HDF5 cuts it off
 _LIBVER: Final = ("v110", "v110")  # checksummed metadata; the default's reads back wrong in silence
 
@@ -138,14 +139,18 @@ def create(
     return replace(plan, offsets=offsets)
 
 
-def write_rows(plan: Plan, name: str, first: int, data: npt.NDArray[np.generic]) -> None:
-    """Write `data` as the rows from `first` on of one big dataset; any process may."""
+def write_rows(plan: Plan, name: str, first: int, rows: Sequence[npt.NDArray[np.generic]]) -> None:
+    """Write rows of one big dataset from row `first` on; any process may, at any time."""
     offset = plan.offsets[name] + first * plan.row_bytes[name]
-    view = np.ascontiguousarray(data).data.cast("B") if data.size else memoryview(b"")
+    views = [np.ascontiguousarray(row).data.cast("B") for row in rows if row.size]
     with open(plan.path, "r+b", buffering=0) as file:
-        while view:
-            written = _write_at(file.fileno(), view, offset)
-            view, offset = view[written:], offset + written
+        while views:
+            written = _write_at(file.fileno(), views, offset)
+            offset += written
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if written:
+                views[0] = views[0][written:]
 
 
 def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int]]) -> Plan:
@@ -279,11 +284,12 @@ def _reserve(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _write_at(descriptor: int, view: memoryview, offset: int) -> int:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, view, offset)
+def _write_at(descriptor: int, views: list[memoryview], offset: int) -> int:
+    """Write the first of the views, as many as the system takes; return the bytes written."""
+    if hasattr(os, "pwritev"):
+        return os.pwritev(descriptor, views[:_MAX_VIEWS], offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.write(descriptor, view)
+    return os.write(descriptor, views[0])
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

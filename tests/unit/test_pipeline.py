@@ -355,7 +355,7 @@ class TestOutput:
         assert (tmp_path / "out.h5").is_symlink()
         assert open_dataset(tmp_path / "disk" / "big.h5").images.shape[0] == 6
 
-    @pytest.mark.parametrize("place", ["posix_fallocate", "pwrite", "fsync"])
+    @pytest.mark.parametrize("place", ["posix_fallocate", "pwritev", "fsync"])
     def test_a_full_disk_is_told_and_leaves_the_old_file(self, root, tmp_path, place, monkeypatch):
         out = tmp_path / "out.h5"
         out.write_bytes(b"precious")

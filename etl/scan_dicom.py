@@ -1,0 +1,193 @@
+"""The quick way through a DICOM data set: finds elements and steps over all else.
+
+It knows Explicit and Implicit VR Little Endian (DICOM PS3.5 annex A.1 and A.2) and what PS3.5
+chapter 7 says of data elements; whatever it does not understand with certainty it leaves to
+pydicom by returning None. It never reads beyond the bytes that it has, and each step moves on.
+
+    7.1     tags rise, so none stands twice
+    7.1.2   Explicit VR: tag, VR, then a 16-bit length, or two reserved bytes and a 32-bit length
+    7.1.3   Implicit VR: tag, then a 32-bit length
+    7.5     sequences of defined length are stepped over whole; those of undefined length item by
+            item to their delimiter, nested ones too
+"""
+
+import struct
+from collections.abc import Container
+from typing import Final, NamedTuple
+
+UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
+
+_SHORT: Final = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)  # 16-bit length
+_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
+_EXPLICIT: Final = struct.Struct("<HH2sH")
+_IMPLICIT: Final = struct.Struct("<HHL")
+
+_PIXEL_DATA: Final = 0x7FE00010
+_META: Final = range(0x00020000, 0x00030000)  # the tags of the file meta information
+_ALL: Final = range(1 << 32)
+_ITEM: Final = 0xFFFEE000
+_ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
+_SEQUENCE_END: Final = 0xFFFEE0DD
+_MAX_DEPTH: Final = 16  # of sequences in sequences
+
+_UNSURE: Final = -1  # in the place of an offset: not understood with certainty
+
+
+class Element(NamedTuple):
+    """One data element as it lies in the file; `value` is None where it was stepped over."""
+
+    vr: str  # empty where the encoding is implicit
+    value: bytes | None
+    offset: int
+    length: int
+
+
+def scan_meta(head: bytes, offset: int) -> tuple[dict[int, Element], int] | None:
+    """Return the elements of the file meta information and where the data set begins.
+
+    Parameters
+    ----------
+    head : bytes
+        The first bytes of the file.
+    offset : int
+        Where group 2 begins: behind the preamble and "DICM".
+
+    References
+    ----------
+    DICOM PS3.10 7.1: always Explicit VR Little Endian; (0002,0000) gives the length of the rest.
+    """
+    length = 12  # of the group length element itself
+    if len(head) < offset + length or head[offset : offset + 8] != b"\2\0\0\0UL\4\0":
+        return None
+    end = offset + length + _length_at(head, offset + 8)
+    if end > len(head):
+        return None
+    found: dict[int, Element] = {}
+    stop = _walk(head, offset, end, len(head), found, _ALL, implicit=False)
+    return (found, end) if stop == end and all(tag in _META for tag in found) else None
+
+
+def scan(
+    head: bytes, offset: int, size: int, wanted: Container[int], *, implicit: bool
+) -> dict[int, Element] | None:
+    """Return the wanted elements of a data set that ends with its pixels.
+
+    Parameters
+    ----------
+    head : bytes
+        The first bytes of the file, up to the pixels at least.
+    offset : int
+        Where the data set begins.
+    size : int
+        Bytes of the whole file.
+    wanted : container of int
+        Tags to return, as 32-bit numbers.
+
+    Returns
+    -------
+    dict or None
+        Tag → element; PixelData without its value. None where pydicom must look at it: a walk that
+        does not end with PixelData at the very end of the file, or anything out of the ordinary.
+    """
+    found: dict[int, Element] = {}
+    end = _walk(head, offset, len(head), size, found, wanted, implicit=implicit)
+    return found if end == size and _PIXEL_DATA in found else None
+
+
+def _length_at(head: bytes, offset: int) -> int:
+    return int.from_bytes(head[offset : offset + 4], "little")
+
+
+def _walk(
+    head: bytes,
+    offset: int,
+    end: int,
+    size: int,
+    found: dict[int, Element],
+    wanted: Container[int],
+    *,
+    implicit: bool,
+) -> int:
+    """Add wanted elements from `offset` on; return where the walk ended.
+
+    It ends at `end`, or behind PixelData, whose value may lie beyond the head.
+    """
+    previous = -1
+    while offset + 8 <= end:
+        tag, vr, length, offset = _read_header(head, offset, end, implicit=implicit)
+        if tag <= previous:
+            return _UNSURE
+        previous = tag
+        if length == UNDEFINED and tag != _PIXEL_DATA and (implicit or vr == b"SQ"):
+            offset = _skip_items(head, offset, end, implicit=implicit, depth=1)
+            if offset == _UNSURE:
+                return _UNSURE
+            continue
+        if length > size - offset:  # undefined length is more than any file has
+            return _UNSURE
+        value_end = offset + length
+        if tag == _PIXEL_DATA:
+            found[tag] = Element(vr.decode(), None, offset, length)
+            return value_end
+        if tag in wanted:
+            if value_end > end:
+                return _UNSURE
+            found[tag] = Element(vr.decode(), head[offset:value_end], offset, length)
+        offset = value_end
+    return offset if offset == end else _UNSURE
+
+
+def _read_header(
+    head: bytes, offset: int, end: int, *, implicit: bool
+) -> tuple[int, bytes, int, int]:
+    """Return tag, VR, length and where the value begins; the tag is -1 where it is unsure."""
+    if implicit:
+        group, number, length = _IMPLICIT.unpack_from(head, offset)
+        return group << 16 | number, b"", length, offset + 8
+    group, number, vr, length = _EXPLICIT.unpack_from(head, offset)
+    if vr in _SHORT:
+        return group << 16 | number, vr, length, offset + 8
+    if vr in _LONG and length == 0 and offset + 12 <= end:  # the two reserved bytes
+        return group << 16 | number, vr, _length_at(head, offset + 8), offset + 12
+    return _UNSURE, vr, 0, offset
+
+
+def _skip_items(head: bytes, offset: int, end: int, *, implicit: bool, depth: int) -> int:
+    """Return where a sequence of undefined length ends (PS3.5 7.5)."""
+    while depth <= _MAX_DEPTH and offset + 8 <= end:
+        group, number, length = _IMPLICIT.unpack_from(head, offset)
+        tag, offset = group << 16 | number, offset + 8
+        if tag == _SEQUENCE_END:
+            return offset if length == 0 else -1
+        if tag != _ITEM:
+            return _UNSURE
+        if length != UNDEFINED:
+            offset += length
+            continue
+        offset = _skip_item(head, offset, end, implicit=implicit, depth=depth)
+        if offset == _UNSURE:
+            return _UNSURE
+    return _UNSURE
+
+
+def _skip_item(head: bytes, offset: int, end: int, *, implicit: bool, depth: int) -> int:
+    """Return where an item of undefined length ends."""
+    previous = -1
+    while offset + 8 <= end:
+        if head[offset : offset + 8] == _ITEM_DELIMITER:
+            return offset + 8
+        tag, vr, length, offset = _read_header(head, offset, end, implicit=implicit)
+        if tag <= previous:
+            return _UNSURE
+        previous = tag
+        if length != UNDEFINED:
+            offset += length
+        elif implicit or vr == b"SQ":
+            offset = _skip_items(head, offset, end, implicit=implicit, depth=depth + 1)
+        else:
+            return _UNSURE
+        if offset == _UNSURE:
+            return _UNSURE
+    return _UNSURE
