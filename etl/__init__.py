@@ -1,5 +1,6 @@
 """dicom-etl: a folder of DICOM images and drawn contours → one HDF5 file."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from loader.layout import VERSION as __version__  # noqa: N811  the customary name
@@ -23,6 +24,4 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `import etl` alone stays quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'etl' has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -15,8 +15,8 @@ import xxhash
 from etl import split, write
 from etl.model import FLAG_CODES, SEVERITY_ORDER, BuildOptions, Finding
 from etl.render import Columns, Rendered
+from etl.rows import Plan, strings
 from etl.statistics import pooled_moments
-from etl.write import Plan, strings
 from loader import layout
 from loader.layout import Attribute
 
@@ -38,11 +38,19 @@ class BuildResult:
 def assemble(
     plan: Plan,
     parts: list[Rendered],
+    contours: npt.NDArray[np.int64],
     counts: dict[str, int],
     findings: list[Finding],
     options: BuildOptions,
 ) -> BuildResult:
-    """Write everything but pixels and vertices, which lie in the file already."""
+    """Write everything but pixels and vertices, which lie in the file already.
+
+    Parameters
+    ----------
+    contours : int64 array, shape (n, 3)
+        (row, label, number of vertices), the rows counted before bad ones were taken out.
+    """
+    is_good = np.array([good for part in parts for good in part.is_good])
     manifest = _joined([part.manifest for part in parts if any(part.is_good)])
     findings = sorted(findings, key=_order)
     rows = _rows_of(findings, manifest)
@@ -56,7 +64,7 @@ def assemble(
         plan,
         {
             "manifest": manifest,
-            "contours": _contours(parts),
+            "contours": _contours(contours, is_good),
             "findings": {
                 "severity": strings([finding.severity for finding in findings]),
                 "code": strings([finding.code for finding in findings]),
@@ -113,17 +121,15 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
     return flags
 
 
-def _contours(parts: list[Rendered]) -> Columns:
-    """Return the index of the vertices: which row and label, where and how many."""
-    good = [
-        contours
-        for part in parts
-        for is_good, contours in zip(part.is_good, part.contours, strict=True)
-        if is_good
-    ]
-    index = [(row, *contour) for row, contours in enumerate(good) for contour in contours]
-    row, label, length = np.array(index, np.int64).T
-    return {"row": row, "label": label, "start": np.cumsum(length) - length, "length": length}
+def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -> Columns:
+    """Return the index of the vertices that were kept: which row and label, where and how many."""
+    row, label, length = contours[is_good[contours[:, 0]]].T
+    return {
+        "row": (np.cumsum(is_good) - 1)[row],
+        "label": label,
+        "start": np.cumsum(length) - length,
+        "length": length,
+    }
 
 
 def _labels(options: BuildOptions) -> dict[str, str]:

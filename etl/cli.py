@@ -18,6 +18,8 @@ from etl.errors import EtlError
 from loader.layout import VERSION
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from etl.model import Finding, Kind, Rasterizer
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
@@ -162,6 +164,11 @@ def cli() -> None:
     help="Your own split: patient_id,split[,fold].",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: all cores]")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Work on a Dask cluster instead, over a shared file system.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
@@ -184,6 +191,7 @@ def build(
     folds: int | None,
     split_file: Path | None,
     workers: int | None,
+    scheduler: str | None,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -195,13 +203,18 @@ def build(
     One bad file never stops the build: it is left out and listed. OUT appears only when it is
     whole.
     """
-    if split is not None and split_file is not None:
-        raise click.UsageError("--split and --split-file exclude each other: give one of them.")
+    _check_together(
+        {"--split": split, "--split-file": split_file},
+        {"--workers": workers, "--scheduler": scheduler},
+        {"--quiet": quiet or None, "--verbose": verbose or None},
+    )
     if partial and len(_CONTOURS[contours]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    if quiet and verbose:
-        raise click.UsageError("--quiet and --verbose exclude each other: give one of them.")
     from etl import engine
+
+    n_workers = workers or engine.available_cores()
+    if scheduler is None:
+        engine.start_early(n_workers)
     from etl.model import BuildOptions
     from etl.pipeline import RejectedError
     from etl.pipeline import build as build_file
@@ -219,8 +232,7 @@ def build(
         folds=folds,
         split_file=str(split_file) if split_file else None,
     )
-    n_workers = workers or engine.available_cores()
-    with _log(log_file, out) as log:
+    with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.write(f"dicom-etl {VERSION} build {data} {out}\n")
         try:
             result = build_file(
@@ -228,6 +240,7 @@ def build(
                 out,
                 options,
                 workers=n_workers,
+                executor=executor,
                 force=force,
                 strict=strict,
                 progress=not quiet,
@@ -334,6 +347,25 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
         f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
         f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
     )
+
+
+def _check_together(*pairs: dict[str, object]) -> None:
+    """Require that of two options that exclude each other one is given at most."""
+    for pair in pairs:
+        if all(value is not None for value in pair.values()):
+            raise click.UsageError(f"{' and '.join(pair)} exclude each other: give one of them.")
+
+
+@contextmanager
+def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor | None, int]]":
+    """Yield the Dask cluster's executor and size, or none and the number of local workers."""
+    if scheduler is None:
+        yield None, n_workers
+        return
+    from etl.engine import dask_executor
+
+    with dask_executor(scheduler) as (executor, n_tasks):
+        yield executor, n_tasks
 
 
 @contextmanager

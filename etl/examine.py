@@ -4,7 +4,7 @@ Runs in workers, on stretches of the list of links.
 """
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from etl import parse_contour, parse_dicom, validate
@@ -28,6 +29,7 @@ from etl.model import (
     Link,
     Sample,
     ValueRange,
+    Vertices,
 )
 from etl.parse_dicom import modality_range
 
@@ -38,14 +40,15 @@ _MAX_DICOM_BYTES: Final = 1 << 31
 class Examined:
     """The good samples of a stretch of links, in order, and the findings on all of them."""
 
-    samples: bytes  # pickled list[Sample]: opened again only by the worker that renders them
-    n_samples: int
-    n_vertices: int
+    n_links: int
+    samples: list[bytes]  # pickled: each is opened again only by the worker that renders it
+    contours: npt.NDArray[np.int64]  # (n, 3): position in `samples`, label, number of vertices
+    vertices: Vertices  # of all these contours, one after the other
     values: ValueRange  # over the samples
     findings: list[Finding]
 
 
-def examine(root: Path, options: BuildOptions, links: Iterable[Link]) -> Examined:
+def examine(root: Path, options: BuildOptions, links: Sequence[Link]) -> Examined:
     """Parse headers and contours; return what can become rows.
 
     All of a link's files are looked at even where one is bad, so that one run tells everything.
@@ -74,11 +77,29 @@ def examine(root: Path, options: BuildOptions, links: Iterable[Link]) -> Examine
         else:
             findings += warnings
             samples.append(Sample(link, instance, identity, tuple(contours)))
+    return _packed(len(links), samples, findings)
+
+
+def lost(links: Sequence[Link]) -> Examined:
+    """Return what stands for links on which process after process died."""
+    why = "the process that read it died, three times. Look at the file; is memory short?"
+    findings = [Finding("image-unreadable", link.dicom_path, why) for link in links]
+    return _packed(len(links), [], findings)
+
+
+def _packed(n_links: int, samples: list[Sample], findings: list[Finding]) -> Examined:
+    contours = [
+        (position, contour.label, len(contour.vertices))
+        for position, sample in enumerate(samples)
+        for contour in sample.contours
+    ]
+    vertices = [contour.vertices for sample in samples for contour in sample.contours]
     ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
     return Examined(
-        samples=pickle.dumps(samples, pickle.HIGHEST_PROTOCOL),
-        n_samples=len(samples),
-        n_vertices=sum(len(c.vertices) for sample in samples for c in sample.contours),
+        n_links=n_links,
+        samples=[pickle.dumps(sample, pickle.HIGHEST_PROTOCOL) for sample in samples],
+        contours=np.array(contours, np.int64).reshape(-1, 3),
+        vertices=np.concatenate([np.empty((0, 2)), *vertices]),
         values=reduce(or_, ranges, EMPTY_RANGE),
         findings=findings,
     )

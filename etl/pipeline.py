@@ -1,30 +1,34 @@
 """The stages of a build, in order: discover → examine → plan → render → assemble.
 
-The coordinator holds one line per pair: pixels and vertices go from the worker that made them
-straight into the file.
+The coordinator holds one line per pair: pixels go from the worker that made them straight into the
+file.
 """
 
+import contextlib
 import functools
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from etl import engine, split, write
+from etl import examine, render, split, write
 from etl.assemble import BuildResult, assemble
+from etl.engine import Work, foreign_engine, local_engine
 from etl.errors import EtlError
-from etl.examine import Examined, examine
 from etl.link_csv import discover
-from etl.model import EMPTY_RANGE, BuildOptions, Finding, ValueRange
+from etl.model import BuildOptions, Finding, Link
 from etl.parse_dicom import image_dtype
-from etl.render import Rendered, render
+from etl.rows import Plan
+from etl.stock import Stock
 
 _CHUNK_PAIRS: Final = 32
 _CHUNK_BYTES: Final = 16 << 20  # of images that one worker holds
-_SPOOL_BYTES: Final = 8 << 20  # of examined samples kept in memory; the rest waits in a file
+_PAGE_BYTES: Final = 4096
 _EXAMPLES: Final = 3
 
 
@@ -40,45 +44,13 @@ class RejectedError(EtlError):
         return str(self.args[0])
 
 
-@dataclass(slots=True)
-class _Stock:
-    """Examined samples, waiting in a spool file for their turn."""
-
-    spool: IO[bytes]
-    findings: list[Finding]
-    values: ValueRange = EMPTY_RANGE
-    chunks: list[tuple[int, int, int]] = field(default_factory=list)  # samples, vertices, bytes
-
-    def add(self, examined: Examined) -> None:
-        self.findings += examined.findings
-        self.values |= examined.values
-        if examined.n_samples:
-            n_bytes = self.spool.write(examined.samples)
-            self.chunks.append((examined.n_samples, examined.n_vertices, n_bytes))
-
-    @property
-    def n_samples(self) -> int:
-        return sum(n_samples for n_samples, _, _ in self.chunks)
-
-    @property
-    def n_vertices(self) -> int:
-        return sum(n_vertices for _, n_vertices, _ in self.chunks)
-
-    def tasks(self) -> Iterator[tuple[bytes, int, int]]:
-        """Yield (pickled samples, first row, first vertex) of each chunk."""
-        self.spool.seek(0)
-        first_row = first_vertex = 0
-        for n_samples, n_vertices, n_bytes in self.chunks:
-            yield self.spool.read(n_bytes), first_row, first_vertex
-            first_row, first_vertex = first_row + n_samples, first_vertex + n_vertices
-
-
 def build(
     data: str | Path,
     out: str | Path,
     options: BuildOptions | None = None,
     *,
     workers: int = 1,
+    executor: Executor | None = None,
     force: bool = False,
     strict: bool = False,
     progress: bool = False,
@@ -94,7 +66,10 @@ def build(
     options : BuildOptions, optional
         What the file's content depends on.
     workers : int
-        Processes; 1 works in this one. The file is the same whatever their number.
+        Processes on this machine; 1 works in this one. The file is the same whatever their number.
+    executor : concurrent.futures.Executor, optional
+        Where to work instead; its workers must see `data` and the folder of `out` under the same
+        paths. `workers` then says how many tasks it does at a time.
     force : bool
         Replace an existing `out`.
     strict : bool
@@ -112,48 +87,80 @@ def build(
         Nothing was written, and `out` is as it was.
     """
     options = options or BuildOptions()
-    root, out = Path(data), Path(out)
+    root, out = Path(data).absolute(), Path(out).absolute()
     out = out.resolve() if out.is_symlink() else out
     write.check_target(out, force=force)
     if options.split_file is not None:
         split.read_split_file(Path(options.split_file))  # a bad one shows before the work
     found = discover(root, options.contours, partial=options.partial)
-    links = found.links
-    size = max(1, min(_CHUNK_PAIRS, _CHUNK_BYTES // (options.rows * options.columns * 4)))
-    chunks = [links[start : start + size] for start in range(0, len(links), size)]
+    write.check_space(out, len(found.links) * options.rows * options.columns)
+    size = _chunk_pairs(options)
+    chunks = [found.links[first : first + size] for first in range(0, len(found.links), size)]
     bar = functools.partial(tqdm, unit=" pairs", disable=None if progress else True)
     with (
-        engine.local_executor(min(workers, len(chunks))) as executor,
-        tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool,
+        contextlib.closing(Stock(found.findings)) as stock,
         write.replacing(out, force=force) as path,
+        foreign_engine(executor, workers, root, path)
+        if executor
+        else local_engine(min(workers, len(chunks))) as engine,
     ):
-        run = functools.partial(engine.in_order, executor, workers)
-        stock = _Stock(spool, found.findings)
-        with bar(desc="1/2 headers and contours", total=len(links)) as shown:
-            examined = run(functools.partial(examine, root, options), chunks)
-            for chunk, result in zip(chunks, examined, strict=True):
-                stock.add(result)
-                shown.update(len(chunk))
-        _require_rows(stock.n_samples, stock.findings, strict=strict)
+        with bar(desc="1/2 headers and contours", total=len(found.links)) as shown:
+            for examined in engine.run(_examining(root, options), chunks):
+                stock.add(examined)
+                shown.update(examined.n_links)
+        _require_rows(len(stock), stock.findings, strict=strict)
         plan = write.create(
             path,
-            stock.n_samples,
+            len(stock),
             options.rows,
             options.columns,
             image_dtype(stock.values),
             stock.n_vertices,
         )
-        parts: list[Rendered] = []
-        with bar(desc="2/2 pixels and masks", total=stock.n_samples) as shown:
-            for part in run(functools.partial(render, root, options, plan), stock.tasks()):
+        stock.write_vertices(plan)
+        parts: list[render.Rendered] = []
+        with bar(desc="2/2 pixels and masks", total=len(stock)) as shown:
+            for part in engine.run(_rendering(root, options, plan), stock.tasks(size)):
                 parts.append(part)
                 shown.update(len(part.is_good))
         findings = stock.findings + [finding for part in parts for finding in part.findings]
-        is_good = [good for part in parts for good in part.is_good]
-        _require_rows(sum(is_good), findings, strict=strict)
-        if not all(is_good):
-            plan = write.keep_rows(plan, *_kept(parts))
-        return assemble(plan, parts, found.counts, findings, options)
+        is_good = np.array([good for part in parts for good in part.is_good])
+        _require_rows(int(is_good.sum()), findings, strict=strict)
+        contours = stock.contours()
+        if not is_good.all():
+            plan = write.keep_rows(plan, *_kept(is_good, contours))
+        return assemble(plan, parts, contours, found.counts, findings, options)
+
+
+def _examining(root: Path, options: BuildOptions) -> Work[Sequence[Link], examine.Examined]:
+    return Work(
+        run=functools.partial(examine.examine, root, options),
+        divide=lambda links: [[link] for link in links],
+        give_up=examine.lost,
+        names=lambda links: [link.dicom_path for link in links],
+    )
+
+
+def _rendering(
+    root: Path, options: BuildOptions, plan: Plan
+) -> Work[tuple[list[bytes], int], render.Rendered]:
+    return Work(
+        run=functools.partial(render.render, root, options, plan),
+        divide=lambda task: [([one], task[1] + place) for place, one in enumerate(task[0])],
+        give_up=render.lost,
+        names=render.names,
+    )
+
+
+def _chunk_pairs(options: BuildOptions) -> int:
+    """Return how many pairs one task has: whole pages of images and masks, where that can be.
+
+    Then no two workers write to one page of the file, which network file systems do not love.
+    """
+    n_pixels = options.rows * options.columns
+    most = max(1, min(_CHUNK_PAIRS, _CHUNK_BYTES // (4 * n_pixels)))
+    whole = _PAGE_BYTES // math.gcd(_PAGE_BYTES, n_pixels)
+    return most - most % whole if whole <= most else most
 
 
 def _require_rows(n_rows: int, findings: list[Finding], *, strict: bool) -> None:
@@ -176,16 +183,10 @@ def _require_rows(n_rows: int, findings: list[Finding], *, strict: bool) -> None
     )
 
 
-def _kept(parts: list[Rendered]) -> tuple[list[int], list[tuple[int, int]]]:
+def _kept(
+    is_good: npt.NDArray[np.bool_], contours: npt.NDArray[np.int64]
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the good rows, and the stretches of vertices that are theirs."""
-    rows: list[int] = []
-    stretches: list[tuple[int, int]] = []
-    row = vertex = 0
-    for part in parts:
-        for is_good, contours in zip(part.is_good, part.contours, strict=True):
-            n_vertices = sum(length for _, length in contours)
-            if is_good:
-                rows.append(row)
-                stretches.append((vertex, vertex + n_vertices))
-            row, vertex = row + 1, vertex + n_vertices
-    return rows, stretches
+    ends = np.cumsum(contours[:, 2])
+    stretches = np.stack([ends - contours[:, 2], ends], axis=1)[is_good[contours[:, 0]]]
+    return np.flatnonzero(is_good).tolist(), [(start, stop) for start, stop in stretches.tolist()]

@@ -19,8 +19,8 @@ from etl.files import open_source, read_all, unchanged_since
 from etl.model import BuildOptions, Finding, Image, LabelMap, Sample
 from etl.parse_dicom import modality_values, stored_values
 from etl.rasterise import label_map
+from etl.rows import Plan, strings, write_rows
 from etl.statistics import image_statistics
-from etl.write import Plan, strings, write_rows
 from loader import layout
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
@@ -28,30 +28,30 @@ Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What one stretch of samples gave."""
+    """What one chunk of samples gave."""
 
     is_good: list[bool]  # by sample; a bad one has findings and no entry in the manifest
     manifest: Columns
-    contours: list[list[tuple[int, int]]]  # by sample, good or not: (label, n_vertices) of each
     findings: list[Finding]
 
 
-def render(root: Path, options: BuildOptions, plan: Plan, task: tuple[bytes, int, int]) -> Rendered:
+def render(
+    root: Path, options: BuildOptions, plan: Plan, task: tuple[list[bytes], int]
+) -> Rendered:
     """Write the rows of consecutive samples and return their manifest columns.
 
     Parameters
     ----------
-    task : (bytes, int, int)
-        Consecutive samples, pickled as `examine` gave them; where in the plan their first row and
-        first vertex stand.
+    task : (list of bytes, int)
+        Consecutive samples, pickled as `examine` gave them, and the row of the first.
 
     Raises
     ------
     OSError
         The rows cannot be written; unlike a bad source, this ends the run.
     """
-    pickled, first_row, first_vertex = task
-    samples: list[Sample] = pickle.loads(pickled)  # noqa: S301  our own, from `examine`
+    pickled, first_row = task
+    samples = map(pickle.loads, pickled)  # our own, from `examine`
     rows = [_render_one(root, sample, options, plan.image_dtype) for sample in samples]
     hole = np.zeros((options.rows, options.columns), plan.image_dtype)
     # Bad rows are filled too, to keep the place of the others; they are taken out at the end.
@@ -59,15 +59,25 @@ def render(root: Path, options: BuildOptions, plan: Plan, task: tuple[bytes, int
     masks = [row.mask if isinstance(row, _Row) else hole.astype(np.uint8) for row in rows]
     write_rows(plan, layout.IMAGES, first_row, images)
     write_rows(plan, layout.MASKS, first_row, masks)
-    vertices = np.concatenate([c.vertices for sample in samples for c in sample.contours])
-    for axis, name in enumerate(("contours/x", "contours/y")):
-        write_rows(plan, name, first_vertex, [vertices[:, axis].copy()])
     return Rendered(
         is_good=[isinstance(row, _Row) for row in rows],
         manifest=_columns([row.manifest for row in rows if isinstance(row, _Row)]),
-        contours=[[(c.label, len(c.vertices)) for c in sample.contours] for sample in samples],
         findings=[finding for row in rows if not isinstance(row, _Row) for finding in row],
     )
+
+
+def lost(task: tuple[list[bytes], int]) -> Rendered:
+    """Return what stands for rows on which process after process died."""
+    why = "the process that rendered it died, three times. Look at the file; is memory short?"
+    samples: list[Sample] = list(map(pickle.loads, task[0]))
+    findings = [Finding("image-unreadable", sample.link.dicom_path, why) for sample in samples]
+    return Rendered([False] * len(samples), {}, findings)
+
+
+def names(task: tuple[list[bytes], int]) -> list[str]:
+    """Return the DICOM paths of a task's samples."""
+    samples: list[Sample] = list(map(pickle.loads, task[0]))
+    return [sample.link.dicom_path for sample in samples]
 
 
 class _Row(NamedTuple):

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -24,37 +25,13 @@ import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError
+from etl.rows import Plan
 from loader import layout
 from loader.layout import Attribute
 
 _BLOCK_BYTES: Final = 8 << 20
-_MAX_VIEWS: Final = 512  # in one call; POSIX systems take 1024
 _MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; HDF5 cuts it off
 _LIBVER: Final = ("v110", "v110")  # checksummed metadata; the default's reads back wrong in silence
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where the big datasets of one file lie, so that any process can write rows into it."""
-
-    path: str
-    n_rows: int
-    rows: int
-    columns: int
-    image_dtype: str
-    n_vertices: int
-    offsets: Mapping[str, int]  # of images, masks, contours/x and contours/y
-
-    @property
-    def row_bytes(self) -> dict[str, int]:
-        """Bytes of one row of each big dataset (one vertex, for the contours)."""
-        n_pixels = self.rows * self.columns
-        return {
-            layout.IMAGES: n_pixels * np.dtype(self.image_dtype).itemsize,
-            layout.MASKS: n_pixels,
-            "contours/x": 8,
-            "contours/y": 8,
-        }
 
 
 def check_target(out: Path, *, force: bool) -> None:
@@ -81,6 +58,23 @@ def check_target(out: Path, *, force: bool) -> None:
             raise EtlError(f"{where}: no permission to write in {folder}.")
     except OSError as error:
         raise _failed(out, error) from error
+
+
+def check_space(out: Path, n_pixels: int) -> None:
+    """Require room for so many pixels of images and masks, before any work.
+
+    Raises
+    ------
+    EtlError
+        Less is free; what `create` reserves later is exact.
+    """
+    needed = n_pixels * (np.dtype(layout.IMAGE_DTYPES[0]).itemsize + 1)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise EtlError(
+            f"Output not written: {out}: no space left (needs {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB free). Free some, or choose another disk."
+        )
 
 
 @contextlib.contextmanager
@@ -137,20 +131,6 @@ def create(
     )
     _reserve(path, end + n_rows * _MANIFEST_ROW_BYTES)
     return replace(plan, offsets=offsets)
-
-
-def write_rows(plan: Plan, name: str, first: int, rows: Sequence[npt.NDArray[np.generic]]) -> None:
-    """Write rows of one big dataset from row `first` on; any process may, at any time."""
-    offset = plan.offsets[name] + first * plan.row_bytes[name]
-    views = [np.ascontiguousarray(row).data.cast("B") for row in rows if row.size]
-    with open(plan.path, "r+b", buffering=0) as file:
-        while views:
-            written = _write_at(file.fileno(), views, offset)
-            offset += written
-            while views and written >= len(views[0]):
-                written -= len(views.pop(0))
-            if written:
-                views[0] = views[0][written:]
 
 
 def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int]]) -> Plan:
@@ -218,12 +198,6 @@ def finish(
             _set_attribute(file, key, value)
 
 
-def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Return text as fixed-length UTF-8; undecodable bytes of file names stay visible."""
-    encoded = [value.encode("utf-8", "backslashreplace") for value in values]
-    return np.array(encoded, dtype=np.bytes_) if encoded else np.empty(0, "S1")
-
-
 def _open(path: Path, mode: str, align_from: int = layout.ALIGNMENT) -> h5py.File:
     """Open for writing; what has `align_from` bytes or more begins on a page of its own."""
     return h5py.File(
@@ -282,14 +256,6 @@ def _reserve(path: Path, size: int) -> None:
                 if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
                     raise
         file.truncate(size)
-
-
-def _write_at(descriptor: int, views: list[memoryview], offset: int) -> int:
-    """Write the first of the views, as many as the system takes; return the bytes written."""
-    if hasattr(os, "pwritev"):
-        return os.pwritev(descriptor, views[:_MAX_VIEWS], offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.write(descriptor, views[0])
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -219,14 +219,14 @@ def test_a_row_that_drops_out_late_leaves_no_hole(root, tmp_path):
 
 
 def test_a_file_that_changes_between_header_and_pixels_is_told(root, tmp_path, monkeypatch):
-    examine = pipeline.examine
+    examine = pipeline.examine.examine
 
     def examine_then_touch(*arguments):
         result = examine(*arguments)
         os.utime(root / "dicoms/P1/2.dcm", (5, 5))
         return result
 
-    monkeypatch.setattr(pipeline, "examine", examine_then_touch)
+    monkeypatch.setattr(pipeline.examine, "examine", examine_then_touch)
     result = build(root, tmp_path / "out.h5")
     assert (result.n_rows, codes(result)) == (5, {"image-changed": 1})
 
@@ -373,7 +373,7 @@ class TestOutput:
         def interrupt(*_arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, "render", interrupt)
+        monkeypatch.setattr(pipeline.render, "render", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(root, tmp_path / "out.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

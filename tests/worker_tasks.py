@@ -1,0 +1,32 @@
+"""Functions that worker processes of the tests run; they must be importable there."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def square(numbers):
+    return [number * number for number in numbers]
+
+
+def square_or_die(numbers):
+    """Die of a task that has a negative number in it."""
+    if min(numbers) < 0:
+        time.sleep(0.02)  # the others of this moment are under way as well
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(numbers)
+
+
+def square_or_die_once(marker, numbers):
+    """Die once in all, where `marker` names a file that does not exist yet."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return square(numbers)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def fail(numbers):
+    raise ZeroDivisionError(str(numbers))
