@@ -112,7 +112,7 @@ def _read_header(root: Path, path: str) -> tuple[Instance, Identity]:
             message = f"has {identity.size} bytes, expected at most {_MAX_DICOM_BYTES}."
             raise SourceError(code, message)
         try:
-            with open(descriptor, "rb", closefd=False) as file:
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return parse_dicom.read_instance(file), identity
         except OSError as error:
             raise cannot_read(error, code) from error

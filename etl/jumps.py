@@ -18,14 +18,14 @@ _Integers: TypeAlias = npt.NDArray[np.int64]
 _Flags: TypeAlias = npt.NDArray[np.bool_]
 
 # Between two neighbours, in radii (median of the patient's contours of the kind). Three real
-# patients drawn by hand have at most 0.04 and 0.14.
+# patients drawn by hand have at most 0.04 and 0.13.
 AREA_JUMP: Final = 0.15  # of the radius of the circle of equal area: a third of the area
-CENTROID_JUMP: Final = 0.3
+CENTROID_JUMP: Final = 0.25
 # At the end of a stack there is no second neighbour, and the apex closes quickly: real ones have up
-# to 0.15 and 0.4.
+# to 0.15 and 0.36.
 END_FACTOR: Final = 3.0
 # Where a data set is drawn more roughly than that, what is usual there decides.
-DEVIATIONS: Final = 8.0  # robust standard deviations of all rows
+DEVIATIONS: Final = 7.0  # robust standard deviations of all rows
 SAME_SLICE: Final = 0.1  # mm between positions: rounding
 NEAR_SLICES: Final = 25.0  # mm: two or three slices of a usual stack; beyond, anatomy differs
 # The times of a phase differ a little from slice to slice, as the heart rate does; end-diastole and

@@ -70,22 +70,23 @@ def _even_odd(vertices: Vertices, rows: int, columns: int) -> Mask:
     to the right change sides. Both rules are half-open, so that polygons which share an edge share
     no pixel and leave none out.
     """
-    ends = np.concatenate((vertices[1:], vertices[:1]))
-    is_up = ends[:, 1] < vertices[:, 1]
+    x0, y0 = vertices.T
+    x1, y1 = np.concatenate((vertices[1:], vertices[:1])).T
     # From the upper end down, so that an edge is cut alike whichever way it is drawn.
-    x0, y0 = np.where(is_up[:, None], ends, vertices).T
-    x1, y1 = np.where(is_up[:, None], vertices, ends).T
-    first = np.ceil(y0).clip(0, rows).astype(np.int64)
-    n_crossed = np.ceil(y1).clip(0, rows).astype(np.int64) - first
+    is_up = y1 < y0
+    x0, x1 = np.where(is_up, x1, x0), np.where(is_up, x0, x1)
+    y0, y1 = np.minimum(y0, y1), np.maximum(y0, y1)
+    first, last = np.ceil((y0, y1)).clip(0, rows).astype(np.int64)
+    n_crossed = last - first
     # All that changes lies between the outermost vertices; one column more takes what is cut off.
-    top, bottom = int(first.min()), int((first + n_crossed).max())
+    top, bottom = int(first.min()), int(last.max())
     left, right = _outermost(vertices[:, 0], columns)
     width = right - left + 1
     toggles = np.zeros((bottom - top) * width, np.int64)
     for edges in _blocks(n_crossed):
         count = n_crossed[edges]
         edge = np.repeat(np.arange(edges.start, edges.stop), count)
-        row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+        row = np.arange(len(edge)) + (first[edges] - np.cumsum(count) + count)[edge - edges.start]
         x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
         column = np.ceil(x).clip(left, right).astype(np.int64)
         toggles += np.bincount((row - top) * width + column - left, minlength=len(toggles))
@@ -104,6 +105,8 @@ def _outermost(x: npt.NDArray[np.float64], columns: int) -> tuple[int, int]:
 def _blocks(n_crossed: npt.NDArray[np.int64]) -> list[slice]:
     """Return slices of the edges, each with some `_BLOCK` crossings."""
     total = np.cumsum(n_crossed)
+    if total[-1] < _BLOCK:
+        return [slice(0, len(n_crossed))]
     n_blocks = int(total[-1]) // _BLOCK + 1
     borders = np.searchsorted(total, np.arange(1, n_blocks) * _BLOCK) + 1
     stops = [*borders.tolist(), len(n_crossed)]

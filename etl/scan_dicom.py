@@ -21,8 +21,8 @@ _SHORT: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )  # 16-bit length
 _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
-_EXPLICIT: Final = struct.Struct("<HH2sH")
-_IMPLICIT: Final = struct.Struct("<HHL")
+_EXPLICIT: Final = struct.Struct("<HH2sH").unpack_from
+_IMPLICIT: Final = struct.Struct("<HHL").unpack_from
 
 _PIXEL_DATA: Final = 0x7FE00010
 _META: Final = range(0x00020000, 0x00030000)  # the tags of the file meta information
@@ -120,14 +120,14 @@ def _walk(
         if tag <= previous:
             return _UNSURE
         previous = tag
-        if length == UNDEFINED and tag != _PIXEL_DATA and (implicit or vr == b"SQ"):
+        value_end = offset + length
+        if value_end > size:  # undefined length, too, is more than any file has
+            if length != UNDEFINED or tag == _PIXEL_DATA or not (implicit or vr == b"SQ"):
+                return _UNSURE
             offset = _skip_items(head, offset, end, implicit=implicit, depth=1)
             if offset == _UNSURE:
                 return _UNSURE
             continue
-        if length > size - offset:  # undefined length is more than any file has
-            return _UNSURE
-        value_end = offset + length
         if tag == _PIXEL_DATA:
             found[tag] = Element(vr.decode(), None, offset, length)
             return value_end
@@ -144,9 +144,9 @@ def _read_header(
 ) -> tuple[int, bytes, int, int]:
     """Return tag, VR, length and where the value begins; the tag is -1 where it is unsure."""
     if implicit:
-        group, number, length = _IMPLICIT.unpack_from(head, offset)
+        group, number, length = _IMPLICIT(head, offset)
         return group << 16 | number, b"", length, offset + 8
-    group, number, vr, length = _EXPLICIT.unpack_from(head, offset)
+    group, number, vr, length = _EXPLICIT(head, offset)
     if vr in _SHORT:
         return group << 16 | number, vr, length, offset + 8
     if vr in _LONG and length == 0 and offset + 12 <= end:  # the two reserved bytes
@@ -157,7 +157,7 @@ def _read_header(
 def _skip_items(head: bytes, offset: int, end: int, *, implicit: bool, depth: int) -> int:
     """Return where a sequence of undefined length ends (PS3.5 7.5)."""
     while depth <= _MAX_DEPTH and offset + 8 <= end:
-        group, number, length = _IMPLICIT.unpack_from(head, offset)
+        group, number, length = _IMPLICIT(head, offset)
         tag, offset = group << 16 | number, offset + 8
         if tag == _SEQUENCE_END:
             return offset if length == 0 else -1
