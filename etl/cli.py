@@ -259,9 +259,8 @@ def build(
     if not quiet:
         click.echo(f"Wrote {out}: {result.n_rows} rows.")
         rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
-        for line in findings_text(group_findings(rows)):
+        for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
             click.echo(line)
-        click.echo(f"Look into it: dicom-etl report {out}")
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,6 @@ _HEADINGS: Final = {
     "warning": "Warnings: written or not needed, but look at them",
     "info": "Info: nothing wrong",
 }
-_SEE_ALL: Final = "All of them: dicom-etl report FILE --csv findings.csv"
 
 
 class FindingRow(NamedTuple):
@@ -175,11 +174,13 @@ def summary_text(summary: Summary) -> Iterator[str]:
         f"files, {counts.get('icontours', 0)} i-contours, {counts.get('ocontours', 0)} o-contours, "
         f"{counts.get('ignored_files', 0)} other files"
     )
-    yield from findings_text(summary.findings)
+    yield from findings_text(summary.findings, summary.path, SEVERITY_ORDER)
 
 
-def findings_text(groups: list[FindingGroup]) -> Iterator[str]:
-    """Yield findings by severity and code, with examples."""
+def findings_text(
+    groups: list[FindingGroup], path: str, with_examples: Container[str]
+) -> Iterator[str]:
+    """Yield findings by severity and code, those of some severities with examples."""
     if not groups:
         yield ""
         yield "Nothing was rejected, unmatched or suspicious."
@@ -191,12 +192,17 @@ def findings_text(groups: list[FindingGroup]) -> Iterator[str]:
             yield _HEADINGS[severity]
         for group in chosen:
             yield f"  {group.n_findings:>6}  {group.code}"
-            for example in group.examples:
-                yield f"          {example.path}: {example.message}"
-            if (n_more := group.n_findings - len(group.examples)) > 0:
-                yield f"          ... and {n_more} more"
+            if severity in with_examples:
+                yield from _examples_text(group)
     yield ""
-    yield _SEE_ALL
+    yield f"All findings: dicom-etl report {path} --csv findings.csv"
+
+
+def _examples_text(group: FindingGroup) -> Iterator[str]:
+    for example in group.examples:
+        yield f"          {example.path}: {example.message}"
+    if n_more := group.n_findings - len(group.examples):
+        yield f"          ... and {n_more} more"
 
 
 def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:

@@ -85,7 +85,8 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "data": Path("DATA"), "out": Path("OUT"), "workers": 3, "force": True, "strict": True,
         "progress": False, "executor": None,
         "options": BuildOptions(
-            ("i", "o"), 12, 34, "pillow", 1, partial=True, split=(60, 20, 20), split_seed=7, folds=4
+            ("i", "o"), 12, 34, "pillow", 1, partial=True,
+            split=(60, 20, 20), split_seed=7, folds=4,
         ),
     }  # fmt: skip
 
@@ -98,7 +99,8 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         ["--split", "nan/50/50"], ["--split", "-10/60/50"], ["--folds", "1"], ["--workers", "0"],
         ["--contours", "x"], ["--contour-origin", "2"], ["--rasterizer", "x"], ["--partial"],
         ["--split", "70/15/15", "--split-file", "s.csv"], ["--quiet", "--verbose"],
-        ["--log-file", "out.h5"], ["--workers", "2", "--scheduler", "tcp://x:1"], ["--no-such-option"],
+        ["--log-file", "out.h5"], ["--workers", "2", "--scheduler", "tcp://x:1"],
+        ["--no-such-option"],
     ],
     ids=" ".join,
 )  # fmt: skip
