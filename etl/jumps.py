@@ -198,7 +198,7 @@ def _phases(stack: Stack) -> tuple[_Floats, _Floats]:
     rank[order] = np.arange(len(order)) - (np.cumsum(count) - count)[slice_of[order]]
     own = count[slice_of]
     ranked = (own + rank / np.maximum(own, 1)) / (count.max() + 1)
-    timed = stack.time / longest[stack.group]
+    timed = np.clip(stack.time / longest[stack.group], 0, 1)
     lacking = is_lacking[stack.group]
     return np.where(lacking, ranked, timed), np.where(lacking, 1e-9, SAME_PHASE)
 
