@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test check format clean
+.PHONY: run test check bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
 $(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check: $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -18,12 +18,15 @@ run: $(VENV)/.installed-run
 	$(BIN)/python examples/draw_batches.py $(RUN)/out.h5
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python bench/build.py --pairs 1000 --rounds 3
 
 format: $(VENV)/.installed-check
 	$(BIN)/ruff format .
