@@ -1,48 +1,49 @@
-"""Batches of a dataset: the samples of a split or fold, in a random order that can be resumed."""
+"""Batches of a dataset: chosen samples, in a random order that can be resumed."""
 
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, TypeVar, get_args
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from loader.arguments import check_bool, check_choice, whole
 from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
 from loader.layout import SPLITS
-from loader.sampler import EpochPlan, Indices, Remainder, draw
+from loader.normalise import Normalize
+from loader.prefetch import Prefetcher
+from loader.sampler import EpochPlan, Indices, Remainder
+from loader.selection import (
+    Balance,
+    Criteria,
+    FoldRole,
+    Selection,
+    Split,
+    Weights,
+    Where,
+    check_apart,
+    check_patients,
+    digest,
+    select,
+    weigh,
+)
+from loader.stream import Arrays, Drawn, Form, Gatherer, Layout, Order, Padding, Position, Stream
 
-Split: TypeAlias = Literal["train", "validation", "test"]
-FoldRole: TypeAlias = Literal["train", "validation"]
-Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
-Padding: TypeAlias = npt.NDArray[np.bool_]
+Values: TypeAlias = Literal["stored", "float32"]
 
-_Value = TypeVar("_Value", bound=np.generic)
-_Selected: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
-
-# Positions drawn at a time: many enough that the cost of NumPy's calls is spread thin.
-_BLOCK: Final = 4096
-_UINT32_ROWS: Final = 2**32
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Rows and padding of some consecutive batches of one epoch."""
-
-    epoch: int
-    batches: range
-    rows: Indices
-    is_padding: Padding
+_MAX_PREFETCH: Final = 1024
 
 
 class Batches:
     """Endless batches of (images, masks), fresh arrays that are safe to keep.
 
     It may be shared by threads: each batch is handed out once. It pickles, and survives fork and
-    spawn; a copy goes on from where the original was.
+    spawn; a copy goes on from where the original was. With `prefetch`, `close` it, use it in a
+    `with` statement, or drop it: each ends the thread.
 
     Parameters
     ----------
@@ -56,6 +57,21 @@ class Batches:
         Only rows that take part in cross-validation, chosen by `fold_role`.
     fold_role : "train" or "validation"
         The rows outside of the fold, or the rows in it.
+    where : bool array of shape (n,), or callable, optional
+        Only the rows of the file that are True in it, of those above. A function gets the manifest
+        and returns the array: ``lambda manifest: manifest["flags"] == 0``.
+    weights : array of shape (n,), or callable, optional
+        How often each row of the file is drawn, in proportion. An epoch is then as many draws with
+        replacement as there are rows, decided by seed and epoch alone. A function gets the
+        manifest.
+    balance : "patient" or "label", optional
+        Weights under which each patient is drawn equally often; or each set of labels, so that
+        rows whose masks show label 1 alone come as often as those with both labels.
+    apart_from : Batches, optional
+        Refuse rows of a patient that this one draws too, of this file or another.
+    allow_shared_patients : bool
+        Do not refuse rows of patients that the file, or `apart_from`, also has in the other role:
+        in validation or test where these are for training, and the reverse.
     seed : int
         From 0 to 2**64 - 1. The order of an epoch depends on the seed and the epoch alone.
     shuffle : bool
@@ -68,6 +84,14 @@ class Batches:
     layout : "HWN", "NHW" or "NCHW"
         Axes of a batch: rows, columns, samples; samples, rows, columns; or with a channel axis of
         length 1. Views, at no cost.
+    dtype : "stored" or "float32", optional
+        Images as the file has them, or as float32. By default as stored, but float32 with
+        `normalize`.
+    normalize : "minmax", "percentile", "zscore" or "dataset", optional
+        Scale each image by its minimum and maximum to 0..1; by its 1st and 99th percentile,
+        clipped, to 0..1; by its mean and deviation; or by those of all rows of the file.
+    prefetch : int
+        How many batches a background thread prepares in advance.
     rank, world_size : int
         This process's share of each epoch, and how many share it.
 
@@ -76,7 +100,8 @@ class Batches:
     TypeError, ValueError
         An argument that can never be right.
     LoaderError
-        A file that cannot be opened or lacks the split or fold, or no batch to hand out.
+        A file that cannot be opened or lacks the split or fold; rows or weights that do not fit
+        it; patients in both training and validation; or no batch to hand out.
 
     Examples
     --------
@@ -92,84 +117,140 @@ class Batches:
         split: Split | None = None,
         fold: int | None = None,
         fold_role: FoldRole = "train",
+        where: Where | None = None,
+        weights: Weights | None = None,
+        balance: Balance | None = None,
+        apart_from: "Batches | None" = None,
+        allow_shared_patients: bool = False,
         seed: int = 0,
         shuffle: bool = True,
         remainder: Remainder = "sample",
         layout: Layout = "HWN",
+        dtype: Values | None = None,
+        normalize: Normalize | None = None,
+        prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         if split is not None:
-            _check_choice("split", split, SPLITS)
-        _check_choice("fold_role", fold_role, get_args(FoldRole))
-        _check_choice("remainder", remainder, get_args(Remainder))
-        _check_choice("layout", layout, get_args(Layout))
-        if not isinstance(shuffle, bool):
-            raise TypeError(f"shuffle: expected True or False, found {shuffle!r}.")
-        self._batch_size = _whole("batch_size", batch_size, 1)
-        self._split = split
-        self._fold = None if fold is None else _whole("fold", fold, 0)
-        self._fold_role = fold_role
-        self._seed = _whole("seed", seed, 0, 2**64)
-        self._shuffle = shuffle
-        self._layout = layout
-        world_size = _whole("world_size", world_size, 1)
-        self._rank = _whole("rank", rank, 0, world_size)
+            check_choice("split", split, SPLITS)
+        check_choice("fold_role", fold_role, get_args(FoldRole))
+        check_choice("remainder", remainder, get_args(Remainder))
+        check_bool("shuffle", shuffle)
+        check_bool("allow_shared_patients", allow_shared_patients)
+        _check_weighting(weights, balance, shuffle=shuffle)
+        batch_size = whole("batch_size", batch_size, 1)
+        fold = None if fold is None else whole("fold", fold, 0)
+        seed = whole("seed", seed, 0, 2**64)
+        world_size = whole("world_size", world_size, 1)
+        rank = whole("rank", rank, 0, world_size)
+        self._form = _form(layout, dtype, normalize)
+        self._prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
-        self._selected = _select(self.dataset, split, self._fold, fold_role)
-        n_samples = len(self.dataset) if self._selected is None else len(self._selected)
-        self._plan = EpochPlan(n_samples, self._batch_size, world_size, remainder)
-        _check_plan(self._plan, self.dataset)
-        self._position = (0, 0)
+        self._criteria = Criteria(split, fold, fold_role)
+        self._has_where = where is not None
+        selection = select(self.dataset, self._criteria, where)
+        if not allow_shared_patients:
+            check_patients(self.dataset, self._criteria, selection)
+            if apart_from is not None:
+                others = apart_from._order.selection
+                check_apart(self.dataset, selection, apart_from.dataset, others)
+        plan = EpochPlan(selection.n_samples, batch_size, world_size, remainder)
+        check_plan(plan, self.dataset)
+        table = weigh(self.dataset, selection, weights, balance)
+        self._order: Order = Order(plan, rank, seed, shuffle, selection, table)
+        self._digests = {
+            "selection": selection.digest,
+            "weights": None if table is None else digest(table),
+        }
+        self._position: Position = (0, 0)
         self._start()
-        if remainder == "sample" and self._plan.n_left_out:
-            _warn_left_out(self._plan)
+        if remainder == "sample" and plan.n_left_out and table is None:
+            _warn_left_out(plan)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
-        # One lock for each process: a lock that another thread held when the process was forked
-        # would never be released in the child.
-        self._locks: dict[int, threading.Lock] = {}
-        self._block: _Block | None = None
+        # One runtime for each process: a lock that another thread held when the process was forked
+        # would never be released in the child, and the child has no prefetch thread.
+        self._runtimes: dict[int, _Runtime] = {}
         self._handed_out = threading.local()
+        self._gatherer = Gatherer(self.dataset, self._form)
 
     def __getstate__(self) -> dict[str, object]:
-        """Pickle the options and the position; the selection is made anew from the file."""
-        left_behind = {"_locks", "_block", "_handed_out", "_selected"}
-        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        """Pickle the options and the position; rows chosen by the file are chosen anew from it."""
+        state = self.__dict__.copy()
+        for name in ("_runtimes", "_handed_out", "_gatherer"):
+            del state[name]
+        selection = self._order.selection
+        state["_order"] = replace(self._order, selection=Selection(None, selection.n_samples))
+        if self._has_where:
+            state["where"] = np.packbits(selection.flags(len(self.dataset)))
+        return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Go on from the position of the original."""
+        packed = state.pop("where", None)
         self.__dict__.update(state)
-        self._selected = _select(self.dataset, self._split, self._fold, self._fold_role)
+        where = None
+        if isinstance(packed, np.ndarray):
+            where = np.unpackbits(packed, count=len(self.dataset)).view(np.bool_)
+        selection = select(self.dataset, self._criteria, where)
+        if selection.digest != self._digests["selection"]:
+            raise LoaderError(
+                f"Batches not copied: {self.dataset.path}: the file was built anew with another "
+                "split or other folds. Start again with the new file."
+            )
+        self._order = replace(self._order, selection=selection)
         self._start()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return self._plan.n_batches
+        return self._order.plan.n_batches
+
+    def __enter__(self) -> Self:
+        """Return the object itself, to be closed where the `with` statement ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def __iter__(self) -> Iterator[tuple[Images, Masks]]:
         """Hand out what is left of this epoch; all of it at its start."""
         epoch = self.epochs_completed
-        while True:
-            with self._lock:
-                if self.epochs_completed != epoch:
-                    return
-                rows, is_padding = self._advance()
-            yield self._gather(rows, is_padding)
+        while (arrays := self._next(None, epoch)) is not None:
+            yield arrays
 
-    def next_batch(self) -> tuple[Images, Masks]:
+    def next_batch(self, out: tuple[Images, Masks] | None = None) -> tuple[Images, Masks]:
         """Return the next batch, of the next epoch where this one has ended.
+
+        Parameters
+        ----------
+        out : pair of arrays, optional
+            An earlier batch of full size, to be filled again instead of fresh arrays; or arrays of
+            your own with the same shapes, types and memory order. With `prefetch`, the batch is
+            copied there.
 
         Returns
         -------
         images : int16, uint16, int32 or float32 array
         masks : uint8 array
-            Both (rows, columns, n), or as `layout` says.
+            Both (rows, columns, n), or as `layout` says. With `out`, views of its first n samples.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `out` cannot hold a batch.
+        LoaderError
+            The file was cut short, or lacks the statistics for `normalize`.
         """
-        with self._lock:
-            rows, is_padding = self._advance()
-        return self._gather(rows, is_padding)
+        arrays = self._next(out, None)
+        assert arrays is not None  # noqa: S101 only an epoch that has ended gives none
+        return arrays
+
+    def close(self) -> None:
+        """End the prefetch thread, if there is one; the next batch would start another."""
+        self._go_to(self._position)
 
     @property
     def epochs_completed(self) -> int:
@@ -193,7 +274,7 @@ class Batches:
         epoch, batch = self._position
         return {
             **self._identity(),
-            "world_size": self._plan.world_size,
+            "world_size": self._order.plan.world_size,
             "epoch": epoch,
             "batch": batch,
         }
@@ -204,8 +285,8 @@ class Batches:
         Raises
         ------
         LoaderError
-            Not such a state; or of another dataset, seed, batch_size, selection, order or
-            remainder; or, in the middle of an epoch, of another world_size.
+            Not such a state; or of another dataset, seed, batch_size, choice of samples, order,
+            remainder or kind of values; or, in the middle of an epoch, of another world_size.
         """
         where = f"State not loaded: {self.dataset.path}"
         own = self.state_dict()
@@ -233,101 +314,112 @@ class Batches:
                 f"{where}: an epoch has {len(self)} batches, found batch {batch}. "
                 "Give what state_dict returned."
             )
-        with self._lock:
-            self._position = (epoch, batch)
+        self._go_to((epoch, batch))
 
     def _identity(self) -> dict[str, str | int | None]:
+        order, criteria = self._order, self._criteria
         return {
             "dataset_id": self.dataset.dataset_id,
-            "seed": self._seed,
-            "batch_size": self._batch_size,
-            "split": self._split,
-            "fold": self._fold,
-            "fold_role": self._fold_role,
-            "remainder": self._plan.remainder,
-            "shuffle": self._shuffle,
+            "seed": order.seed,
+            "batch_size": order.plan.batch_size,
+            "split": criteria.split,
+            "fold": criteria.fold,
+            "fold_role": criteria.fold_role,
+            **self._digests,
+            "remainder": order.plan.remainder,
+            "shuffle": order.shuffle,
+            "dtype": str(self._gatherer.image_dtype),
+            "normalize": self._form.normalize,
         }
 
     @property
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())
+    def _runtime(self) -> "_Runtime":
+        runtime = self._runtimes.get(os.getpid())
+        return runtime or self._runtimes.setdefault(os.getpid(), _Runtime())
 
-    def _advance(self) -> tuple[Indices, Padding]:
-        """Return rows and padding of the next batch, and move on; only while holding the lock."""
-        epoch, batch = self._position
-        block = self._block
-        if block is None or block.epoch != epoch or batch not in block.batches:
-            block = self._block = self._draw_block(epoch, batch)
-        start = (batch - block.batches.start) * self._batch_size
-        taken = slice(start, start + self._batch_size)
-        # In one assignment, so that a fork at any moment finds a whole position.
-        self._position = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
-        return block.rows[taken].copy(), block.is_padding[taken].copy()
+    def _go_to(self, position: Position) -> None:
+        runtime = self._runtime
+        with runtime.lock:
+            runtime.stop()
+            self._position = position
 
-    def _draw_block(self, epoch: int, first: int) -> _Block:
-        batches = range(first, min(len(self), first + max(1, _BLOCK // self._batch_size)))
-        positions = self._plan.positions(self._rank, batches.start, batches.stop)
-        rows = draw(self._plan, positions, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-        if self._selected is not None:
-            rows = self._selected[rows].astype(np.int64)
-        return _Block(epoch, batches, rows, positions >= self._plan.n_samples)
+    def _next(self, out: Arrays | None, epoch: int | None) -> Arrays | None:
+        """Return the next batch; none where `epoch` is given and has ended."""
+        runtime = self._runtime
+        if out is not None:
+            out = self._gatherer.samples_of(out, self._order.plan.batch_size)
+        with runtime.lock:
+            if epoch is not None and self.epochs_completed != epoch:
+                return None
+            stream = runtime.stream or self._start_stream(runtime)
+            drawn, arrays = runtime.take(stream)
+            # In one assignment, so that a fork at any moment finds a whole position.
+            self._position = drawn.after
+        if arrays is None:
+            arrays = stream.gather(drawn, out)
+        elif out is not None:
+            arrays = self._gatherer.copy(arrays, out, len(drawn.rows))
+        self._handed_out.rows, self._handed_out.is_padding = drawn.rows, drawn.is_padding
+        return arrays
 
-    def _gather(self, rows: Indices, is_padding: Padding) -> tuple[Images, Masks]:
-        images = self._arrange(_take(self.dataset.images, rows))
-        masks = self._arrange(_take(self.dataset.masks, rows))
-        self._handed_out.rows, self._handed_out.is_padding = rows, is_padding
-        return images, masks
-
-    def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
-        if self._layout == "HWN":
-            return samples.transpose(1, 2, 0)
-        return samples[:, np.newaxis] if self._layout == "NCHW" else samples
-
-
-def _take(samples: npt.NDArray[_Value], rows: Indices) -> npt.NDArray[_Value]:
-    """Copy some samples into a fresh array."""
-    taken = np.empty((len(rows), *samples.shape[1:]), samples.dtype)
-    # As bytes, because np.take would first copy the whole of an array that lies unaligned in the
-    # file. Every row is valid; "clip" spares the buffer that "raise" needs.
-    np.take(_as_bytes(samples), rows, axis=0, out=_as_bytes(taken), mode="clip")
-    return taken
+    def _start_stream(self, runtime: "_Runtime") -> Stream:
+        stream = Stream(self.dataset, self._order, self._gatherer, self._position)
+        runtime.stream = stream
+        if self._prefetch:
+            runtime.prefetcher = Prefetcher(stream.make, self._prefetch)
+            runtime.end = weakref.finalize(self, runtime.prefetcher.close)
+        return stream
 
 
-def _as_bytes(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    return samples.reshape(len(samples), -1).view(np.uint8)
+class _Runtime:
+    """What draws the batches in one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stream: Stream | None = None
+        self.prefetcher: Prefetcher[tuple[Drawn, Arrays]] | None = None
+        self.end: Callable[[], object] = lambda: None  # of the prefetcher; once, at exit at last
+
+    def take(self, stream: Stream) -> tuple[Drawn, Arrays | None]:
+        """Return the next batch; without its pixels where nobody has prepared them."""
+        if self.prefetcher is None:
+            return stream.draw(), None
+        try:
+            return self.prefetcher.get()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Forget what was prepared; the next batch is drawn from the position then."""
+        self.end()
+        self.stream = self.prefetcher = None
 
 
-def _select(
-    dataset: Dataset, split: Split | None, fold: int | None, fold_role: FoldRole
-) -> _Selected | None:
-    """Return the rows of a split, of a fold, or of both; None for all rows."""
-    if split is None and fold is None:
-        return None
-    where = f"Rows not selected: {dataset.path}"
-    splits, folds = (dataset.manifest[name].astype(np.int16) for name in ("split", "fold"))
-    is_chosen = np.ones(len(dataset), np.bool_)
-    if split is not None:
-        if not np.any(splits >= 0):
-            raise LoaderError(f"{where}: it has no splits. Build it again with --split.")
-        is_chosen &= splits == SPLITS.index(split)
-    if fold is not None:
-        if not np.any(folds >= 0):
-            raise LoaderError(f"{where}: it has no folds. Build it again with --folds.")
-        is_chosen &= (
-            (folds == fold) if fold_role == "validation" else (folds >= 0) & (folds != fold)
-        )
-    if not is_chosen.any():
-        sizes = [f"{name} {np.sum(splits == code)}" for code, name in enumerate(SPLITS)]
-        raise LoaderError(
-            f"{where}: no row has split={split!r}, fold={fold!r}, fold_role={fold_role!r} "
-            f"(found rows: {', '.join(sizes)}; found {np.max(folds) + 1} folds). "
-            "Choose another selection."
-        )
-    rows = np.flatnonzero(is_chosen)
-    return rows.astype(np.uint32) if len(dataset) <= _UINT32_ROWS else rows.astype(np.uint64)
+def _form(layout: Layout, dtype: Values | None, normalize: Normalize | None) -> Form:
+    check_choice("layout", layout, get_args(Layout))
+    if dtype is not None:
+        check_choice("dtype", dtype, get_args(Values))
+    if normalize is not None:
+        check_choice("normalize", normalize, get_args(Normalize))
+        if dtype == "stored":
+            raise ValueError(
+                'dtype: normalised images are float32, found "stored". Leave dtype out, or use '
+                "normalize=None."
+            )
+    return Form(layout, dtype == "float32" or normalize is not None, normalize)
 
 
-def _check_plan(plan: EpochPlan, dataset: Dataset) -> None:
+def _check_weighting(weights: Weights | None, balance: Balance | None, *, shuffle: bool) -> None:
+    if balance is not None:
+        check_choice("balance", balance, get_args(Balance))
+        if weights is not None:
+            raise ValueError("balance: expected either weights or balance, found both.")
+    if (weights is not None or balance is not None) and not shuffle:
+        raise ValueError("shuffle: weighted draws have no order of the file; expected True.")
+
+
+def check_plan(plan: EpochPlan, dataset: Dataset) -> None:
     """Refuse a plan that hands out no batch, or leaves rows over that must not be."""
     where = f"Batches not made: {dataset.path}"
     sizes = f"batch_size {plan.batch_size} x world_size {plan.world_size}"
@@ -354,22 +446,6 @@ def _warn_left_out(plan: EpochPlan) -> None:
         UserWarning,
         stacklevel=3,  # the line that makes the Batches
     )
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
-
-
-def _whole(name: str, value: int, lowest: int, stop: int | None = None) -> int:
-    """Return an integer argument as a plain int, checked against lowest <= value < stop."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an integer, found {value!r}.")
-    whole = int(value)
-    if whole < lowest or (stop is not None and whole >= stop):
-        bounds = f"at least {lowest}" if stop is None else f"from {lowest} to {stop - 1}"
-        raise ValueError(f"{name}: expected an integer {bounds}, found {whole}.")
-    return whole
 
 
 def _count(value: object) -> int | None:

@@ -47,6 +47,8 @@ class Dataset:
         `x` and `y` of shape (m,) in pixels; `row`, `label`, `start` and `length` of shape (c,).
     findings : mapping of column to array, shape (k,)
         What the build rejected or found suspicious.
+    buffer : mmap.mmap
+        The map of the whole file that the arrays lie in.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Dataset:
     manifest: Mapping[str, Column]
     contours: Mapping[str, Column]
     findings: Mapping[str, Column]
+    buffer: mmap.mmap
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -71,6 +74,24 @@ class Dataset:
         """Return the path, and the number, size and type of the images."""
         n, rows, columns = self.images.shape
         return f"<Dataset {str(self.path)!r}: {n} samples, {rows}x{columns} {self.images.dtype}>"
+
+    def check_whole(self) -> None:
+        """Check that the file was not cut short since it was opened; one fstat.
+
+        Touching a page of the map that the file has lost would kill the process.
+
+        Raises
+        ------
+        LoaderError
+            It was.
+        """
+        n_bytes = self.buffer.size()
+        if n_bytes < len(self.buffer):
+            raise LoaderError(
+                f"Dataset not usable: {self.path}: the file was cut short while it was open "
+                f"(expected {len(self.buffer)} bytes, found {n_bytes}). Write a new file and "
+                "rename it over the old one instead of writing into it."
+            )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as the file's path and identity; no pixel travels."""
@@ -110,6 +131,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         attributes=structure.attributes,
         images=cast("Images", arrays[IMAGES]),
         masks=cast("Masks", arrays[MASKS]),
+        buffer=buffer,
         **tables,
     )
 

@@ -21,6 +21,11 @@ it is the same with every version of NumPy and on every platform. All arithmetic
 `encrypt` is a Feistel network, hence a bijection on [0, 2**k) whatever `mix` does; walking its
 cycle until it comes back below n makes it one on [0, n).
 
+With weights, every position is a draw of its own, with replacement. Where cumulative[i] is the
+share of the weights of the samples 0 to i, the sample at position p is the first i with
+
+    cumulative[i] > (mix(key + (p + 1) * G) >> 11) * 2**-53,    key = mix(mix(seed + 9 * G) + epoch)
+
 References
 ----------
 Black, Rogaway: Ciphers with Arbitrary Finite Domains, CT-RSA 2002 (cycle walking).
@@ -36,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 Indices: TypeAlias = npt.NDArray[np.int64]
+Table: TypeAlias = npt.NDArray[np.float64]
 Remainder: TypeAlias = Literal["sample", "keep", "pad", "error"]
 
 _Words: TypeAlias = npt.NDArray[np.uint64]
@@ -46,6 +52,7 @@ _SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
 _N_ROUNDS: Final = 8
 _MIN_BITS: Final = 6  # with fewer, some orders of a few samples would come up more than others
 _TABLE_BITS: Final = 8
+_DROP_TO_53: Final = np.uint64(11)  # a float64 holds 53 bits
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,29 @@ def draw(plan: EpochPlan, positions: Indices, *, seed: int, epoch: int, shuffle:
     return positions + n_skipped
 
 
+def draw_weighted(
+    plan: EpochPlan, positions: Indices, table: Table, *, seed: int, epoch: int
+) -> Indices:
+    """Return the samples at some positions of an epoch of draws with replacement.
+
+    Parameters
+    ----------
+    plan, positions, seed, epoch
+        As for `draw`.
+    table : float64 array, shape (n_samples,)
+        Cumulative share of the weights; the last one is 1.
+
+    Returns
+    -------
+    int64 array, shape (m,)
+        From 0 to n_samples - 1; never a sample of weight 0.
+    """
+    key = _keys(seed, epoch, np.array([_N_ROUNDS + 1], np.uint64))
+    counters = (positions % plan.n_samples + 1).astype(np.uint64) * _GOLDEN
+    uniform = (_mix(counters + key) >> _DROP_TO_53) * 2.0**-53
+    return np.searchsorted(table, uniform, side="right")
+
+
 def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indices:
     """Return the images of some positions under the bijection on [0, n_samples) of (seed, epoch).
 
@@ -161,7 +191,7 @@ def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indice
         From 0 to n_samples - 1; distinct where the positions are.
     """
     n_bits = max(_MIN_BITS, (n_samples - 1).bit_length())
-    keys = _round_keys(seed, epoch)
+    keys = _keys(seed, epoch, np.arange(1, _N_ROUNDS + 1, dtype=np.uint64))
     limit = np.uint64(n_samples)
     encrypt: Callable[[_Words], _Words] = partial(_encrypt, n_bits=n_bits, keys=keys)
     if n_bits <= _TABLE_BITS:  # few samples walk many steps: look each step up
@@ -175,9 +205,8 @@ def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indice
     return values.astype(np.int64)
 
 
-def _round_keys(seed: int, epoch: int) -> _Words:
-    counters = np.arange(1, _N_ROUNDS + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(_mix(counters + np.uint64(seed)) + np.uint64(epoch % 2**64))
+def _keys(seed: int, epoch: int, numbers: _Words) -> _Words:
+    return _mix(_mix(numbers * _GOLDEN + np.uint64(seed)) + np.uint64(epoch % 2**64))
 
 
 def _encrypt(values: _Words, n_bits: int, keys: _Words) -> _Words:

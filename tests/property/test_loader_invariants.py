@@ -138,9 +138,23 @@ def test_ranks_hand_out_an_epoch_together(
     assert len(rows) == len(set(rows)) == n - left_out
 
 
-@given(counts, st.integers(1, 9), remainders, seeds, st.integers(0, 60))
-def test_restored_state_goes_on_bit_for_bit(dataset_of, n, batch_size, remainder, seed, n_drawn):
-    options = {"batch_size": batch_size, "remainder": remainder, "seed": seed}
+choices = st.sampled_from(
+    [
+        {},
+        {"balance": "patient"},
+        {"weights": lambda manifest: manifest["slice"] + 1},
+        {"where": lambda manifest: manifest["slice"] % 3 != 1},
+        {"prefetch": 1},
+        {"prefetch": 4, "where": lambda manifest: manifest["slice"] > 2, "balance": "label"},
+    ]
+)
+
+
+@given(counts, st.integers(1, 9), remainders, seeds, st.integers(0, 60), choices)
+def test_restored_state_goes_on_bit_for_bit(
+    dataset_of, n, batch_size, remainder, seed, n_drawn, choice
+):
+    options = {"batch_size": batch_size, "remainder": remainder, "seed": seed} | choice
     batches = make_batches(dataset_of(n), **options)
     for _ in range(n_drawn):
         batches.next_batch()

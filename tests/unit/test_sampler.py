@@ -1,30 +1,32 @@
 import itertools
 import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from loader.sampler import EpochPlan, draw, permute
+from loader.sampler import EpochPlan, draw, draw_weighted, permute
+
+GOLDEN = 0x9E3779B97F4A7C15
 
 
 def order(n_samples, seed, epoch):
     return permute(np.arange(n_samples), n_samples, seed, epoch)
 
 
+def slow_mix(z):
+    z ^= z >> 30
+    z = z * 0xBF58476D1CE4E5B9 % 2**64
+    z ^= z >> 27
+    z = z * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
 def slow_permute(position, n_samples, seed, epoch):
     """Follow the module's description word for word, one sample at a time, in Python's integers."""
-    word = 2**64 - 1
-
-    def mix(z):
-        z ^= z >> 30
-        z = z * 0xBF58476D1CE4E5B9 & word
-        z ^= z >> 27
-        z = z * 0x94D049BB133111EB & word
-        return z ^ z >> 31
-
-    golden = 0x9E3779B97F4A7C15
-    key = [mix(mix(seed + (i + 1) * golden & word) + epoch & word) for i in range(8)]
+    mix, word = slow_mix, 2**64 - 1
+    key = [mix(mix(seed + (i + 1) * GOLDEN & word) + epoch & word) for i in range(8)]
     k = max(6, (n_samples - 1).bit_length())
     b = k // 2
     a = k - b
@@ -164,3 +166,47 @@ def test_file_order(remainder):
     plan = EpochPlan(5, 3, 1, remainder)
     drawn = draw(plan, plan.positions(0, 0, 2), seed=7, epoch=4, shuffle=False)
     assert drawn.tolist() == [0, 1, 2, 3, 4, 0][: plan.n_positions]
+
+
+def slow_draw_weighted(position, weights, seed, epoch):
+    """Draw as the module describes it, with Python's exact numbers."""
+    key = slow_mix((slow_mix((seed + 9 * GOLDEN) % 2**64) + epoch) % 2**64)
+    uniform = Fraction(slow_mix((key + (position + 1) * GOLDEN) % 2**64) >> 11, 2**53)
+    shares = itertools.accumulate(Fraction(weight, sum(weights)) for weight in weights)
+    return next(i for i, share in enumerate(shares) if share > uniform)
+
+
+def weighted(weights, n_draws, seed, epoch=0):
+    table = np.cumsum(weights) / np.sum(weights)
+    plan = EpochPlan(len(weights), 1, 1, "keep")
+    draws = [
+        draw_weighted(plan, np.arange(len(weights)), table, seed=seed, epoch=epoch + i)
+        for i in range(-(-n_draws // len(weights)))
+    ]
+    return np.concatenate(draws)[:n_draws]
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 3), (2**64 - 1, 2**64 - 1)])
+@pytest.mark.parametrize("weights", [[1], [0, 1, 0], [1, 1, 1, 1], [5, 0, 3, 1, 0, 7, 100]])
+def test_weighted_draws_are_the_ones_described(weights, seed, epoch):
+    described = [slow_draw_weighted(p, weights, seed, epoch) for p in range(len(weights))]
+    assert weighted(weights, len(weights), seed, epoch).tolist() == described
+
+
+def test_weighted_draws_follow_the_weights_and_not_each_other():
+    weights = np.array([1, 2, 0, 3, 4])
+    drawn = weighted(weights, 50_000, 7)
+    counts = np.bincount(drawn, minlength=5)
+    assert counts[2] == 0
+    expected = weights[weights > 0] * 5000
+    assert excess(counts[weights > 0], expected, 3) < 5
+    pairs = np.bincount(drawn[:-1] * 5 + drawn[1:], minlength=25).reshape(5, 5)
+    alike = np.outer(weights, weights) * 500
+    assert excess(pairs[alike > 0], alike[alike > 0], 15) < 5
+
+
+def test_padding_repeats_weighted_draws():
+    plan = EpochPlan(3, 4, 2, "pad")
+    table = np.array([0.2, 0.7, 1.0])
+    drawn = draw_weighted(plan, np.arange(8), table, seed=7, epoch=0).tolist()
+    assert drawn == [*drawn[:3], *drawn[:3], *drawn[:2]]

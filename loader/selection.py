@@ -1,0 +1,276 @@
+"""Which rows of a dataset take part, which patients they show, and how often each is drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.dataset import Column, Dataset
+from loader.errors import LoaderError
+from loader.layout import SPLITS
+from loader.sampler import Indices, Table
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+FoldRole: TypeAlias = Literal["train", "validation"]
+Balance: TypeAlias = Literal["patient", "label"]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Where: TypeAlias = Flags | Callable[[Mapping[str, Column]], Flags]
+Numbers: TypeAlias = npt.NDArray[np.number] | Sequence[float]
+Weights: TypeAlias = Numbers | Callable[[Mapping[str, Column]], Numbers]
+
+_Rows: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
+_Codes: TypeAlias = npt.NDArray[np.uint32]
+
+_UINT32_ROWS: Final = 2**32
+_DIGEST_BYTES: Final = 16
+
+
+class Criteria(NamedTuple):
+    """The options that choose rows by what the file says about them; see `Batches`."""
+
+    split: Split | None = None
+    fold: int | None = None
+    fold_role: FoldRole = "train"
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows that take part.
+
+    Attributes
+    ----------
+    rows : uint32 array, shape (n_samples,), optional
+        Ascending; uint64 in a file of more than 2**32 rows. None stands for all rows.
+    n_samples : int
+        How many there are.
+    """
+
+    rows: _Rows | None
+    n_samples: int
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the rows, hexadecimal; None for all rows."""
+        return None if self.rows is None else digest(self.rows)
+
+    def take(self, samples: Indices) -> Indices:
+        """Return the rows of the file that stand at some places of the selection."""
+        return samples if self.rows is None else self.rows[samples].astype(np.int64)
+
+    def of(self, column: Column) -> Column:
+        """Return the selected values of a manifest column."""
+        return column if self.rows is None else column[self.rows]
+
+    def flags(self, n_rows: int) -> Flags:
+        """Return which rows of the file are selected."""
+        flags = np.zeros(n_rows, np.bool_)
+        flags[slice(None) if self.rows is None else self.rows] = True
+        return flags
+
+
+def digest(values: npt.NDArray[np.generic]) -> str:
+    """Return a digest of an array's bytes, hexadecimal."""
+    import hashlib  # loads OpenSSL, which opening a whole file can do without
+
+    content = np.ascontiguousarray(values).view(np.uint8).data
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def select(dataset: Dataset, criteria: Criteria, where: Where | None = None) -> Selection:
+    """Return the rows that meet all criteria.
+
+    Raises
+    ------
+    TypeError
+        `where` does not give booleans.
+    LoaderError
+        The file lacks the split or fold, `where` does not fit the file, or no row is left.
+    """
+    if criteria == Criteria(fold_role=criteria.fold_role) and where is None:
+        return Selection(None, len(dataset))
+    is_chosen = np.ones(len(dataset), np.bool_)
+    if criteria.split is not None:
+        is_chosen &= _codes(dataset, "split") == SPLITS.index(criteria.split)
+    if criteria.fold is not None:
+        is_chosen &= _is_in_role(_codes(dataset, "fold"), criteria.fold, criteria.fold_role)
+    if where is not None:
+        is_chosen &= _flags_of(dataset, where)
+    if not is_chosen.any():
+        raise _nothing_selected(dataset, criteria, where)
+    rows = np.flatnonzero(is_chosen)
+    is_small = len(dataset) <= _UINT32_ROWS
+    return Selection(rows.astype(np.uint32) if is_small else rows.astype(np.uint64), len(rows))
+
+
+def check_patients(dataset: Dataset, criteria: Criteria, selection: Selection) -> None:
+    """Refuse a training selection that shares a patient with its validation rows, and the reverse.
+
+    The validation rows of split "train" are those of "validation" and "test"; the training rows of
+    these two are those of "train". The validation rows of a fold's training rows are the fold.
+    """
+    if criteria.split is None and criteria.fold is None:
+        return
+    patients = _patient_codes(dataset)
+    selected = np.zeros(len(dataset), np.bool_)
+    selected[patients[selection.rows]] = True
+    opposite = np.zeros(len(dataset), np.bool_)
+    opposite[patients[_counterpart(dataset, criteria)]] = True
+    _check_none_shared(dataset, int(np.sum(selected & opposite)), "the rows of the other role")
+
+
+def check_apart(
+    dataset: Dataset, selection: Selection, other: Dataset, other_selection: Selection
+) -> None:
+    """Refuse a selection that shares a patient with another one, of this file or another."""
+    shared = np.intersect1d(_patients(dataset, selection), _patients(other, other_selection))
+    _check_none_shared(dataset, len(shared), "the rows of apart_from")
+
+
+def weigh(
+    dataset: Dataset, selection: Selection, weights: Weights | None, balance: Balance | None
+) -> Table | None:
+    """Return the table that weighted draws look samples up in, or None for draws without weights.
+
+    Returns
+    -------
+    float64 array, shape (selection.n_samples,)
+        Cumulative share of the weights, the last one 1.
+
+    Raises
+    ------
+    TypeError
+        The weights are not numbers.
+    LoaderError
+        They do not fit the file; or one is negative, NaN or infinite; or all are zero.
+    """
+    if balance == "patient":
+        return _cumulative(_rarity(selection.of(_patient_codes(dataset))))
+    if balance == "label":
+        names = [name for name in dataset.manifest if name.startswith("n_pixels_")]
+        present = [selection.of(dataset.manifest[name]).astype(np.bool_) for name in names]
+        return _cumulative(_rarity(np.packbits(np.stack(present), axis=0)[0]))
+    if weights is None:
+        return None
+    values = weights(dataset.manifest) if callable(weights) else weights
+    return _cumulative(selection.of(_checked_weights(dataset, values)).astype(np.float64))
+
+
+def _codes(dataset: Dataset, column: Literal["split", "fold"]) -> npt.NDArray[np.int16]:
+    codes = dataset.manifest[column].astype(np.int16)
+    if not np.any(codes >= 0):
+        raise LoaderError(
+            f"Rows not selected: {dataset.path}: it has no {column}s. "
+            f"Build it again with --{column}{'s' if column == 'fold' else ''}."
+        )
+    return codes
+
+
+def _is_in_role(folds: npt.NDArray[np.int16], fold: int, fold_role: FoldRole) -> Flags:
+    is_in_fold: Flags = folds == fold
+    return is_in_fold if fold_role == "validation" else (folds >= 0) & ~is_in_fold
+
+
+def _flags_of(dataset: Dataset, where: Where) -> Flags:
+    flags = np.asarray(where(dataset.manifest) if callable(where) else where)
+    if flags.dtype != np.bool_:
+        raise TypeError(
+            "where: expected an array of booleans, or a function of the manifest that returns one, "
+            f"found {flags.dtype}."
+        )
+    _check_length(dataset, "Rows not selected", "where", flags)
+    return flags
+
+
+def _check_length(dataset: Dataset, what: str, name: str, values: npt.NDArray[np.generic]) -> None:
+    if values.shape != (len(dataset),):
+        raise LoaderError(
+            f"{what}: {dataset.path}: {name} does not fit the file (expected the shape "
+            f"({len(dataset)},), found {values.shape}). Give one value for each row of the file."
+        )
+
+
+def _nothing_selected(dataset: Dataset, criteria: Criteria, where: Where | None) -> LoaderError:
+    splits, folds = (dataset.manifest[name].astype(np.int16) for name in ("split", "fold"))
+    sizes = [f"{name} {np.sum(splits == code)}" for code, name in enumerate(SPLITS)]
+    return LoaderError(
+        f"Rows not selected: {dataset.path}: no row has split={criteria.split!r}, "
+        f"fold={criteria.fold!r}, fold_role={criteria.fold_role!r}"
+        f"{'' if where is None else ' and is True in where'} (found rows: {', '.join(sizes)}; "
+        f"found {np.max(folds, initial=-1) + 1} folds). Choose another selection."
+    )
+
+
+def _counterpart(dataset: Dataset, criteria: Criteria) -> Flags:
+    """Return the rows that the selected ones must not share a patient with."""
+    opposite = np.zeros(len(dataset), np.bool_)
+    if criteria.split is not None:
+        splits = _codes(dataset, "split")
+        is_train = splits == SPLITS.index("train")
+        opposite |= (splits >= 0) & ~is_train if criteria.split == "train" else is_train
+    if criteria.fold is not None:
+        role: FoldRole = "train" if criteria.fold_role == "validation" else "validation"
+        opposite |= _is_in_role(_codes(dataset, "fold"), criteria.fold, role)
+    return opposite
+
+
+def _check_none_shared(dataset: Dataset, n_shared: int, others: str) -> None:
+    if n_shared:
+        raise LoaderError(
+            f"Rows not selected: {dataset.path}: training and validation would share patients "
+            f"(expected none, found {n_shared} of this selection among {others}). Choose rows by "
+            "patient, or allow it with allow_shared_patients=True."
+        )
+
+
+def _patient_codes(dataset: Dataset) -> _Codes:
+    """Return a number for the patient of each row; equal where the patient is."""
+    ids = dataset.manifest["patient_id"]
+    # Rows are ordered by patient, so that only the first of each run needs sorting.
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    _, codes = np.unique(ids[starts], return_inverse=True)
+    return np.repeat(codes.astype(np.uint32), np.diff(starts, append=len(ids)))
+
+
+def _patients(dataset: Dataset, selection: Selection) -> npt.NDArray[np.bytes_]:
+    codes = selection.of(_patient_codes(dataset))
+    _, first = np.unique(codes, return_index=True)
+    ids = selection.of(dataset.manifest["patient_id"])[first]
+    return cast("npt.NDArray[np.bytes_]", ids)
+
+
+def _rarity(groups: npt.NDArray[np.generic]) -> Table:
+    """Return weights that draw each group equally often, and each sample of a group."""
+    _, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    weights: Table = 1.0 / counts[codes]
+    return weights
+
+
+def _checked_weights(dataset: Dataset, values: Numbers) -> npt.NDArray[np.number]:
+    weights = np.asarray(values)
+    if weights.dtype.kind not in "iuf":
+        raise TypeError(
+            "weights: expected an array of numbers, or a function of the manifest that returns "
+            f"one, found {weights.dtype}."
+        )
+    _check_length(dataset, "Weights not usable", "weights", weights)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise LoaderError(
+            f"Weights not usable: {dataset.path}: row {bad[0]} and {len(bad) - 1} others (expected "
+            f"numbers from 0 up, found {weights[bad[0]]}). Give 0 to a row that is never drawn."
+        )
+    return weights
+
+
+def _cumulative(weights: Table) -> Table:
+    largest = weights.max()
+    if largest == 0:
+        raise LoaderError(
+            "Weights not usable: all of the selected rows have weight 0 (expected at least one "
+            "above 0). Give a weight to the rows that are to be drawn, or no weights at all."
+        )
+    table: Table = np.cumsum(weights / largest)  # one after the other: the same on every machine
+    table /= table[-1]
+    return table

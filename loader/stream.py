@@ -1,0 +1,264 @@
+"""Batches one after the other from a position on: which rows, and their pixels."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.dataset import Dataset, Images, Masks
+from loader.lookahead import LookAhead
+from loader.normalise import Floats, Normalize, Scaling, convert
+from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
+from loader.selection import Selection
+
+Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
+Padding: TypeAlias = npt.NDArray[np.bool_]
+Position: TypeAlias = tuple[int, int]  # epoch, batch of it
+Arrays: TypeAlias = tuple[Images, Masks]
+
+_Value = TypeVar("_Value", bound=np.generic)
+
+# Positions drawn at a time: many enough that the cost of NumPy's calls is spread thin.
+_BLOCK: Final = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Which rows of the file each batch of this rank has; pure.
+
+    Attributes
+    ----------
+    plan : EpochPlan
+    rank : int
+    seed : int
+    shuffle : bool
+    selection : Selection
+    table : float64 array, optional
+        Cumulative weights of the selected rows.
+    """
+
+    plan: EpochPlan
+    rank: int
+    seed: int
+    shuffle: bool
+    selection: Selection
+    table: Table | None
+
+    def rows(self, epoch: int, batches: range) -> tuple[Indices, Padding]:
+        """Return the rows of some consecutive batches of an epoch, and which of them pad."""
+        positions = self.plan.positions(self.rank, batches.start, batches.stop)
+        if self.table is None:
+            drawn = draw(self.plan, positions, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        else:
+            drawn = draw_weighted(self.plan, positions, self.table, seed=self.seed, epoch=epoch)
+        return self.selection.take(drawn), positions >= self.plan.n_samples
+
+
+class Drawn(NamedTuple):
+    """One batch's rows and padding, and the position after it."""
+
+    rows: Indices
+    is_padding: Padding
+    after: Position
+
+
+class _Block(NamedTuple):
+    """Rows and padding of some consecutive batches of one epoch."""
+
+    epoch: int
+    batches: range
+    rows: Indices
+    is_padding: Padding
+
+
+class Walk:
+    """The rows of batch after batch, from a position on; for one thread at a time.
+
+    With a stride, of every so manyth batch of the epoch it starts in.
+    """
+
+    def __init__(self, order: Order, position: Position, stride: int = 1) -> None:
+        self._order = order
+        self._stride = stride
+        self._position = position
+        self._block: _Block | None = None
+
+    def __next__(self) -> Drawn:
+        """Return the next batch's rows, of the next epoch where this one has ended."""
+        epoch, batch = self._position
+        block, plan = self._block, self._order.plan
+        if block is None or block.epoch != epoch or batch not in block.batches:
+            block = self._block = self._draw_block(epoch, batch)
+        start = (batch - block.batches.start) * plan.batch_size
+        taken = slice(start, start + plan.batch_size)
+        following = batch + self._stride
+        self._position = (epoch, following) if following < plan.n_batches else (epoch + 1, 0)
+        return Drawn(block.rows[taken], block.is_padding[taken], self._position)
+
+    def _draw_block(self, epoch: int, first: int) -> _Block:
+        plan = self._order.plan
+        stop = min(plan.n_batches, first + max(1, _BLOCK // plan.batch_size))
+        batches = range(first, stop)
+        return _Block(epoch, batches, *self._order.rows(epoch, batches))
+
+
+class Form(NamedTuple):
+    """How the arrays of a batch are laid out.
+
+    Attributes
+    ----------
+    layout : "HWN", "NHW" or "NCHW"
+    is_float32 : bool
+        Images as float32 rather than as stored.
+    normalize : str, optional
+        A kind of `Scaling`.
+    """
+
+    layout: Layout
+    is_float32: bool
+    normalize: Normalize | None
+
+
+class Gatherer:
+    """Copies rows of a dataset into batches; any thread may use it.
+
+    Attributes
+    ----------
+    image_dtype : numpy.dtype
+        Of the images handed out.
+    """
+
+    def __init__(self, dataset: Dataset, form: Form) -> None:
+        self._dataset = dataset
+        self._form = form
+        self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
+        self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
+        # As bytes, because np.take would first copy the whole of an array that lies unaligned in
+        # the file.
+        self._image_bytes, self._mask_bytes = map(_as_bytes, (dataset.images, dataset.masks))
+
+    def gather(self, rows: Indices, out: Arrays | None) -> Arrays:
+        """Return the images and masks of some rows.
+
+        Parameters
+        ----------
+        rows : int64 array, shape (n,)
+        out : pair of arrays, optional
+            What `samples_of` returned, n samples or more of it; otherwise fresh arrays are filled.
+        """
+        shape = (len(rows), *self._dataset.images.shape[1:])
+        if out is None:
+            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, np.uint8)
+        else:
+            images, masks = (array[: len(rows)] for array in out)
+        self._fill_images(rows, images)
+        # Every row is valid; "clip" spares the buffer that "raise" needs.
+        self._mask_bytes.take(rows, 0, _as_bytes(masks), "clip")
+        return self._arrange(images), self._arrange(masks)
+
+    def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
+        """Return the caller's buffers as (samples, rows, columns), once they have been checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not of the type, shape or memory order of a batch.
+        """
+        if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
+            raise TypeError("out: expected a pair of arrays, images and masks.")
+        images, masks = out
+        return (
+            self._samples_of(images, self.image_dtype, n_samples),
+            self._samples_of(masks, np.dtype(np.uint8), n_samples),
+        )
+
+    def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
+        """Return a batch that was gathered before as views of the caller's buffers."""
+        images, masks = self._arrange(out[0][:n_samples]), self._arrange(out[1][:n_samples])
+        np.copyto(images, arrays[0])
+        np.copyto(masks, arrays[1])
+        return images, masks
+
+    def _fill_images(self, rows: Indices, images: Images) -> None:
+        if self._is_copied:
+            self._image_bytes.take(rows, 0, _as_bytes(images), "clip")
+        elif self._form.normalize is None:
+            convert(self._dataset.images, rows, cast("Floats", images))
+        else:
+            Scaling(self._dataset, self._form.normalize).apply(rows, cast("Floats", images))
+
+    def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+        if self._form.layout == "HWN":
+            return samples.transpose(1, 2, 0)
+        return samples[:, np.newaxis] if self._form.layout == "NCHW" else samples
+
+    def _samples_of(
+        self, array: npt.NDArray[_Value], dtype: np.dtype[np.generic], n_samples: int
+    ) -> npt.NDArray[_Value]:
+        layout = self._form.layout
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(layout):
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+            raise TypeError(f"out: expected {dtype} arrays with the axes {layout}, found {found}.")
+        samples = array
+        if layout == "HWN":
+            samples = array.transpose(2, 0, 1)
+        elif layout == "NCHW":
+            samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
+        sides = self._dataset.images.shape[1:]
+        if samples.shape[1:] != sides or len(samples) < n_samples:
+            raise ValueError(
+                f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."
+            )
+        if not (samples.flags.c_contiguous and samples.flags.writeable):
+            raise ValueError(
+                "out: expected writable arrays whose samples lie one after the other in memory. "
+                "Reuse what next_batch returned."
+            )
+        return samples
+
+
+class Stream:
+    """Batch after batch from a position on, as `Walk` has them.
+
+    `draw` is for one thread at a time, `gather` for any.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        gatherer: Gatherer,
+        start: Position,
+        stride: int = 1,
+    ) -> None:
+        self._dataset = dataset
+        self._gatherer = gatherer
+        self._walk = Walk(order, start, stride)
+        self._coming: deque[Drawn] = deque()
+        self._look_ahead = LookAhead(dataset, order.plan.batch_size)
+
+    def draw(self) -> Drawn:
+        """Return the next batch's rows, and have the kernel read those of the ones after it."""
+        self._dataset.check_whole()
+        while len(self._coming) < self._look_ahead.n_batches:
+            drawn = next(self._walk)
+            self._look_ahead.ask(drawn.rows)
+            self._coming.append(drawn)
+        return self._coming.popleft() if self._coming else next(self._walk)
+
+    def gather(self, drawn: Drawn, out: Arrays | None = None) -> Arrays:
+        """Return the pixels of a batch."""
+        arrays = self._gatherer.gather(drawn.rows, out)
+        self._look_ahead.note()
+        return arrays
+
+    def make(self) -> tuple[Drawn, Arrays]:
+        """Return the next batch, rows and pixels."""
+        drawn = self.draw()
+        return drawn, self.gather(drawn)
+
+
+def _as_bytes(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    return samples.reshape(len(samples), -1).view(np.uint8)

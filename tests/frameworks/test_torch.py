@@ -1,0 +1,305 @@
+"""The loader inside real PyTorch; skipped where torch is not installed (make test-frameworks)."""
+
+import contextlib
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from dataset_builder import write_dataset
+
+import loader
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.data import DataLoader  # noqa: E402 torch may be missing
+
+import loader.torch as loader_torch  # noqa: E402
+
+N, BATCH = 53, 4  # 13 batches, one row left out
+OPTIONS = {"batch_size": BATCH, "seed": 7, "remainder": "keep"}
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded.*fork:DeprecationWarning",
+    "ignore:This DataLoader will create:UserWarning",
+    "ignore:'set_vital' is deprecated:UserWarning",  # in torchdata
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("torch") / "out.h5"
+    write_dataset(path, n=N, split=[0] * 40 + [1] * 13)
+    return path
+
+
+def rows_of(tensors):
+    """Return the rows of the file in a batch, as its first pixels tell."""
+    return tensors[0][:, 0, 0, 0].int().tolist()
+
+
+def epochs_of(batches, n_epochs):
+    return [[rows_of(tensors) for tensors in batches] for _ in range(n_epochs)]
+
+
+def expected_epochs(path, n_epochs, **options):
+    batches = loader.Batches(path, **OPTIONS | options)
+    return [[batches.indices.tolist() for _ in batches] for _ in range(n_epochs)]
+
+
+def workers(n_workers, context="fork", **options):
+    if not n_workers:
+        return {"num_workers": 0}
+    # A worker that hangs is an error after so many seconds.
+    common = {"num_workers": n_workers, "timeout": 60, "multiprocessing_context": context}
+    return common | options
+
+
+# The iterable data set
+
+
+def test_batches_are_channels_first_tensors(path):
+    dataset = loader_torch.IterableDataset(path, normalize="minmax", **OPTIONS)
+    images, masks = next(iter(DataLoader(dataset, batch_size=None)))
+    expected = loader.Batches(path, normalize="minmax", layout="NCHW", **OPTIONS).next_batch()
+    assert images.shape == masks.shape == (BATCH, 1, 4, 5)
+    assert (images.dtype, masks.dtype) == (torch.float32, torch.uint8)
+    np.testing.assert_array_equal(images.numpy(), expected[0])
+    np.testing.assert_array_equal(masks.numpy(), expected[1])
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_epochs_are_those_of_the_loader(path, prefetch):
+    dataset = loader_torch.IterableDataset(path, prefetch=prefetch, **OPTIONS)
+    assert epochs_of(dataset, 3) == expected_epochs(path, 3)
+    assert len(dataset) == len(DataLoader(dataset, batch_size=None)) == 14
+
+
+@pytest.mark.parametrize(
+    ("context", "persistent_workers"),
+    [("fork", False), ("fork", True), ("spawn", False), ("forkserver", True)],
+)
+def test_workers_share_each_epoch_in_the_same_order(path, context, persistent_workers):
+    dataset = loader_torch.IterableDataset(path, prefetch=1, **OPTIONS)
+    options = workers(2, context, persistent_workers=persistent_workers)
+    batches = DataLoader(dataset, batch_size=None, **options)
+    assert epochs_of(batches, 3) == expected_epochs(path, 3)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 20])
+def test_any_number_of_workers_gives_the_same_epochs(path, n_workers):
+    dataset = loader_torch.IterableDataset(path, where=lambda m: m["slice"] > 9, **OPTIONS)
+    batches = DataLoader(dataset, batch_size=None, **workers(n_workers))
+    assert epochs_of(batches, 2) == expected_epochs(path, 2, where=lambda m: m["slice"] > 9)
+
+
+def test_epoch_that_was_left_early_is_followed_by_another(path):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    batches = DataLoader(dataset, batch_size=None, **workers(2))
+    for _ in range(3):
+        next(iter(batches))
+    assert epochs_of(batches, 1) == expected_epochs(path, 4)[3:]
+    assert epochs_of(dataset, 1) == expected_epochs(path, 5)[4:]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("n_drawn", [0, 5, 14, 20])
+def test_state_without_workers_resumes_in_any_number_of_workers(path, n_workers, n_drawn):
+    dataset = loader_torch.IterableDataset(path, prefetch=2, **OPTIONS)
+    together = [rows for epoch in expected_epochs(path, 4) for rows in epoch]
+    drawn = []
+    while len(drawn) < n_drawn:
+        with contextlib.closing(iter(dataset)) as epoch:
+            for tensors in epoch:
+                drawn.append(rows_of(tensors))
+                if len(drawn) == n_drawn:
+                    state = json.loads(json.dumps(dataset.state_dict()))
+                    break
+    state = state if n_drawn else dataset.state_dict()
+    resumed = loader_torch.IterableDataset(path, **OPTIONS)
+    resumed.load_state_dict(state)
+    batches = DataLoader(resumed, batch_size=None, **workers(n_workers))
+    n_epochs = 2 if n_drawn % 14 else 1
+    found = [rows for epoch in epochs_of(batches, n_epochs) for rows in epoch]
+    assert drawn == together[:n_drawn]
+    assert found == together[n_drawn : n_drawn + len(found)]
+    assert len(found) == 14 * n_epochs - n_drawn % 14
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 3])
+@pytest.mark.parametrize("n_drawn", [1, 5, 13, 14])
+def test_stateful_data_loader_resumes_exactly(path, n_workers, n_drawn):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def make():
+        dataset = loader_torch.IterableDataset(path, **OPTIONS)
+        return stateful(dataset, batch_size=None, **workers(n_workers))
+
+    together = [rows for epoch in expected_epochs(path, 4) for rows in epoch]
+    batches = make()
+    for n, tensors in enumerate(batches, start=1):
+        assert rows_of(tensors) == together[n - 1]
+        if n == n_drawn:
+            state = pickle.loads(pickle.dumps(batches.state_dict()))
+    resumed = make()
+    resumed.load_state_dict(state)
+    found = [rows for epoch in epochs_of(resumed, 3) for rows in epoch]
+    assert found == together[n_drawn : n_drawn + len(found)]
+    assert len(found) >= 28
+
+
+def test_state_of_plain_workers_is_refused_and_not_guessed(path):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    list(DataLoader(dataset, batch_size=None, **workers(2)))
+    with pytest.raises(loader.LoaderError, match="State not saved: workers of a DataLoader"):
+        dataset.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"seed": 8}, "seed"), ({"stride": 2}, "stride"), ({"stride": "1"}, "stride")],
+)
+def test_state_of_something_else_is_refused(path, change, why):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    with pytest.raises(loader.LoaderError, match=rf"State not loaded.*{why} \(expected"):
+        dataset.load_state_dict(dataset.state_dict() | change)
+
+
+def test_pickled_copy_iterates(path):
+    copy = pickle.loads(pickle.dumps(loader_torch.IterableDataset(path, **OPTIONS)))
+    assert epochs_of(copy, 2) == expected_epochs(path, 2)
+
+
+def test_error_in_a_worker_reaches_the_caller(tmp_path):
+    write_dataset(tmp_path / "out.h5", n=N)
+    dataset = loader_torch.IterableDataset(tmp_path / "out.h5", **OPTIONS)
+    with (tmp_path / "out.h5").open("r+b") as file:
+        file.truncate(65536)
+    with pytest.raises(loader.LoaderError, match="cut short"):
+        list(DataLoader(dataset, batch_size=None, **workers(2)))
+
+
+# The map-style data set
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_samples_are_those_of_the_selection(path, n_workers):
+    dataset = loader_torch.Dataset(path, split="validation", dtype="float32")
+    data = loader.open_dataset(path)
+    assert len(dataset) == 13
+    for index in (0, 12, -1):
+        image, mask = dataset[index]
+        np.testing.assert_array_equal(image[0], data.images[40 + index % 13])
+        np.testing.assert_array_equal(mask[0], data.masks[40 + index % 13])
+    batches = DataLoader(dataset, batch_size=5, shuffle=True, **workers(n_workers, "spawn"))
+    drawn = [rows_of(tensors) for tensors in batches]
+    assert [len(rows) for rows in drawn] == [5, 5, 3]
+    assert sorted(row for rows in drawn for row in rows) == list(range(40, 53))
+
+
+@pytest.mark.parametrize("index", [13, -14])
+def test_sample_out_of_range(path, index):
+    with pytest.raises(IndexError, match="there are 13"):
+        loader_torch.Dataset(path, split="validation")[index]
+
+
+# Batches on a device
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_device_batches_on_the_cpu(path, prefetch):
+    batches = loader_torch.DeviceBatches(path, "cpu", prefetch=prefetch, **OPTIONS)
+    assert len(batches) == 14
+    assert epochs_of(batches, 3) == expected_epochs(path, 3)
+    batches.close()
+
+
+class Event:
+    def record(self, *_):
+        pass
+
+    synchronize = wait_event = record
+
+
+def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Event())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: to(tensor, copy=True))
+    monkeypatch.setattr(loader_torch.DeviceBatches, "_plain", loader_torch.DeviceBatches._pinned)
+    together = [rows for epoch in expected_epochs(path, 4) for rows in epoch]
+    batches = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
+    other = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
+    n_drawn = 0
+    for n_taken in (3, 99, 14, 5):
+        for taken, tensors in enumerate(batches, start=1):
+            assert rows_of(tensors) == together[n_drawn]
+            n_drawn += 1
+            other.load_state_dict(batches.state_dict())
+            assert rows_of(next(iter(other))) == together[n_drawn]
+            if taken == n_taken:
+                break
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device_batches_on_cuda(path):
+    batches = loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
+    for epoch in expected_epochs(path, 3):
+        for rows, (images, masks) in zip(epoch, batches, strict=True):
+            assert images.is_cuda
+            assert masks.is_cuda
+            assert rows_of((images.cpu(), masks.cpu())) == rows
+
+
+# Several processes under torch.distributed
+
+
+def send_rows(path, rank, store, n_workers, connection):
+    from torch import distributed
+
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)  # before the group: taken up later
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=4)
+    batches = DataLoader(dataset, batch_size=None, **workers(n_workers, "spawn"))
+    epochs = epochs_of(batches, 2)
+    n_batches = torch.tensor([len(epochs[0])])
+    distributed.all_reduce(n_batches)
+    connection.send((epochs, int(n_batches)))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_ranks_of_torch_distributed_share_the_epochs(path, tmp_path, n_workers):
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(4)]
+    processes = [
+        context.Process(target=send_rows, args=(path, rank, tmp_path / "store", n_workers, theirs))
+        for rank, (_, theirs) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        assert all(ours.poll(180) for ours, _ in pipes), "a process hangs"
+        received = [ours.recv() for ours, _ in pipes]
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * 4
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for rank, (epochs, n_batches) in enumerate(received):
+        assert epochs == expected_epochs(path, 2, rank=rank, world_size=4)
+        assert n_batches == 4 * len(epochs[0])
+
+
+def test_torch_is_not_imported_unless_asked_for():
+    probe = "import sys, loader; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"

@@ -1,0 +1,182 @@
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_builder import write_dataset, write_sparse
+
+import loader
+from loader import lookahead
+from loader.lookahead import LookAhead
+
+NEEDS_ADVICE = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_WILLNEED"), reason="this system takes no advice"
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_dataset(tmp_path / "out.h5", n=300, rows=16, columns=16)
+    return loader.open_dataset(tmp_path / "out.h5")
+
+
+class Recorder:
+    """A map that notes what it is asked for."""
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+        self.asked = []
+
+    def madvise(self, advice, start, length):
+        assert advice == mmap.MADV_WILLNEED
+        assert start % mmap.PAGESIZE == 0
+        self.buffer.madvise(advice, start, length)
+        self.asked.append((start, start + length))
+
+
+@NEEDS_ADVICE
+def test_it_asks_for_all_bytes_of_the_rows(data):
+    look_ahead = LookAhead(data, 2)
+    look_ahead._buffer = recorder = Recorder(data.buffer)
+    look_ahead.ask(np.array([0, 299]))
+    content = data.buffer[:]
+    for array in (data.images, data.masks):
+        for row in (0, 299):
+            start = content.find(array[row].tobytes())
+            assert any(a <= start and start + array[row].nbytes <= b for a, b in recorder.asked)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Return the thread and what it has read, as the kernel is to tell it."""
+    told = {"thread": 1, "n": 5}
+    monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (told["thread"], told["n"]))
+    return told
+
+
+@NEEDS_ADVICE
+def test_it_asks_while_the_kernel_reads_and_some_batches_longer(data, read):
+    look_ahead = LookAhead(data, 2)
+    assert look_ahead.n_batches == 1
+    look_ahead.note()
+    assert look_ahead.n_batches == 0
+    read["n"] += 1
+    look_ahead.note()
+    for _ in range(lookahead._PATIENCE):
+        assert look_ahead.n_batches >= 1
+        look_ahead.note()
+    assert look_ahead.n_batches == 0
+
+
+@NEEDS_ADVICE
+def test_reads_of_different_threads_are_not_compared(data, read):
+    look_ahead = LookAhead(data, 2)
+    read.update(thread=2, n=99)
+    look_ahead.note()
+    assert look_ahead.n_batches == 0
+
+
+@NEEDS_ADVICE
+def test_first_batch_of_another_thread_counts(data, read):
+    look_ahead = LookAhead(data, 2)
+    read.update(thread=2, n=99)
+    look_ahead.ask(np.array([0]))
+    read["n"] += 1
+    look_ahead.note()
+    assert look_ahead.n_batches == 8
+
+
+@NEEDS_ADVICE
+def test_large_batches_are_asked_for_one_at_a_time(data, read):
+    for batch_size, n_batches in ((2, 8), (10**9, 1)):
+        look_ahead = LookAhead(data, batch_size)
+        read["n"] += 1
+        look_ahead.note()
+        assert look_ahead.n_batches == n_batches
+
+
+def test_batches_looked_ahead_are_the_batches(data, monkeypatch):
+    options = {"batch_size": 7, "seed": 7, "remainder": "keep"}
+    expected = loader.Batches(data, **options)
+    rows = [expected.indices.tolist() for _ in range(200) if expected.next_batch()]
+    reads = iter(range(10**6))
+    monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
+    batches = loader.Batches(data, **options)
+    assert [batches.indices.tolist() for _ in range(200) if batches.next_batch()] == rows
+
+
+def test_file_system_that_takes_no_advice(data, read):
+    class Refusing(Recorder):
+        def madvise(self, *_):
+            raise OSError(22, "Invalid argument")
+
+    look_ahead = LookAhead(data, 2)
+    look_ahead._buffer = Refusing(data.buffer)
+    look_ahead.ask(np.array([0]))
+    read["n"] += 1
+    look_ahead.note()
+    assert look_ahead.n_batches == 0
+
+
+@pytest.mark.parametrize("missing", ["_WHOSE", "_WILL_NEED"])
+def test_platform_that_lacks_it(data, monkeypatch, missing):
+    monkeypatch.setattr(lookahead, missing, {"_WHOSE": None, "_WILL_NEED": -1}[missing])
+    batches = loader.Batches(data, batch_size=10)
+    assert sum(1 for _ in batches) == 30
+    assert lookahead.LookAhead(data, 2).n_batches == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the cache cannot be dropped")
+def test_rows_that_were_dropped_from_memory_are_read(tmp_path):
+    written = write_dataset(tmp_path / "out.h5", n=200, rows=64, columns=64)
+    with (tmp_path / "out.h5").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    batches = loader.Batches(tmp_path / "out.h5", batch_size=8, layout="NHW")
+    for images, masks in batches:
+        np.testing.assert_array_equal(images, written["images"][batches.indices])
+        np.testing.assert_array_equal(masks, written["masks"][batches.indices])
+
+
+# Cost in the number of samples
+
+FIRST_BATCH = """
+import sys, time
+from pathlib import Path
+import numpy, h5py
+import loader
+def rss_anon():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+def first_batch(path):
+    start = time.perf_counter()
+    loader.Batches(path, batch_size=32, remainder="keep", seed=7).next_batch()
+    return time.perf_counter() - start
+first_batch(sys.argv[2])  # loads what Python and HDF5 load but once
+before = rss_anon()
+print(min(first_batch(sys.argv[1]) for _ in range(9)), rss_anon() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is not told")
+def test_ten_million_samples_cost_what_a_thousand_cost(tmp_path):
+    small, large = tmp_path / "small.h5", tmp_path / "large.h5"
+    write_sparse(small, 1000)
+    try:
+        write_sparse(large, 10_000_000)
+    except OSError as error:
+        pytest.skip(f"no file of 2 TB here: {error}")
+
+    def measured(path):
+        command = [sys.executable, "-c", FIRST_BATCH, path, small]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        seconds, kilobytes = run.stdout.split()
+        return float(seconds), int(kilobytes)
+
+    seconds, kilobytes = zip(*(measured(large) for _ in range(3)), strict=True)
+    expected = min(measured(small)[0] for _ in range(3))
+    assert min(seconds) < 1.5 * expected + 0.002
+    assert max(kilobytes) < 20_000

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from dataset_builder import write_dataset
+
+import loader
+from loader.layout import IMAGE_DTYPES
+
+
+def images_of(path, **options):
+    batches = loader.Batches(path, batch_size=7, shuffle=False, layout="NHW", **options)
+    images, _ = batches.next_batch()
+    assert images.dtype == np.float32
+    return images
+
+
+def by_hand(stored, kind):
+    """Normalise in float64, an image at a time."""
+    scaled = []
+    for image in stored.astype(np.float64):
+        p01, p99 = np.percentile(image, (1, 99))
+        scaled.append(
+            {
+                "minmax": (image - image.min()) / (image.max() - image.min()),
+                "percentile": ((image - p01) / (p99 - p01)).clip(0, 1),
+                "zscore": (image - image.mean()) / image.std(),
+                "dataset": (image - 1.5) / 0.5,
+            }[kind]
+        )
+    return np.array(scaled)
+
+
+@pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore", "dataset"])
+@pytest.mark.parametrize("image_dtype", IMAGE_DTYPES)
+@pytest.mark.parametrize("alignment", [1, 65536])
+def test_images_are_scaled_by_their_statistics(tmp_path, kind, image_dtype, alignment):
+    written = write_dataset(tmp_path / "a.h5", image_dtype=image_dtype, alignment=alignment)
+    expected = by_hand(written["images"], kind)
+    found = images_of(tmp_path / "a.h5", normalize=kind)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("image_dtype", IMAGE_DTYPES)
+def test_float32_without_scaling_keeps_the_values(tmp_path, image_dtype):
+    written = write_dataset(tmp_path / "a.h5", image_dtype=image_dtype)
+    np.testing.assert_array_equal(images_of(tmp_path / "a.h5", dtype="float32"), written["images"])
+
+
+@pytest.mark.parametrize("kind", ["minmax", "percentile"])
+def test_scaled_values_lie_within_0_and_1(tmp_path, kind):
+    for seed in range(30):
+        write_dataset(tmp_path / "a.h5", rows=9, seed=seed)
+        images = images_of(tmp_path / "a.h5", normalize=kind)
+        assert images.min() == 0
+        assert 0.999999 < images.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])
+def test_constant_image_becomes_0(tmp_path, kind):
+    constant = dict.fromkeys(("minimum", "maximum", "mean", "p01", "p99"), [500] * 7)
+    write_dataset(tmp_path / "a.h5", manifest=constant | {"std": [0] * 7})
+    images = images_of(tmp_path / "a.h5", normalize=kind)
+    assert np.isfinite(images).all()
+    stored = loader.open_dataset(tmp_path / "a.h5").images
+    assert (images[stored == 500] == 0).all()
+
+
+def test_statistics_that_are_no_numbers_are_refused(tmp_path):
+    write_dataset(tmp_path / "a.h5", manifest={"std": [1, 1, np.nan, 1, 1, 1, 1]})
+    with pytest.raises(loader.LoaderError, match="statistics that are numbers, found NaN"):
+        images_of(tmp_path / "a.h5", normalize="zscore")
+    images_of(tmp_path / "a.h5", normalize="minmax")
+
+
+def test_options_that_contradict_each_other(tmp_path):
+    write_dataset(tmp_path / "a.h5")
+    with pytest.raises(ValueError, match="dtype: normalised images are float32"):
+        images_of(tmp_path / "a.h5", dtype="stored", normalize="minmax")
+    with pytest.raises(ValueError, match="normalize: expected one of minmax, zscore, percentile"):
+        images_of(tmp_path / "a.h5", normalize="unit")
+    with pytest.raises(ValueError, match="dtype: expected one of stored, float32, found 'float64'"):
+        images_of(tmp_path / "a.h5", dtype="float64")
