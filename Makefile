@@ -3,12 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test check bench format clean
+.PHONY: run test test-frameworks check bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
 $(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check: $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'
 	touch $@
 
 run: $(VENV)/.installed-run
@@ -18,7 +18,12 @@ run: $(VENV)/.installed-run
 	$(BIN)/python examples/draw_batches.py $(RUN)/out.h5
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --ignore tests/frameworks
+
+# PyTorch is large and not needed by any other command: its tests are apart.
+test-frameworks: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
+	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
@@ -27,6 +32,7 @@ check: $(VENV)/.installed-check
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/build.py --pairs 1000 --rounds 3
+	$(BIN)/python bench/loader.py --rows 500 --rounds 1
 
 format: $(VENV)/.installed-check
 	$(BIN)/ruff format .
