@@ -130,7 +130,7 @@ def command(name: str, tree: Path, out: Path) -> list[str | Path]:
         return [sys.executable, __file__, "--run", name, tree, out]
     workers, sync = OURS[name]
     run = "import os, etl.cli;" + ("" if sync else "os.fsync = lambda _: None;") + "etl.cli.main()"
-    arguments = ["build", tree, out, "--workers", str(workers), "--quiet"]
+    arguments = ["build", tree, out, "--workers", str(workers), "--quiet", "--no-qc"]
     return [sys.executable, "-c", run, *arguments]
 
 

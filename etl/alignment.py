@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.link_csv import DICOM_FOLDER
-from etl.model import Finding, Image, Kind, Link, Vertices
+from etl.model import AUDIT_CONTOURS, Finding, Image, Kind, Link, Vertices
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
 # ---------------------------------------------------------------------------------- the thresholds
 
 SEARCH: Final = 3  # pixels: an origin, a corner or a flip by one pixel lies well within
-PER_PATIENT: Final = 6  # contours: their median is within a third of a pixel in hand-drawn ones
 # Of the contrast that every normal could have had on its own. Three real patients' inner contours
 # reach 0.36 to 0.79 and places with no contour 0.3. Around the heart muscle lie fat, lung and
 # blood: its contours reach 0.5 at a place up to a pixel wrong, so that only more than that counts.
@@ -63,7 +62,7 @@ class Alignment(NamedTuple):
     outcome: int
 
 
-def choose(links: Sequence[Link], per_patient: int | None = PER_PATIENT) -> list[bool]:
+def choose(links: Sequence[Link], per_patient: int | None = AUDIT_CONTOURS) -> list[bool]:
     """Say which links to audit: some of each patient, evenly spread.
 
     Of a patient with inner contours only those links, as they decide.

@@ -1,4 +1,4 @@
-"""Rendered parts → the small datasets and attributes of the file."""
+"""Judged rows → the small datasets and attributes of the file."""
 
 import json
 import re
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from etl import split, write
+from etl.judge import Judged, rows_of
 from etl.model import FLAG_CODES, SEVERITY_ORDER, BuildOptions, Finding
-from etl.render import Columns, Rendered
+from etl.render import Columns
 from etl.rows import Plan, strings
 from etl.statistics import pooled_moments
 from loader import layout
@@ -22,7 +23,6 @@ from loader.layout import Attribute
 
 _MEANINGS: Final = {"i": "blood pool (inside the i-contour)", "o": "inside the o-contour"}
 _MUSCLE: Final = "muscle (inside the o-contour, not the i-contour)"
-_PATH_COLUMNS: Final = ("dicom_path", "icontour_path", "ocontour_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,9 @@ class BuildResult:
 
 def assemble(
     plan: Plan,
-    parts: list[Rendered],
+    judged: Judged,
     contours: npt.NDArray[np.int64],
     counts: dict[str, int],
-    findings: list[Finding],
     options: BuildOptions,
 ) -> BuildResult:
     """Write everything but pixels and vertices, which lie in the file already.
@@ -50,10 +49,9 @@ def assemble(
     contours : int64 array, shape (n, 3)
         (row, label, number of vertices), the rows counted before bad ones were taken out.
     """
-    is_good = np.array([good for part in parts for good in part.is_good])
-    manifest = _joined([part.manifest for part in parts if any(part.is_good)])
-    findings = sorted(findings, key=_order)
-    rows = _rows_of(findings, manifest)
+    manifest = judged.manifest
+    findings = sorted(judged.findings, key=_order)
+    rows = rows_of(findings, manifest)
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
     sides = split.assign(Counter(patients), options)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
@@ -64,7 +62,7 @@ def assemble(
         plan,
         {
             "manifest": manifest,
-            "contours": _contours(contours, is_good),
+            "contours": _contours(contours, judged.is_good),
             "findings": {
                 "severity": strings([finding.severity for finding in findings]),
                 "code": strings([finding.code for finding in findings]),
@@ -86,14 +84,10 @@ def assemble(
             Attribute.IMAGE_MEAN: mean,
             Attribute.IMAGE_STD: std,
             Attribute.DATASET_ID: xxhash.xxh3_128_hexdigest(manifest["row_xxh3"].tobytes()),
+            **({Attribute.ALIGNMENT: json.dumps(judged.alignment)} if judged.alignment else {}),
         },
     )
     return BuildResult(plan.n_rows, findings, counts, _notes(options, sides))
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    """Return the parts' columns end to end, emptying the parts to save memory."""
-    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 def _order(finding: Finding) -> tuple[int, str, list[tuple[int, str]], str]:
@@ -101,16 +95,6 @@ def _order(finding: Finding) -> tuple[int, str, list[tuple[int, str]], str]:
     pieces = re.findall(r"([0-9]+)|([^0-9]+)", finding.path)
     path = [(int(digits or 0), text) for digits, text in pieces]
     return SEVERITY_ORDER.index(finding.severity), finding.code, path, finding.message
-
-
-def _rows_of(findings: list[Finding], manifest: Columns) -> list[int]:
-    """Return the row that each finding is about: the one that has its path, else -1."""
-    rows = {finding.path.encode("utf-8", "backslashreplace"): -1 for finding in findings}
-    for column in _PATH_COLUMNS:
-        for row, path in enumerate(manifest[column].tolist()):
-            if path in rows and path:
-                rows[path] = row
-    return [rows[path] for path in strings([finding.path for finding in findings]).tolist()]
 
 
 def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray[np.uint64]:

@@ -6,7 +6,7 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -98,6 +98,52 @@ class _Split(click.ParamType[tuple[float, ...]]):
         return shares
 
 
+class _Codes(click.ParamType[tuple[str, ...]]):
+    """CODE,... → finding codes in the order in which they are listed."""
+
+    name = "CODE,..."
+
+    def __init__(self, listed: Callable[[], Iterable[str]]) -> None:
+        self._listed = listed
+
+    def convert(
+        self,
+        value: str | tuple[str, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        known = tuple(self._listed())
+        given = [code.strip() for code in value.split(",")]
+        if unknown := [code for code in given if code not in known]:
+            self.fail(f"expected some of {', '.join(known)}, found {unknown[0]!r}", param, ctx)
+        return tuple(code for code in known if code in given)
+
+
+class _Count(click.ParamType[int | None]):
+    """N or all → a number from 1, or None."""
+
+    name = "N|all"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        return None if value == "all" else click.IntRange(min=1)(value, param, ctx)
+
+
+def _flag_codes() -> Iterable[str]:
+    from etl.model import FLAG_CODES
+
+    return FLAG_CODES
+
+
+def _all_codes() -> Iterable[str]:
+    from etl.model import SEVERITIES
+
+    return SEVERITIES
+
+
 def main() -> None:
     """Run `dicom-etl`."""
     signal.signal(signal.SIGTERM, _terminate)  # a batch system's way to stop: leave nothing behind
@@ -163,6 +209,21 @@ def cli() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Your own split: patient_id,split[,fold].",
 )
+@click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
+@click.option("--no-audit", is_flag=True, help="Do not measure whether contours lie on edges.")
+@click.option(
+    "--audit-contours",
+    type=_Count(),
+    metavar="N|all",
+    default="6",
+    show_default=True,
+    help="How many contours of each patient the audit measures.",
+)
+@click.option(
+    "--exclude-flagged",
+    type=_Codes(_flag_codes),
+    help="Leave out rows with such a warning, such as area-jump,image-constant.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: all cores]")
 @click.option(
     "--scheduler",
@@ -190,6 +251,10 @@ def build(
     split_seed: int,
     folds: int | None,
     split_file: Path | None,
+    no_qc: bool,
+    no_audit: bool,
+    audit_contours: int | None,
+    exclude_flagged: tuple[str, ...] | None,
     workers: int | None,
     scheduler: str | None,
     strict: bool,
@@ -205,6 +270,7 @@ def build(
     """
     _check_together(
         {"--split": split, "--split-file": split_file},
+        {"--no-qc": no_qc or None, "--exclude-flagged": exclude_flagged},
         {"--workers": workers, "--scheduler": scheduler},
         {"--quiet": quiet or None, "--verbose": verbose or None},
     )
@@ -231,6 +297,10 @@ def build(
         split_seed=split_seed,
         folds=folds,
         split_file=str(split_file) if split_file else None,
+        qc=not no_qc,
+        audit=not (no_qc or no_audit),
+        audit_contours=audit_contours,
+        exclude_flagged=exclude_flagged or (),
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.write(f"dicom-etl {VERSION} build {data} {out}\n")
@@ -279,10 +349,21 @@ def build(
     help="Draw contour and mask over every image, one PNG per row.",
 )
 @click.option(
+    "--fail-on",
+    type=_Codes(_all_codes),
+    default=(),
+    help="Exit with status 1 where there is such a finding.",
+)
+@click.option(
     "--force", is_flag=True, help="Replace what --csv and --overlays find in their place."
 )
 def report(
-    file: Path, as_json: bool, csv_file: Path | None, overlays: Path | None, force: bool
+    file: Path,
+    as_json: bool,
+    csv_file: Path | None,
+    overlays: Path | None,
+    fail_on: tuple[str, ...],
+    force: bool,
 ) -> None:
     """Say what is in FILE, what is missing, and what looks wrong.
 
@@ -303,12 +384,14 @@ def report(
     summary = reporting.summarise(dataset)
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=2, allow_nan=False))
-        return
-    for line in reporting.summary_text(summary):
-        click.echo(line)
-    for what, where in (("Findings", csv_file), ("Overlays", overlays)):
-        if where is not None:
-            click.echo(f"{what} written to {where}.")
+    else:
+        for line in reporting.summary_text(summary):
+            click.echo(line)
+        for what, where in (("Findings", csv_file), ("Overlays", overlays)):
+            if where is not None:
+                click.echo(f"{what} written to {where}.")
+    if found := [group.code for group in summary.findings if group.code in fail_on]:
+        raise EtlError(f"--fail-on: {file} has findings of {', '.join(found)}.")
 
 
 @cli.command()
@@ -370,9 +453,9 @@ def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor
 @contextmanager
 def _log(path: Path | None, out: Path) -> Iterator[TextIO]:
     """Yield the log, which is appended to; one that goes nowhere where no file is asked for."""
-    path = path or Path(os.devnull)
-    if path.resolve() == out.resolve():
+    if path is not None and path.resolve() == out.resolve():
         raise click.UsageError("--log-file is OUT itself: give another file.")
+    path = path or Path(os.devnull)
     try:
         log = path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:

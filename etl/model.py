@@ -46,22 +46,57 @@ SEVERITIES: Final[dict[str, Severity]] = {
     "contour-outside": "error",
     "contour-too-large": "error",
     "mask-empty": "error",
+    "row-excluded": "error",
     "contour-no-image": "warning",
     "contour-partly-outside": "warning",
+    "contour-open-gap": "warning",
+    "contour-self-crossing": "warning",
+    "contour-repeated-points": "warning",
+    "inner-outside-outer": "warning",
+    "identical-contour": "warning",
+    "identical-image": "warning",
+    "area-jump": "warning",
+    "centroid-jump": "warning",
+    "area-outlier": "warning",
+    "image-constant": "warning",
+    "image-saturated": "warning",
+    "geometry-changes": "warning",
+    "instance-number-differs": "warning",
+    "alignment-dataset": "warning",
+    "alignment-patient": "warning",
     "image-no-contour": "info",
     "contour-missing": "info",
 }
 SEVERITY_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 # The bit of each code in /manifest/flags is its position here: append, never reorder.
-FLAG_CODES: Final = ("contour-partly-outside",)
+FLAG_CODES: Final = (
+    "contour-partly-outside",
+    "contour-open-gap",
+    "contour-self-crossing",
+    "contour-repeated-points",
+    "inner-outside-outer",
+    "identical-contour",
+    "identical-image",
+    "area-jump",
+    "centroid-jump",
+    "area-outlier",
+    "image-constant",
+    "image-saturated",
+    "geometry-changes",
+    "instance-number-differs",
+)
+
+# Contours audited of each patient: their median is within a third of a pixel in hand-drawn ones.
+AUDIT_CONTOURS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing rejected, unmatched or suspicious.
 
-    `path` is relative to DATA; a finding about a row names one of that row's files.
+    `path` is relative to DATA, and empty where a finding is about all of it; a finding about a row
+    names one of that row's files.
     """
 
     code: str
@@ -75,7 +110,12 @@ class Finding:
 
     def __str__(self) -> str:
         """Return one line for people: severity, code, where and why."""
-        return f"{self.severity}: {self.code}: {self.path}: {self.message}"
+        return f"{self.severity}: {self.code}: {located(self.path, self.message)}"
+
+
+def located(path: str, message: str) -> str:
+    """Return a message after the path that it is about, if any."""
+    return f"{path}: {message}" if path else message
 
 
 class Link(NamedTuple):
@@ -87,6 +127,7 @@ class Link(NamedTuple):
     dicom_path: str
     icontour_path: str = ""
     ocontour_path: str = ""
+    is_audited: bool = False  # whether its contours are compared with the image's edges
 
     def contour_paths(self) -> list[tuple[Kind, str]]:
         """Return (kind, path) of the contours that the link has, the inner first."""
@@ -207,6 +248,14 @@ class BuildOptions:
         Number of cross-validation folds over the patients that are not test.
     split_file : str, optional
         The user's own split file (patient_id,split[,fold]).
+    qc : bool
+        Check what was drawn and how the rows agree; see `etl.quality`.
+    audit : bool
+        Measure how far contours lie off the images' edges as well; see `etl.alignment`.
+    audit_contours : int, optional
+        How many contours of each patient; None measures all.
+    exclude_flagged : tuple of str
+        Codes of `FLAG_CODES`: rows with such a finding are left out.
     """
 
     contours: tuple[Kind, ...] = ("i",)
@@ -219,9 +268,23 @@ class BuildOptions:
     split_seed: int = 0
     folds: int | None = None
     split_file: str | None = None
+    qc: bool = True
+    audit: bool = True
+    audit_contours: int | None = AUDIT_CONTOURS
+    exclude_flagged: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse codes that no row is ever flagged with."""
+        if unknown := set(self.exclude_flagged) - set(FLAG_CODES):
+            raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}")
+
+    @property
+    def has_audit(self) -> bool:
+        """Whether contours are audited, which takes both switches."""
+        return self.qc and self.audit
 
     def to_json(self) -> dict[str, object]:
         """Return the options as the file records them: no path of this machine."""
-        recorded = asdict(self)
+        recorded = asdict(self) | {"audit": self.has_audit}
         del recorded["split_file"]
         return recorded

@@ -1,4 +1,4 @@
-"""The stages of a build, in order: discover → examine → plan → render → assemble.
+"""The stages of a build, in order: discover → examine → plan → render → judge → assemble.
 
 The coordinator holds one line per pair: pixels go from the worker that made them straight into the
 file.
@@ -7,7 +7,7 @@ file.
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from etl import examine, render, split, write
+from etl import alignment, examine, render, split, write
 from etl.assemble import BuildResult, assemble
 from etl.engine import Work, foreign_engine, local_engine
 from etl.errors import EtlError
+from etl.judge import gather, judge
 from etl.link_csv import discover
 from etl.model import BuildOptions, Finding, Link
 from etl.parse_dicom import image_dtype
@@ -94,20 +95,24 @@ def build(
         split.read_split_file(Path(options.split_file))  # a bad one shows before the work
     found = discover(root, options.contours, partial=options.partial)
     write.check_space(out, len(found.links) * options.rows * options.columns)
+    links = found.links
+    _mark_audited(links, options)
     size = _chunk_pairs(options)
-    chunks = [found.links[first : first + size] for first in range(0, len(found.links), size)]
+    starts = range(0, len(links), size)
     bar = functools.partial(tqdm, unit=" pairs", disable=None if progress else True)
     with (
         contextlib.closing(Stock(found.findings)) as stock,
         write.replacing(out, force=force) as path,
         foreign_engine(executor, workers, root, path)
         if executor
-        else local_engine(min(workers, len(chunks))) as engine,
+        else local_engine(min(workers, len(starts))) as engine,
     ):
-        with bar(desc="1/2 headers and contours", total=len(found.links)) as shown:
+        with bar(desc="1/2 headers and contours", total=len(links)) as shown:
+            chunks = (links[first : first + size] for first in starts)
             for examined in engine.run(_examining(root, options), chunks):
                 stock.add(examined)
                 shown.update(examined.n_links)
+        links.clear()  # what is needed of them is in the stock
         _require_rows(len(stock), stock.findings, strict=strict)
         plan = write.create(
             path,
@@ -118,18 +123,22 @@ def build(
             stock.n_vertices,
         )
         stock.write_vertices(plan)
-        parts: list[render.Rendered] = []
         with bar(desc="2/2 pixels and masks", total=len(stock)) as shown:
-            for part in engine.run(_rendering(root, options, plan), stock.tasks(size)):
-                parts.append(part)
-                shown.update(len(part.is_good))
-        findings = stock.findings + [finding for part in parts for finding in part.findings]
-        is_good = np.array([good for part in parts for good in part.is_good])
-        _require_rows(int(is_good.sum()), findings, strict=strict)
+            parts = engine.run(_rendering(root, options, plan), stock.tasks(size))
+            rendered = gather(_counted(parts, shown.update))
+        judged = judge(rendered, stock.findings, options)
+        _require_rows(int(judged.is_good.sum()), judged.findings, strict=strict)
         contours = stock.contours()
-        if not is_good.all():
-            plan = write.keep_rows(plan, *_kept(is_good, contours))
-        return assemble(plan, parts, contours, found.counts, findings, options)
+        if not judged.is_good.all():
+            plan = write.keep_rows(plan, *_kept(judged.is_good, contours))
+        return assemble(plan, judged, contours, found.counts, options)
+
+
+def _mark_audited(links: list[Link], options: BuildOptions) -> None:
+    """Mark the links whose contours the audit is to measure."""
+    if options.has_audit:
+        for place in np.flatnonzero(alignment.choose(links, options.audit_contours)):
+            links[place] = links[place]._replace(is_audited=True)
 
 
 def _examining(root: Path, options: BuildOptions) -> Work[Sequence[Link], examine.Examined]:
@@ -150,6 +159,15 @@ def _rendering(
         give_up=render.lost,
         names=render.names,
     )
+
+
+def _counted(
+    parts: Iterator[render.Rendered], update: Callable[[int], object]
+) -> Iterator[render.Rendered]:
+    """Yield the parts, telling `update` the number of rows of each."""
+    for part in parts:
+        update(len(part.is_good))
+        yield part
 
 
 def _chunk_pairs(options: BuildOptions) -> int:

@@ -46,21 +46,20 @@ def label_map(
     rows: int,
     columns: int,
     rule: Rasterizer,
-) -> tuple[LabelMap, list[Kind]]:
-    """Return the label map of one sample and the kinds whose contour holds no pixel.
+) -> tuple[LabelMap, dict[Kind, int]]:
+    """Return the label map of one sample, and how many pixels lie inside each of its contours.
 
     One kind: 1 inside its contour. Two kinds: 2 inside the outer contour, then 1 inside the inner
     one, which wins where they overlap.
     """
     labels = np.zeros((rows, columns), np.uint8)
-    empty: list[Kind] = []
+    n_inside: dict[Kind, int] = {}
     for contour in sorted(contours, key=lambda contour: contour.kind, reverse=True):
         mask = rasterise(contour.vertices, rows, columns, rule)
-        if not mask.any():
-            empty.append(contour.kind)
+        n_inside[contour.kind] = int(np.count_nonzero(mask))
         code = 1 if len(kinds) == 1 else 1 + kinds.index(contour.kind)
         np.copyto(labels, np.uint8(code), where=mask)
-    return labels, empty
+    return labels, n_inside
 
 
 def _even_odd(vertices: Vertices, rows: int, columns: int) -> Mask:

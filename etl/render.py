@@ -1,4 +1,4 @@
-"""Samples → rows in the file: pixels, masks, statistics and digests.
+"""Samples → rows in the file: pixels, masks, statistics, digests and checks of each row.
 
 Runs in workers, on stretches of consecutive rows; no pixel goes from process to process.
 """
@@ -7,31 +7,37 @@ import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from etl import polygon
+from etl.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
 from etl.errors import ImageError, SourceError
 from etl.files import open_source, read_all, unchanged_since
-from etl.model import BuildOptions, Finding, Image, LabelMap, Sample
+from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sample
 from etl.parse_dicom import modality_values, stored_values
+from etl.quality import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
 from etl.rasterise import label_map
-from etl.rows import Plan, strings, write_rows
+from etl.rows import Plan, open_rows, strings, write_rows
 from etl.statistics import image_statistics
 from loader import layout
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
+
+# What the checks keep of each row until all rows are known: 65 bytes.
+MARKS: Final = np.dtype([("numbers", ROW_NUMBERS), ("alignment", ALIGNMENT)])
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """What one chunk of samples gave."""
 
-    is_good: list[bool]  # by sample; a bad one has findings and no entry in the manifest
+    is_good: list[bool]  # by sample; a bad one has findings and no entry in the other two
     manifest: Columns
+    marks: npt.NDArray[np.void]  # of type MARKS; empty where nothing is checked
     findings: list[Finding]
 
 
@@ -51,18 +57,25 @@ def render(
         The rows cannot be written; unlike a bad source, this ends the run.
     """
     pickled, first_row = task
-    samples = map(pickle.loads, pickled)  # our own, from `examine`
-    rows = [_render_one(root, sample, options, plan.image_dtype) for sample in samples]
-    hole = np.zeros((options.rows, options.columns), plan.image_dtype)
-    # Bad rows are filled too, to keep the place of the others; they are taken out at the end.
-    images = [row.image if isinstance(row, _Row) else hole for row in rows]
-    masks = [row.mask if isinstance(row, _Row) else hole.astype(np.uint8) for row in rows]
-    write_rows(plan, layout.IMAGES, first_row, images)
-    write_rows(plan, layout.MASKS, first_row, masks)
+    good: list[_Row] = []
+    is_good: list[bool] = []
+    findings: list[Finding] = []
+    with open_rows(plan) as file:
+        for place, one in enumerate(pickled):
+            sample: Sample = pickle.loads(one)  # noqa: S301  our own, from `examine`
+            row = _render_one(root, sample, options, plan.image_dtype)
+            findings += row.findings
+            is_good.append(row.pixels is not None)
+            if row.pixels is not None:
+                # At once: memory that is free again for the next row is still in the cache.
+                for name, pixels in zip((layout.IMAGES, layout.MASKS), row.pixels, strict=True):
+                    write_rows(file, plan, name, first_row + place, pixels)
+                good.append(row._replace(pixels=None))
     return Rendered(
-        is_good=[isinstance(row, _Row) for row in rows],
-        manifest=_columns([row.manifest for row in rows if isinstance(row, _Row)]),
-        findings=[finding for row in rows if not isinstance(row, _Row) for finding in row],
+        is_good=is_good,
+        manifest=_columns([row.manifest for row in good]),
+        marks=np.array([row.marks for row in good if row.marks], MARKS),
+        findings=findings,
     )
 
 
@@ -71,7 +84,7 @@ def lost(task: tuple[list[bytes], int]) -> Rendered:
     why = "the process that rendered it died, three times. Look at the file; is memory short?"
     samples: list[Sample] = list(map(pickle.loads, task[0]))
     findings = [Finding("image-unreadable", sample.link.dicom_path, why) for sample in samples]
-    return Rendered([False] * len(samples), {}, findings)
+    return Rendered([False] * len(samples), {}, np.empty(0, MARKS), findings)
 
 
 def names(task: tuple[list[bytes], int]) -> list[str]:
@@ -80,30 +93,61 @@ def names(task: tuple[list[bytes], int]) -> list[str]:
     return [sample.link.dicom_path for sample in samples]
 
 
+class _Marks(NamedTuple):
+    """One row of MARKS."""
+
+    numbers: tuple[int | Shape, ...]
+    alignment: Alignment
+
+
 class _Row(NamedTuple):
-    image: Image
-    mask: LabelMap
-    manifest: dict[str, str | int | float]
+    """One row, or without pixels the findings that say why it cannot be."""
+
+    findings: list[Finding]
+    pixels: tuple[Image, LabelMap] | None = None
+    manifest: dict[str, str | int | float] = {}  # noqa: RUF012  a tuple's default, never changed
+    marks: _Marks | None = None
 
 
-def _render_one(
-    root: Path, sample: Sample, options: BuildOptions, dtype: str
-) -> _Row | list[Finding]:
-    """Return one row, or the findings that say why it cannot be."""
+def _render_one(root: Path, sample: Sample, options: BuildOptions, dtype: str) -> _Row:
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
         image = modality_values(stored_values(data, pixels), pixels, dtype)
     except SourceError as error:
-        return [Finding(error.code, link.dicom_path, error.message)]
-    mask, empty = label_map(
+        return _Row([Finding(error.code, link.dicom_path, error.message)])
+    mask, n_inside = label_map(
         sample.contours, options.contours, options.rows, options.columns, options.rasterizer
     )
-    if empty:
+    if empty := [kind for kind, n_pixels in n_inside.items() if n_pixels == 0]:
         paths = dict(link.contour_paths())
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
-        return [Finding("mask-empty", paths[kind], message) for kind in empty]
-    return _Row(image, mask, _manifest_row(sample, data, image, mask))
+        return _Row([Finding("mask-empty", paths[kind], message) for kind in empty])
+    marks, findings = _check(sample, image, mask, n_inside) if options.qc else (None, [])
+    return _Row(findings, (image, mask), _manifest_row(sample, data, image, mask), marks)
+
+
+def _check(
+    sample: Sample, image: Image, mask: LabelMap, n_inside: dict[Kind, int]
+) -> tuple[_Marks, list[Finding]]:
+    """Return what to keep of a row for the checks of all rows, and what this one shows."""
+    paths = dict(sample.link.contour_paths())
+    shapes: dict[Kind, Shape] = {}
+    findings: list[Finding] = []
+    for contour in sample.contours:
+        shapes[contour.kind], found = check_contour(paths[contour.kind], contour.vertices)
+        findings += found
+    if len(shapes) == len(KINDS):
+        n_outside = int(np.count_nonzero(mask)) - n_inside["o"]
+        findings += check_overlap(paths["i"], n_inside["i"], n_outside)
+    return _Marks(row_numbers(image, shapes), _alignment(sample, image)), findings
+
+
+def _alignment(sample: Sample, image: Image) -> Alignment:
+    if not sample.link.is_audited:
+        return Alignment(math.nan, math.nan, NOT_AUDITED)
+    contour = sample.contours[0]  # the inner one where there are both: its contrast is strong
+    return measure(image, contour.vertices, contour.kind)
 
 
 def _read_unchanged(root: Path, sample: Sample) -> bytes:

@@ -2,20 +2,24 @@
 
 import csv
 import io
-from collections.abc import Container, Iterable, Iterator
+import json
+import textwrap
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import h5py
 import numpy as np
 
 from etl import write
-from etl.model import SEVERITY_ORDER
+from etl.model import SEVERITY_ORDER, located
 from loader import Dataset, layout
 from loader.layout import Attribute
 
 _N_EXAMPLES: Final = 3
+_WIDTH: Final = 110  # of a line of text; a path is never broken
 _HEADINGS: Final = {
     "error": "Errors: pairs that should have been rows and are not",
     "warning": "Warnings: written or not needed, but look at them",
@@ -86,6 +90,7 @@ class Summary:
     labels: list[Label]
     splits: list[Side]
     folds: list[Side]
+    alignment: dict[str, object] | None  # what the audit measured; see `etl.alignment`
     findings: list[FindingGroup]
 
     def to_json(self) -> dict[str, object]:
@@ -122,6 +127,7 @@ def summarise(dataset: Dataset) -> Summary:
         labels=_labels(dataset),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
+        alignment=_alignment(dataset),
         findings=group_findings(read_findings(dataset)),
     )
 
@@ -168,6 +174,8 @@ def summary_text(summary: Summary) -> Iterator[str]:
         if sides:
             parts = (f"{s.name} {s.n_rows} ({_count(s.n_patients, 'patient')})" for s in sides)
             yield f"  {title}     {', '.join(parts)}"
+    if summary.alignment is not None:
+        yield f"  Alignment {_alignment_text(summary.alignment)}"
     counts = summary.sources
     yield (
         f"  Sources   {counts.get('patients', 0)} linked patients, {counts.get('dicoms', 0)} DICOM "
@@ -200,7 +208,14 @@ def findings_text(
 
 def _examples_text(group: FindingGroup) -> Iterator[str]:
     for example in group.examples:
-        yield f"          {example.path}: {example.message}"
+        yield from textwrap.wrap(
+            located(example.path, example.message),
+            width=_WIDTH,
+            initial_indent=" " * 10,
+            subsequent_indent=" " * 12,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     if n_more := group.n_findings - len(group.examples):
         yield f"          ... and {n_more} more"
 
@@ -233,6 +248,28 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     both = np.stack([dataset.manifest[name] for name in names], axis=1).astype(np.float64)
     known = np.unique(both[~np.isnan(both).any(axis=1)], axis=0)
     return [(row, column) for row, column in known.tolist()]
+
+
+def _alignment(dataset: Dataset) -> dict[str, object] | None:
+    """Return the audit's numbers, which a file built without it lacks."""
+    with h5py.File(dataset.buffer, "r") as file:
+        text = file.attrs.get(Attribute.ALIGNMENT)
+    if text is None:
+        return None
+    numbers: dict[str, object] = json.loads(text)
+    return numbers
+
+
+def _alignment_text(numbers: Mapping[str, object]) -> str:
+    names = ("n_contours", "n_too_little_contrast", "n_at_edge", "n_patients")
+    n_contours, n_faint, n_lost, n_patients = (int(str(numbers[name])) for name in names)
+    if not n_contours:
+        return f"not known: none of {_count(n_faint + n_lost, 'contour')} lies by a clear edge"
+    n_left_out = f", {n_faint + n_lost} left out" if n_faint + n_lost else ""
+    return (
+        f"contours lie ({numbers['dx']:+.2f}, {numbers['dy']:+.2f}) px off the image's edges, "
+        f"{_count(n_contours, 'contour')} of {_count(n_patients, 'patient')}{n_left_out}"
+    )
 
 
 def _labels(dataset: Dataset) -> list[Label]:

@@ -3,14 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from io import FileIO
 
 import numpy as np
 import numpy.typing as npt
 
 from loader import layout
-
-_MAX_VIEWS: Final = 512  # in one call; POSIX systems take 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +35,20 @@ class Plan:
         }
 
 
-def write_rows(plan: Plan, name: str, first: int, rows: Sequence[npt.NDArray[np.generic]]) -> None:
-    """Write rows of one big dataset from row `first` on; any process may, at any time."""
+def open_rows(plan: Plan) -> FileIO:
+    """Open the file for `write_rows`."""
+    return FileIO(plan.path, "r+")
+
+
+def write_rows(
+    file: FileIO, plan: Plan, name: str, first: int, data: npt.NDArray[np.generic]
+) -> None:
+    """Write `data` as the rows from `first` on of one big dataset; any process may, at any time."""
     offset = plan.offsets[name] + first * plan.row_bytes[name]
-    views = [np.ascontiguousarray(row).data.cast("B") for row in rows if row.size]
-    with open(plan.path, "r+b", buffering=0) as file:
-        while views:
-            written = _write_at(file.fileno(), views, offset)
-            offset += written
-            while views and written >= len(views[0]):
-                written -= len(views.pop(0))
-            if written:
-                views[0] = views[0][written:]
+    view = np.ascontiguousarray(data).data.cast("B")
+    while view:
+        written = _write_at(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
 
 
 def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
@@ -57,9 +57,8 @@ def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
     return np.array(encoded, dtype=np.bytes_) if encoded else np.empty(0, "S1")
 
 
-def _write_at(descriptor: int, views: list[memoryview], offset: int) -> int:
-    """Write the first of the views, as many as the system takes; return the bytes written."""
-    if hasattr(os, "pwritev"):
-        return os.pwritev(descriptor, views[:_MAX_VIEWS], offset)
+def _write_at(descriptor: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, view, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.write(descriptor, views[0])
+    return os.write(descriptor, view)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from etl.examine import Examined
 from etl.model import EMPTY_RANGE, Finding, ValueRange
-from etl.rows import Plan, write_rows
+from etl.rows import Plan, open_rows, write_rows
 
 _SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools
 _BLOCK_VERTICES: Final = 1 << 16
@@ -71,7 +71,8 @@ class Stock:
     def write_vertices(self, plan: Plan) -> None:
         """Write contours/x and contours/y."""
         self._vertices.seek(0)
-        for first in range(0, self.n_vertices, _BLOCK_VERTICES):
-            block = np.frombuffer(self._vertices.read(16 * _BLOCK_VERTICES)).reshape(-1, 2)
-            for axis, name in enumerate(("contours/x", "contours/y")):
-                write_rows(plan, name, first, [block[:, axis]])
+        with open_rows(plan) as file:
+            for first in range(0, self.n_vertices, _BLOCK_VERTICES):
+                block = np.frombuffer(self._vertices.read(16 * _BLOCK_VERTICES)).reshape(-1, 2)
+                for axis, name in enumerate(("contours/x", "contours/y")):
+                    write_rows(file, plan, name, first, block[:, axis])

@@ -72,8 +72,8 @@ def check_space(out: Path, n_pixels: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise EtlError(
-            f"Output not written: {out}: no space left (needs {needed / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB free). Free some, or choose another disk."
+            f"Output not written: {out}: no space left (needs {needed / 1e6:.0f} MB, "
+            f"{free / 1e6:.0f} MB free). Free some, or choose another disk."
         )
 
 

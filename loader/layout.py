@@ -106,4 +106,5 @@ class Attribute:
     IMAGE_MEAN: Final = "image_mean"
     IMAGE_STD: Final = "image_std"
     DATASET_ID: Final = "dataset_id"
+    ALIGNMENT: Final = "alignment"  # JSON object, optional: how far contours lie off the edges
     DIGESTS: Final = "digests"  # JSON object: dataset -> XXH3-128 of its bytes, 32 hex digits

@@ -21,6 +21,7 @@ SYNTAXES = {
     "deflated": DeflatedExplicitVRLittleEndian,
 }
 SQUARE = "2 2\n9 2\n9 9\n2 9\n"
+OUTER_SQUARE = "1 1\n11 1\n11 10\n1 10\n"
 ROWS, COLUMNS = 12, 14  # not square, so that a swap of axes shows
 
 
@@ -95,9 +96,11 @@ def write_tree(root, patients=(("P1", "A1"),), slices=(1, 2, 3), *, outer=True, 
             pixels = gradient(seed=1000 * seed + number)
             uid = f"1.2.3.{seed + 1}.{number}"
             write_dicom(root, patient_id, f"{number}.dcm", instance(pixels, uid=uid, **attributes))
-            write_contour(root, original_id, number)
+            # The same squares, but no two drawings alike: a point of its own on each left side.
+            y = 3 + (100 * seed + number) / 100
+            write_contour(root, original_id, number, text=f"{SQUARE}2 {y}\n")
             if outer:
-                write_contour(root, original_id, number, "o", "1 1\n11 1\n11 10\n1 10\n")
+                write_contour(root, original_id, number, "o", f"{OUTER_SQUARE}1 {y}\n")
     return root
 
 

@@ -21,8 +21,8 @@ distributed = pytest.importorskip("distributed", reason="the extra dask is not i
 
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own
 
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
-SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, qc=False)  # its pairs are all alike
+SIZE = ["--size", f"{ROWS}x{COLUMNS}", "--no-qc"]
 
 
 @pytest.fixture(scope="module")

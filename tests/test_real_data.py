@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 import etl
 import loader
+from etl import report
 from etl.model import BuildOptions
 from etl.polygon import area
 from etl.rasterise import rasterise
@@ -53,7 +54,8 @@ def contours(data):
 def test_56_pairs_and_15_images_without_contour(built):
     result, data = built(contours=("i",))
     assert (result.n_rows, len(data)) == (56, 56)
-    assert Counter(finding.code for finding in result.findings) == {"image-no-contour": 15}
+    codes = Counter(finding.code for finding in result.findings)
+    assert codes == {"image-no-contour": 15, "alignment-dataset": 1}
     assert data.images.dtype == np.int16
 
 
@@ -61,7 +63,7 @@ def test_28_pairs_have_both_contours(built):
     result, data = built()
     assert (result.n_rows, data.images.shape) == (28, (28, 256, 256))
     codes = Counter(finding.code for finding in result.findings)
-    assert codes == {"image-no-contour": 15, "contour-missing": 28}
+    assert codes == {"image-no-contour": 15, "contour-missing": 28, "alignment-dataset": 1}
 
 
 def test_student_t_and_dice_of_the_seed(built):
@@ -120,6 +122,20 @@ def test_an_epoch_of_batches_of_8_is_complete_after_the_7th(built):
         assert (images.shape, masks.shape) == ((256, 256, 8), (256, 256, 8))
         assert number == 7 or batches.epochs_completed == 0
     assert batches.epochs_completed == 1
+
+
+@pytest.mark.parametrize("n_contours", [6, None])
+def test_the_contours_count_from_1_which_the_option_mends(built, n_contours):
+    result, data = built(contours=("i",), audit_contours=n_contours)
+    (finding,) = (found for found in result.findings if found.code == "alignment-dataset")
+    assert "build with --contour-origin 1." in finding.message
+    alignment = report.summarise(data).alignment
+    assert 0.7 <= alignment["dx"] <= 1.0
+    assert 0.7 <= alignment["dy"] <= 1.0
+    assert alignment["n_patients"] == 3
+    result, data = built(contours=("i",), audit_contours=n_contours, contour_origin=1)
+    assert {finding.code for finding in result.findings} == {"image-no-contour"}
+    assert abs(report.summarise(data).alignment["dx"]) < 0.5
 
 
 def test_workers_and_a_copy_elsewhere_give_the_same_bytes(patients, tmp_path):

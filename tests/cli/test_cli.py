@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import etl.pipeline
 from etl.cli import cli
 from etl.errors import EtlError
-from etl.model import BuildOptions
+from etl.model import FLAG_CODES, BuildOptions
 from loader import layout, open_dataset
 
 SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
@@ -77,7 +77,8 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     result = run(
         "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
         "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
-        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
+        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet", "--no-audit",
+        "--audit-contours", "9", "--exclude-flagged", "image-constant, area-jump,area-jump",
     )  # fmt: skip
     assert result.exit_code == 1
     assert result.output == "Error: stop here\n"
@@ -87,8 +88,16 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
             split=(60, 20, 20), split_seed=7, folds=4,
+            audit=False, audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
         ),
     }  # fmt: skip
+    for arguments, expected in [
+        ([], BuildOptions()),
+        (["--no-qc"], BuildOptions(qc=False, audit=False)),
+        (["--audit-contours", "all"], BuildOptions(audit_contours=None)),
+    ]:
+        run("build", "DATA", "OUT", *arguments)
+        assert seen["options"] == expected
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,9 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         ["--contours", "x"], ["--contour-origin", "2"], ["--rasterizer", "x"], ["--partial"],
         ["--split", "70/15/15", "--split-file", "s.csv"], ["--quiet", "--verbose"],
         ["--log-file", "out.h5"], ["--workers", "2", "--scheduler", "tcp://x:1"],
+        ["--exclude-flagged", "nonsense"], ["--exclude-flagged", "area-jump,"],
+        ["--no-qc", "--exclude-flagged", "area-jump"],
+        ["--audit-contours", "0"], ["--audit-contours", "some"],
         ["--no-such-option"],
     ],
     ids=" ".join,
@@ -161,6 +173,45 @@ def test_strict_fails_and_writes_nothing(root, tmp_path):
     assert result.exit_code == 1
     assert "contour-unreadable" in result.stderr
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_codes_that_flag_no_row_cannot_leave_any_out(root, tmp_path):
+    for code in ("alignment-patient", "image-size", "no-such-code"):
+        result = run("build", root, tmp_path / "out.h5", "--exclude-flagged", f"area-jump,{code}")
+        assert result.exit_code == 2
+        assert f"found '{code}'" in result.stderr
+        assert ", ".join(FLAG_CODES) in result.stderr
+    with pytest.raises(ValueError, match="image-size"):
+        BuildOptions(exclude_flagged=("image-size",))
+
+
+def test_rows_left_out_by_their_flags_are_listed(root, tmp_path):
+    write_contour(root, "A1", 1, text="-5.5 0\n4.5 0\n4.5 5\n-5.5 5\n")
+    out = tmp_path / "out.h5"
+    result = run("build", root, out, *SIZE, "--exclude-flagged", "contour-partly-outside")
+    assert result.exit_code == 0
+    assert "5 rows" in result.stdout
+    assert "row-excluded" in result.stdout
+    words = " ".join(result.stdout.split())  # lines are wrapped
+    assert "left out by --exclude-flagged contour-partly-outside: 50.0% of its area" in words
+
+
+def test_a_report_fails_on_the_findings_it_is_told_to(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    out = tmp_path / "out.h5"
+    run("build", root, out, *SIZE)
+    plain = run("report", out)
+    for codes, status in (
+        ("image-size", 0), ("contour-unreadable", 1), ("image-size,contour-unreadable", 1),
+        ("no-such-code", 2),
+    ):  # fmt: skip
+        result = run("report", out, "--fail-on", codes)
+        assert result.exit_code == status
+        assert result.stdout == ("" if status == 2 else plain.stdout)
+        assert ("contour-unreadable" in result.stderr) == (status > 0)
+    result = run("report", out, "--json", "--fail-on", "contour-unreadable")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["n_rows"] == 5
 
 
 def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):

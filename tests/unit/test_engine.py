@@ -118,7 +118,7 @@ def test_a_killed_worker_of_a_build_leaves_the_same_bytes(many, tmp_path):
     result = etl.build(many, tmp_path / "two.h5", OPTIONS, workers=2)
     killer.join()
     assert killed
-    assert result.findings == []
+    assert {finding.code for finding in result.findings} == {"identical-image"}  # as they are
     assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
 
 

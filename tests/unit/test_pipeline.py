@@ -24,7 +24,7 @@ from builders import (
 )
 
 import etl
-from etl import pipeline, write
+from etl import judge, pipeline, write
 from etl.model import BuildOptions
 from etl.rasterise import rasterise
 from loader import layout, open_dataset
@@ -77,7 +77,8 @@ def test_images_masks_and_manifest_are_those_of_the_sources(root, tmp_path):
     assert manifest["flags"] == [0] * 6
     assert data.contours["row"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert data.contours["label"].tolist() == [1, 2] * 6
-    assert data.contours["x"][4:8].tolist() == outer[:, 0].tolist()
+    assert data.contours["start"].tolist() == list(range(0, 60, 5))
+    assert data.contours["x"][5:9].tolist() == outer[:, 0].tolist()
     assert data.contours["y"][:4].tolist() == inner[:, 1].tolist()
 
 
@@ -115,13 +116,22 @@ def test_the_file_opens_in_h5py_and_pandas(root, tmp_path):
         assert json.loads(file.attrs["options"])["rows"] == ROWS
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", [2, 5, 7])
 def test_the_bytes_are_the_same_from_any_number_of_workers(root, tmp_path, workers, monkeypatch):
     monkeypatch.setattr(pipeline, "_CHUNK_PAIRS", 1)
     (root / contour_path("A1", 2)).write_text("1 2\nbroken\n")
     build(root, tmp_path / "one.h5", contours=("i", "o"))
     build(root, tmp_path / "many.h5", contours=("i", "o"), workers=workers)
     assert digest(tmp_path / "one.h5") == digest(tmp_path / "many.h5")
+
+
+def test_the_bytes_are_the_same_however_the_parts_are_put_together(root, tmp_path, monkeypatch):
+    write_contour(root, "A2", 1, text="2.2 2.2\n2.8 2.2\n2.5 2.8\n")  # a part with no row
+    build(root, tmp_path / "one.h5")
+    monkeypatch.setattr(pipeline, "_CHUNK_PAIRS", 1)
+    monkeypatch.setattr(judge, "_BLOCK_PARTS", 2)
+    build(root, tmp_path / "two.h5")
+    assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
 
 
 def test_the_bytes_are_the_same_elsewhere_at_another_time_in_another_order(
@@ -355,7 +365,7 @@ class TestOutput:
         assert (tmp_path / "out.h5").is_symlink()
         assert open_dataset(tmp_path / "disk" / "big.h5").images.shape[0] == 6
 
-    @pytest.mark.parametrize("place", ["posix_fallocate", "pwritev", "fsync"])
+    @pytest.mark.parametrize("place", ["posix_fallocate", "pwrite", "fsync"])
     def test_a_full_disk_is_told_and_leaves_the_old_file(self, root, tmp_path, place, monkeypatch):
         out = tmp_path / "out.h5"
         out.write_bytes(b"precious")

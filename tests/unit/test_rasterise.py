@@ -80,20 +80,20 @@ def contour(kind, vertices):
 
 def test_one_kind_is_a_binary_mask():
     for kind in ("i", "o"):
-        labels, empty = label_map((contour(kind, square(1, 3)),), (kind,), 5, 5, "center")
+        labels, n_inside = label_map((contour(kind, square(1, 3)),), (kind,), 5, 5, "center")
         assert (labels == rasterise(square(1, 3), 5, 5)).all()
-        assert empty == []
+        assert n_inside == {kind: labels.sum()}
 
 
 def test_two_kinds_are_pool_1_and_muscle_2_and_the_inner_wins():
     inner, outer = square(2, 4), square(1, 3)
     contours = contour("i", inner), contour("o", outer)
-    labels, empty = label_map(contours, ("i", "o"), 6, 6, "center")
+    labels, n_inside = label_map(contours, ("i", "o"), 6, 6, "center")
     in_inner, in_outer = rasterise(inner, 6, 6), rasterise(outer, 6, 6)
     assert np.array_equal(labels, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
-    assert empty == []
+    assert n_inside == {"i": in_inner.sum(), "o": in_outer.sum()}
 
 
-def test_a_contour_without_a_pixel_is_told():
+def test_a_contour_without_a_pixel_has_none():
     contours = contour("i", square(1.2, 1.8)), contour("o", square(1, 3))
-    assert label_map(contours, ("i", "o"), 6, 6, "center")[1] == ["i"]
+    assert label_map(contours, ("i", "o"), 6, 6, "center")[1] == {"i": 0, "o": 4}

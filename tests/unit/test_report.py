@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
 from etl import overlays, report
-from etl.model import BuildOptions
+from etl.model import BuildOptions, Finding
 from loader import open_dataset
 
 
@@ -56,6 +57,28 @@ def test_json_holds_the_same(data):
     plain = json.loads(json.dumps(report.summarise(data).to_json(), allow_nan=False))
     assert plain["n_rows"] == 5
     assert plain["findings"][0]["examples"][0]["row"] == -1
+
+
+def test_what_the_audit_measured_is_a_line_where_it_was_made(data, tmp_path):
+    summary = report.summarise(data)
+    counts = {"n_contours": 15, "n_too_little_contrast": 1, "n_at_edge": 2, "n_patients": 1}
+    measured = counts | {"dx": 0.721, "dy": -0.775}
+    text = "\n".join(report.summary_text(replace(summary, alignment=measured)))
+    line = (
+        "  Alignment contours lie (+0.72, -0.78) px off the image's edges, 15 contours of 1 patient"
+    )
+    assert f"{line}, 3 left out" in text
+    text = "\n".join(report.summary_text(replace(summary, alignment=None)))
+    assert "Alignment" not in text
+
+
+def test_a_finding_about_all_has_no_path(data):
+    group = report.group_findings([report.FindingRow("warning", "code", "", -1, "they all " * 30)])
+    lines = list(report.findings_text(group, "out.h5", ("warning",)))
+    assert lines[3].startswith("          they all")
+    assert max(map(len, lines)) <= 110
+    finding = Finding("alignment-dataset", "", "they lie off")
+    assert str(finding) == "warning: alignment-dataset: they lie off"
 
 
 def test_the_table_has_every_finding_and_no_formula(data, tmp_path):

@@ -1,0 +1,527 @@
+"""The table of quality findings: plant one defect in a phantom's files, build, look what is said.
+
+Each defect stands at strengths on both sides of its threshold. It must give exactly its code on
+exactly the rows it is in, and nothing below; the clean phantom gives nothing at all.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from builders import contour_path, copy_tree
+from click.testing import CliRunner
+
+import etl
+import loader
+from etl.cli import cli
+from etl.model import FLAG_CODES, BuildOptions
+from etl.phantom import write_phantom
+from etl.phantom_heart import Cine, end_systole
+from etl.polygon import area
+from etl.rasterise import rasterise
+
+STACKS = (4, 8, 3)  # patients, slices, phases: 12 rows a patient, which have neighbours
+ALONE = (8, 1, 2)  # 2 rows a patient, which have none
+DIASTOLE, SYSTOLE = 0, end_systole(3)
+PLACE = (1, 3, SYSTOLE)  # patient, slice and phase in the middle of a stack; an i-contour alone
+BOTH = (1, 3, DIASTOLE)  # here both are drawn
+EDGE = (1, 1, SYSTOLE)  # at the end of the stack
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A phantom's folder, in which files can be changed."""
+
+    root: Path
+    shape: tuple[int, int, int]
+
+    def cine(self, patient):
+        return Cine(0, patient, *self.shape[1:])
+
+    def dicom(self, place):
+        patient, *where = place
+        return f"dicoms/{self.cine(patient).patient_id}/{self.cine(patient).number(*where)}.dcm"
+
+    def contour(self, place, kind="i"):
+        patient, *where = place
+        return contour_path(self.cine(patient).original_id, self.cine(patient).number(*where), kind)
+
+    def vertices(self, place, kind="i"):
+        return np.loadtxt(self.root / self.contour(place, kind))
+
+    def draw(self, place, vertices, kind="i", form="%.4f"):
+        path = self.contour(place, kind)
+        np.savetxt(self.root / path, vertices, form)
+        return path
+
+    def edit(self, place, change):
+        """Change one DICOM file's data set; return its path."""
+        path = self.dicom(place)
+        dataset = pydicom.dcmread(self.root / path)
+        change(dataset)
+        dataset.save_as(self.root / path)
+        return path
+
+    def places(self, patient):
+        """Return the places of a patient's rows."""
+        return sorted({(patient, *where) for *where, _ in self.cine(patient).contoured()})
+
+    def move(self, patients, shift):
+        for patient in patients:
+            for where in self.cine(patient).contoured():
+                place, kind = (patient, *where[:2]), where[2]
+                self.draw(place, self.vertices(place, kind) + np.array(shift), kind)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """Grow clean phantoms, once each, without the images that have no contour."""
+    trees = {}
+
+    def grow(shape, seed=0):
+        if (shape, seed) not in trees:
+            tree = Tree(tmp_path_factory.mktemp("phantom"), shape)
+            patients, slices, phases = shape
+            write_phantom(tree.root, patients=patients, slices=slices, phases=phases, seed=seed)
+            rows = {tree.dicom(place) for k in range(patients) for place in tree.places(k)}
+            for path in tree.root.glob("dicoms/*/*.dcm"):
+                if path.relative_to(tree.root).as_posix() not in rows:
+                    path.unlink()
+            trees[shape, seed] = tree
+        return trees[shape, seed]
+
+    return grow
+
+
+@pytest.fixture
+def copied(grown, tmp_path):
+    """Copy a clean phantom, to be changed."""
+    return lambda shape: Tree(copy_tree(grown(shape).root, tmp_path / "data"), shape)
+
+
+@pytest.fixture
+def stacks(copied):
+    return copied(STACKS)
+
+
+def build(tree, tmp_path, **options):
+    """Build with both contours; return the open file."""
+    options = BuildOptions(**({"contours": ("i", "o"), "partial": True} | options))
+    out = tmp_path / "out.h5"
+    etl.build(tree.root, out, options, force=True)
+    return loader.open_dataset(out)
+
+
+def findings(data, *severities):
+    """Return (code, path) of the findings, whose rows and flags must agree with that."""
+    check_rows(data)
+    columns = (data.findings[name].tolist() for name in ("severity", "code", "path"))
+    return sorted(
+        (code.decode(), path.decode())
+        for severity, code, path in zip(*columns, strict=True)
+        if severity.decode() in (severities or ("error", "warning"))
+    )
+
+
+def check_rows(data):
+    """Check that findings name the row that has their path, and that its flags name them."""
+    flags = np.zeros(len(data), np.uint64)
+    paths = [data.manifest[f"{name}_path"].tolist() for name in ("dicom", "icontour", "ocontour")]
+    columns = (data.findings[name].tolist() for name in ("code", "path", "row"))
+    for code, path, row in zip(*columns, strict=True):
+        owners = {k for column in paths for k, own in enumerate(column) if own == path and path}
+        assert owners == ({row} if row >= 0 else set())
+        if row >= 0 and code.decode() in FLAG_CODES:
+            flags[row] |= np.uint64(1 << FLAG_CODES.index(code.decode()))
+    assert data.manifest["flags"].tolist() == flags.tolist()
+
+
+def messages(data, code):
+    pairs = zip(data.findings["code"].tolist(), data.findings["message"].tolist(), strict=True)
+    return [message.decode() for found, message in pairs if found == code.encode()]
+
+
+# ------------------------------------------------------------------------------- clean phantoms
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [(3, 6, 3), (6, 1, 2), (2, 3, 1), (1, 10, 2)], ids=str)
+def test_a_clean_phantom_gives_nothing(grown, tmp_path, shape, seed):
+    data = build(grown(shape, seed), tmp_path)
+    assert findings(data) == []
+
+
+# ---------------------------------------------------------------------- defects, and where they are
+#
+# Each takes a tree and a strength, changes files, and returns the paths that are to be found.
+
+
+def radius(vertices):
+    return np.sqrt(area(vertices) / np.pi)
+
+
+def median_radius(tree, patient):
+    return np.median([radius(tree.vertices(place)) for place in tree.places(patient)])
+
+
+def resized(vertices, factor):
+    return vertices.mean(axis=0) + factor * (vertices - vertices.mean(axis=0))
+
+
+def spike(tree, x):
+    """Run a line from the contour to a point at x, and back beside it."""
+    vertices = tree.vertices(PLACE)
+    leftmost = int(vertices[:, 0].argmin())
+    corners = [(x, vertices[leftmost, 1]), vertices[leftmost] + (0, -0.02)]
+    return [tree.draw(PLACE, np.insert(vertices, leftmost + 1, corners, axis=0))]
+
+
+def missing_points(tree, n_points):
+    return [tree.draw(PLACE, tree.vertices(PLACE)[: -int(n_points)])]
+
+
+def loop(tree, n_pixels):
+    """Add a triangle that is wound the other way round, outside of the contour."""
+    vertices = tree.vertices(PLACE)
+    right = int(vertices[:, 0].argmax())
+    side = np.sqrt(2 * n_pixels)
+    corners = vertices[right] + side * np.array([[1, 0.5], [1, -0.5], [0, 0]])
+    return [tree.draw(PLACE, np.insert(vertices, right + 1, corners, axis=0))]
+
+
+def double_clicks(tree, share):
+    """Write the first points twice, until they are such a share of all."""
+    vertices = tree.vertices(PLACE)
+    n_twice = round(share / (1 - share) * len(vertices))
+    times = np.where(np.arange(len(vertices)) < n_twice, 2, 1)
+    return [tree.draw(PLACE, np.repeat(vertices, times, axis=0))]
+
+
+def bump(tree, share):
+    """Pull a piece of the inner contour over the outer one, by so large a share of its pixels."""
+    inner, outer = (tree.vertices(BOTH, kind) for kind in "io")
+    in_outer = rasterise(outer, 256, 256)
+    right = int(inner[:, 0].argmax())
+    for length in np.arange(4, 40, 0.1):
+        drawn = inner.copy()
+        drawn[(right + np.arange(-6, 7)) % len(inner), 0] += length
+        mask = rasterise(drawn, 256, 256)
+        if (mask & ~in_outer).sum() > share * mask.sum():
+            return [tree.draw(BOTH, drawn)]
+    raise AssertionError("no bump is long enough")
+
+
+def copy_of_a_contour(tree, shift):
+    """Draw a neighbour's contour, which is hardly another size, moved by `shift`."""
+    other = (1, 2, SYSTOLE)
+    vertices = np.round(tree.vertices(other), 2)
+    return [tree.draw(other, vertices), tree.draw(PLACE, vertices + shift)]
+
+
+def copy_of_an_image(tree, brighter):
+    """Give one image another's pixels, one of them brighter."""
+    other = pydicom.dcmread(tree.root / tree.dicom((1, 4, SYSTOLE)))
+    pixels = np.frombuffer(other.PixelData, "<u2").copy()
+    pixels[1000] += brighter
+    place = tree.edit(PLACE, lambda dataset: setattr(dataset, "PixelData", pixels.tobytes()))
+    return [place, tree.dicom((1, 4, SYSTOLE))]
+
+
+def other_size(tree, change, place=PLACE):
+    """Change the contour's radius by such a share of the patient's median radius."""
+    vertices = tree.vertices(place)
+    factor = 1 + change * median_radius(tree, place[0]) / radius(vertices)
+    return [tree.draw(place, resized(vertices, factor))]
+
+
+def other_size_at_the_end(tree, change):
+    return other_size(tree, change, EDGE)
+
+
+def other_place(tree, change, place=PLACE):
+    """Move the contour by such a share of the patient's median radius."""
+    shift = change * median_radius(tree, place[0]) * np.array([0.6, 0.8])
+    return [tree.draw(place, tree.vertices(place) + shift)]
+
+
+def other_place_at_the_end(tree, change):
+    return other_place(tree, change, EDGE)
+
+
+def outlier(tree, factor):
+    """Make one contour so many times the data set's median radius."""
+    radii = [radius(tree.vertices(p)) for k in range(tree.shape[0]) for p in tree.places(k)]
+    place = (2, 0, SYSTOLE)
+    vertices = tree.vertices(place)
+    return [tree.draw(place, resized(vertices, factor * np.median(radii) / radius(vertices)))]
+
+
+def constant(tree, share):
+    """Set all pixels to one value, but such a share below it and as much above."""
+    n_pixels = 256 * 256
+    pixels = np.full(n_pixels, 300, "<u2")
+    n_other = round(share * n_pixels)
+    pixels[:n_other] -= np.arange(1, n_other + 1, dtype="<u2") % 200 + 1
+    pixels[-n_other:] += np.arange(1, n_other + 1, dtype="<u2") % 200 + 1
+    return [tree.edit(PLACE, lambda dataset: setattr(dataset, "PixelData", pixels.tobytes()))]
+
+
+def saturated(tree, share):
+    """Cut the values off so that such a share of the pixels has the highest."""
+
+    def clip(dataset):
+        pixels = np.frombuffer(dataset.PixelData, "<u2")
+        top = np.sort(pixels)[-round(share * len(pixels))]
+        dataset.PixelData = np.minimum(pixels, top).tobytes()
+
+    return [tree.edit(PLACE, clip)]
+
+
+def one_series(tree, change):
+    """Make all images of the patient one series, and change one of them."""
+    for place in tree.places(PLACE[0]):
+        tree.edit(place, lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.3"))
+    return [tree.edit(PLACE, change)]
+
+
+def other_spacing(tree, share):
+    def change(dataset):
+        spacing = [f"{float(value) * (1 + share):.8f}" for value in dataset.PixelSpacing]
+        dataset.PixelSpacing = spacing
+
+    return one_series(tree, change)
+
+
+def turned(tree, degrees):
+    """Turn an image in its plane."""
+
+    def change(dataset):
+        row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+        cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        both = [*(cosine * row + sine * column), *(cosine * column - sine * row)]
+        dataset.ImageOrientationPatient = [f"{value:.8f}" for value in both]
+
+    return one_series(tree, change)
+
+
+def misnamed(tree, n_images):
+    """Add one to the InstanceNumber of so many of the patient's twelve images."""
+
+    def change(dataset):
+        dataset.InstanceNumber = int(dataset.InstanceNumber) + 1
+
+    return [tree.edit(place, change) for place in tree.places(2)[: int(n_images)]]
+
+
+def all_displaced(tree, pixels):
+    tree.move(range(tree.shape[0]), (0.6 * pixels, -0.8 * pixels))
+    return [""]
+
+
+def one_patient_displaced(tree, pixels):
+    tree.move([2], (-0.8 * pixels, 0.6 * pixels))
+    return [f"dicoms/{tree.cine(2).patient_id}"]
+
+
+# Code, planted how, strengths that are not found, strengths that are.
+TABLE = [
+    ("contour-partly-outside", spike, [0.0, -0.4], [-0.6, -3.0]),
+    ("contour-open-gap", missing_points, [1, 2], [6, 12]),
+    ("contour-self-crossing", loop, [0.5, 0.8], [1.2, 8.0]),
+    ("contour-repeated-points", double_clicks, [0.02, 0.045], [0.055, 0.3]),
+    ("inner-outside-outer", bump, [0.001, 0.006], [0.0125, 0.04]),
+    ("identical-contour", copy_of_a_contour, [0.03, 0.5], [0.0, 0.003]),
+    ("identical-image", copy_of_an_image, [1], [0]),
+    ("area-jump", other_size, [-0.1, 0.1], [-0.2, 0.2, 0.5]),
+    ("area-jump", other_size_at_the_end, [-0.3, 0.3], [0.6]),
+    ("centroid-jump", other_place, [0.18], [0.32, 0.5]),
+    ("centroid-jump", other_place_at_the_end, [0.5], [0.95]),
+    ("area-outlier", outlier, [0.18, 1.9], [0.13, 2.2]),
+    ("image-constant", constant, [0.011, 0.1], [0.009, 0.001]),
+    ("image-saturated", saturated, [0.005, 0.009], [0.011, 0.05]),
+    ("geometry-changes", other_spacing, [0.0, 0.0008], [0.0012, -0.1]),
+    ("geometry-changes", turned, [0.3, -0.5], [0.8, -5.0]),
+    ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
+    ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
+    ("alignment-patient", one_patient_displaced, [0.2, 0.5], [1.0, 2.0]),
+]
+CASES = [
+    pytest.param(code, plant, strength, is_found, id=f"{code}-{plant.__name__}-{strength}")
+    for code, plant, below, above in TABLE
+    for strengths, is_found in ((below, False), (above, True))
+    for strength in strengths
+]
+
+
+@pytest.mark.parametrize(("code", "plant", "strength", "is_found"), CASES)
+def test_a_defect_gives_its_code_on_its_rows_and_no_other(
+    copied, tmp_path, code, plant, strength, is_found
+):
+    tree = copied(ALONE if plant is outlier else STACKS)
+    paths = plant(tree, strength)
+    expected = [(code, path) for path in sorted(paths)] if is_found else []
+    assert findings(build(tree, tmp_path)) == expected
+
+
+def test_every_code_of_the_checks_stands_in_the_table():
+    alignment = {"alignment-dataset", "alignment-patient"}
+    assert {code for code, *_ in TABLE} == {*FLAG_CODES} | alignment
+
+
+# ------------------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        (lambda vertices: vertices, "%.12e"),
+        (lambda vertices: np.roll(vertices, 40, axis=0), "%.2f"),
+        (lambda vertices: vertices[::-1], "%.4f"),
+        (lambda vertices: np.vstack([vertices, vertices[:1]]), "%+.3f"),
+    ],
+    ids=["exponents", "other start, two decimals", "backwards", "closed"],
+)
+def test_a_contour_of_another_patient_is_found_however_it_is_written(
+    copied, tmp_path, change, form
+):
+    tree = copied(ALONE)
+    one, other = (0, 0, SYSTOLE), (5, 0, SYSTOLE)
+    tree.draw(one, tree.vertices(one), form="%.2f")  # as the customary files have it
+    tree.draw(other, change(tree.vertices(one)), form=form)
+    data = build(tree, tmp_path)
+    paths = [tree.contour(place) for place in (one, other)]
+    assert findings(data) == [("identical-contour", path) for path in paths]
+    assert paths[1] in messages(data, "identical-contour")[0]
+
+
+def test_images_and_contours_copied_together_are_identical_images_alone(stacks, tmp_path):
+    other = (1, 4, SYSTOLE)
+    paths = copy_of_an_image(stacks, 0)
+    stacks.draw(PLACE, stacks.vertices(other))
+    assert findings(build(stacks, tmp_path)) == [("identical-image", p) for p in sorted(paths)]
+
+
+# ------------------------------------------------------------------------------- the audit
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, 1), (-0.4, 1.7), (2.3, -2.2)])
+def test_the_displacement_is_measured_and_stands_in_the_file(stacks, tmp_path, shift):
+    stacks.move(range(4), shift)
+    build(stacks, tmp_path)
+    result = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5"), "--json"])
+    alignment = json.loads(result.stdout)["alignment"]
+    assert (alignment["dx"], alignment["dy"]) == pytest.approx(shift, abs=0.25)
+    assert alignment["n_patients"] == 4
+    for patient in alignment["patients"].values():
+        assert (patient["dx"], patient["dy"]) == pytest.approx(shift, abs=0.25)
+        assert patient["n_contours"] == 6
+
+
+def test_contours_that_count_from_1_are_told_and_mended_by_the_option(stacks, tmp_path):
+    stacks.move(range(4), (1, 1))
+    data = build(stacks, tmp_path)
+    assert findings(data) == [("alignment-dataset", "")]
+    (message,) = messages(data, "alignment-dataset")
+    assert "build with --contour-origin 1." in message
+    assert findings(build(stacks, tmp_path, contour_origin=1)) == []
+
+
+def test_too_much_is_told_as_well(grown, tmp_path):
+    data = build(grown(STACKS), tmp_path, contour_origin=1)
+    assert "build with --contour-origin 0." in messages(data, "alignment-dataset")[0]
+
+
+@pytest.mark.parametrize("patient", range(4))
+def test_the_displaced_patient_is_named_and_no_other(stacks, tmp_path, patient):
+    stacks.move([patient], (1.5, 1.5))
+    data = build(stacks, tmp_path)
+    assert findings(data) == [("alignment-patient", f"dicoms/{stacks.cine(patient).patient_id}")]
+
+
+def test_outer_contours_whose_contrast_is_faint_say_nothing(stacks, tmp_path):
+    stacks.move(range(4), (1, 1))
+    assert findings(build(stacks, tmp_path, contours=("o",))) == []
+    text = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5")]).stdout
+    assert "Alignment not known: none of 24 contours lies by a clear edge" in text
+
+
+@pytest.mark.parametrize(("n_contours", "n_measured"), [(2, 8), (None, 48)])
+def test_the_audit_measures_as_many_contours_as_it_is_told(grown, tmp_path, n_contours, n_measured):
+    build(grown(STACKS), tmp_path, audit_contours=n_contours)
+    result = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5"), "--json"])
+    alignment = json.loads(result.stdout)["alignment"]
+    counts = [alignment[f"n_{name}"] for name in ("contours", "too_little_contrast", "at_edge")]
+    assert sum(counts) == n_measured
+
+
+# ------------------------------------------------------------------------------- the user decides
+
+
+@pytest.fixture
+def spoiled(stacks):
+    """Return a phantom with a jump, an empty image and all contours displaced."""
+    stacks.move(range(4), (1, 1))
+    other_size(stacks, 0.4)
+    other_place(stacks, 0.6, (0, 4, SYSTOLE))
+    return stacks
+
+
+def test_flagged_rows_are_left_out_and_it_is_said(spoiled, tmp_path):
+    whole = build(spoiled, tmp_path)
+    jump, other = spoiled.contour(PLACE), spoiled.contour((0, 4, SYSTOLE))
+    warnings = [("alignment-dataset", ""), ("area-jump", jump), ("centroid-jump", other)]
+    assert findings(whole) == warnings
+    flagged = int(np.flatnonzero(whole.manifest["icontour_path"] == jump.encode())[0])
+    kept = np.delete(np.arange(len(whole)), flagged)
+    dataset = {name: column[kept] for name, column in whole.manifest.items()}
+    images, masks = whole.images[kept], whole.masks[kept]
+    data = build(spoiled, tmp_path, exclude_flagged=("area-jump",))
+    assert findings(data) == [*warnings, ("row-excluded", jump)]
+    assert findings(data, "error") == [("row-excluded", jump)]
+    (message,) = messages(data, "row-excluded")
+    assert message == f"left out by --exclude-flagged area-jump: {messages(data, 'area-jump')[0]}"
+    assert np.array_equal(data.images, images)
+    assert np.array_equal(data.masks, masks)
+    for name, column in dataset.items():
+        np.testing.assert_array_equal(data.manifest[name], column)
+
+
+def test_any_number_of_workers_leaves_out_the_same(spoiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(etl.pipeline, "_CHUNK_PAIRS", 1)
+    options = BuildOptions(("i", "o"), partial=True, exclude_flagged=("area-jump", "centroid-jump"))
+    for workers in (1, 2):
+        etl.build(spoiled.root, tmp_path / f"{workers}.h5", options, workers=workers)
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
+
+
+def test_strict_and_leaving_out_all_stop_the_build(copied, tmp_path):
+    tree = copied((2, 1, 1))
+    for patient in (0, 1):
+        tree.edit((patient, 0, 0), lambda dataset: setattr(dataset, "PixelData", bytes(1 << 17)))
+    options = BuildOptions(exclude_flagged=("image-constant",))
+    with pytest.raises(etl.EtlError, match=r"no usable pair(.|\n)*row-excluded"):
+        etl.build(tree.root, tmp_path / "out.h5", options)
+    one = BuildOptions(exclude_flagged=("identical-image",))
+    with pytest.raises(etl.EtlError, match="row-excluded"):
+        etl.build(tree.root, tmp_path / "out.h5", one, strict=True)
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_without_the_checks_nothing_is_said(spoiled, tmp_path):
+    assert findings(build(spoiled, tmp_path, qc=False)) == []
+    codes = [code for code, _ in findings(build(spoiled, tmp_path, audit=False))]
+    assert codes == ["area-jump", "centroid-jump"]
+
+
+def test_the_loader_leaves_out_by_flags(spoiled, tmp_path):
+    data = build(spoiled, tmp_path)
+    bit = np.uint64(1 << data.attributes["flag_codes"].index("area-jump"))
+    batches = loader.Batches(
+        data, batch_size=5, remainder="keep", where=lambda manifest: manifest["flags"] & bit == 0
+    )
+    rows = {int(row) for _ in batches for row in batches.indices}
+    flagged = data.manifest["icontour_path"] == spoiled.contour(PLACE).encode()
+    assert rows == set(np.flatnonzero(~flagged).tolist())
