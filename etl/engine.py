@@ -1,20 +1,17 @@
 """Running work on any `concurrent.futures.Executor`, and going on when a worker dies."""
 
-import multiprocessing
 import os
 import secrets
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
 
+from etl import local_pool
 from etl.errors import EtlError
 from etl.link_csv import LINK_FILE
 from loader.layout import VERSION
@@ -42,8 +39,8 @@ class Work(Generic[_Task, _Result]):
 class Engine:
     """Runs work in order on an executor.
 
-    A task whose worker dies is done again alone; if that kills a worker too, its pairs are done one
-    by one, and a pair that kills a third is given up. So one bad pair costs no other.
+    A task whose worker dies is done again; if another worker dies of it too, its pairs are done one
+    by one, and a pair that a third dies of is given up. So one bad pair costs no other.
 
     Parameters
     ----------
@@ -51,16 +48,14 @@ class Engine:
         Where the work runs.
     n_workers : int
         How many tasks it does at a time.
-    revive : callable, optional
-        Returns an executor to go on with after a death; None stops the run there.
+    goes_on : bool
+        Whether the executor works on after a death; if not, the run stops there.
     """
 
-    def __init__(
-        self, executor: Executor, n_workers: int, revive: Callable[[], Executor] | None = None
-    ) -> None:
+    def __init__(self, executor: Executor, n_workers: int, *, goes_on: bool) -> None:
         self._executor = executor
         self._n_ahead = _IN_FLIGHT * n_workers
-        self._revive = revive
+        self._goes_on = goes_on
 
     def run(self, work: Work[_Task, _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
         """Yield results in the order of the tasks, of a divided one in the order of its parts.
@@ -68,11 +63,11 @@ class Engine:
         Raises
         ------
         EtlError
-            A worker died and the executor cannot be revived.
+            A worker died and the executor does not go on.
         """
         waiting: deque[tuple[_Task, Future[_Result]]] = deque()
         for task in tasks:
-            waiting.append((task, self._executor.submit(work.run, task)))
+            waiting.append((task, self._submit(work, task, waiting)))
             if len(waiting) >= self._n_ahead:
                 yield from self._settle(work, waiting)
         while waiting:
@@ -82,43 +77,54 @@ class Engine:
         self, work: Work[_Task, _Result], waiting: deque[tuple[_Task, Future[_Result]]]
     ) -> Iterator[_Result]:
         """Yield the results of the first task that waits."""
-        task, future = waiting.popleft()
+        task, future = waiting[0]
         try:
-            yield future.result()
-            return
+            result = future.result()
         except _deaths() as error:
-            in_flight = [task, *(other for other, _ in waiting)]
-            if self._revive is None:
-                names = [name for found in in_flight for name in work.names(found)]
-                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-                raise EtlError(
-                    f"Build stopped: a worker died on one of {', '.join(names[:_SHOWN])}{more}. "
-                    "Look at these files; is memory short?"
-                ) from error
-            self._executor = self._revive()
-        yield from self._alone(work, task)
-        # What was in flight may have died with the worker: again, all of it, in the same order.
-        others = [other for other, _ in waiting]
-        waiting.clear()
-        waiting.extend((other, self._executor.submit(work.run, other)) for other in others)
+            if not self._goes_on:
+                raise self._stopped(work, waiting) from error
+            waiting.popleft()
+            yield from self._again(work, task)
+        else:
+            waiting.popleft()
+            yield result
 
-    def _alone(self, work: Work[_Task, _Result], task: _Task) -> Iterator[_Result]:
-        """Yield the results of a task that a worker may have died on."""
-        again = self._try(work, task)
-        if again is not None:
-            yield again
+    def _submit(
+        self,
+        work: Work[_Task, _Result],
+        task: _Task,
+        waiting: deque[tuple[_Task, Future[_Result]]],
+    ) -> Future[_Result]:
+        try:
+            return self._executor.submit(work.run, task)
+        except BrokenExecutor as error:  # it has noticed a death before we did
+            raise self._stopped(work, waiting) from error
+
+    def _stopped(
+        self, work: Work[_Task, _Result], waiting: deque[tuple[_Task, Future[_Result]]]
+    ) -> EtlError:
+        names = [name for task, _ in waiting for name in work.names(task)]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return EtlError(
+            f"Build stopped: a worker died on one of {', '.join(names[:_SHOWN])}{more}. "
+            "Look at these files; is memory short?"
+        )
+
+    def _again(self, work: Work[_Task, _Result], task: _Task) -> Iterator[_Result]:
+        """Yield the results of a task that a worker has died of."""
+        found = self._try(work, task)
+        if found is not None:
+            yield found
             return
         for part in work.divide(task):
             found = self._try(work, part)
             yield work.give_up(part) if found is None else found
 
     def _try(self, work: Work[_Task, _Result], task: _Task) -> _Result | None:
-        """Return the result of a task with no other beside it, None where its worker dies."""
+        """Return the result of a task, None where its worker dies."""
         try:
             return self._executor.submit(work.run, task).result()
         except _deaths():
-            assert self._revive is not None  # noqa: S101  or we were not here
-            self._executor = self._revive()
             return None
 
 
@@ -143,7 +149,7 @@ def available_cores() -> int:
 def start_early(n_workers: int) -> None:
     """Begin to start workers in the background, while this process imports what it needs."""
     if n_workers > 1:
-        _context()
+        local_pool.start_early()
 
 
 @contextmanager
@@ -152,26 +158,9 @@ def local_engine(n_workers: int) -> Iterator[Engine]:
 
     Whatever ends the block, the tasks not begun are dropped and no process is left.
     """
-    if n_workers <= 1:
-        yield Engine(InProcess(), 1)
-        return
-    pools: list[ProcessPoolExecutor] = []
-
-    def start() -> ProcessPoolExecutor:
-        for broken in pools:
-            broken.shutdown(wait=True, cancel_futures=True)
-        pool = ProcessPoolExecutor(n_workers, _context(), initializer=_ignore_interrupt)
-        pools[:] = [pool]
-        with _signals_deferred():  # a worker half started would be left behind
-            for _ in range(n_workers):
-                pool.submit(os.getpid)
-        return pool
-
-    try:
-        yield Engine(start(), n_workers, revive=start)
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
+    executor = local_pool.LocalPool(n_workers) if n_workers > 1 else InProcess()
+    with executor:
+        yield Engine(executor, n_workers, goes_on=True)
 
 
 @contextmanager
@@ -196,7 +185,7 @@ def foreign_engine(executor: Executor, n_workers: int, root: Path, out: Path) ->
         _require_same_sight(seen, expected, root, out)
     # A Dask cluster starts its workers again by itself; any other executor is the caller's to mend.
     is_dask = type(executor).__module__.partition(".")[0] == "distributed"
-    yield Engine(executor, n_workers, (lambda: executor) if is_dask else None)
+    yield Engine(executor, n_workers, goes_on=is_dask)
 
 
 class Sight(NamedTuple):
@@ -280,39 +269,3 @@ def _cgroup_cores(limit: Path) -> int:
         return max(1, int(quota) // int(period))
     except (OSError, ValueError):  # no cgroup v2, or "max": no quota
         return sys.maxsize
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Return how worker processes start, the server that they fork from being under way.
-
-    Never from this process itself, which may have threads.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["etl.render", "etl.examine"])
-    forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and a request to end wait until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted
-        return
-    caught: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, lambda n, _: caught.append(n)) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for found in caught:
-            signal.raise_signal(found)
-
-
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the coordinator, which ends the workers in good order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -30,3 +31,11 @@ def square_or_die_once(marker, numbers):
 
 def fail(numbers):
     raise ZeroDivisionError(str(numbers))
+
+
+def square_or_die_answering(numbers):
+    """Die in the middle of a large answer, where a number is negative."""
+    if min(numbers) < 0:
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return bytes(1 << 30)  # takes longer to send than that
+    return square(numbers)

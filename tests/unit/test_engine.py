@@ -94,9 +94,17 @@ def test_a_pair_that_kills_every_worker_is_given_up_and_no_other():
     assert values == expected
 
 
+def test_a_worker_that_dies_in_the_middle_of_its_answer_costs_no_other():
+    tasks = [*TASKS[:5], [-1], *TASKS[5:10]]
+    with local_engine(2) as found:
+        values = results(found.run(work(worker_tasks.square_or_die_answering), tasks))
+    assert values == EXPECTED[:15] + [("given up", -1)] + EXPECTED[15:30]
+    assert multiprocessing.active_children() == []
+
+
 def test_of_a_callers_own_executor_the_error_names_what_was_in_flight(many, tmp_path):
     with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
-        found = engine.Engine(pool, 2)
+        found = engine.Engine(pool, 2, goes_on=False)
         with pytest.raises(EtlError, match=r"file -1"):
             list(found.run(work(worker_tasks.square_or_die), [[1], [-1], [2]]))
 

@@ -1,0 +1,199 @@
+"""Worker processes on this machine, each with a pipe of its own.
+
+`concurrent.futures.ProcessPoolExecutor` shares one pipe for results: when a worker dies, all that
+was under way is lost, and one that dies while it answers can leave the others waiting for ever.
+Here a dead worker is an end of file on its own pipe; its task alone fails, and another worker takes
+its place. There is no thread: whoever waits for a result moves the others along.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
+
+_STOP_SECONDS: Final = 5.0  # for a worker to follow a request to end, before it is killed
+
+_Result = TypeVar("_Result")
+_P = ParamSpec("_P")
+_Answer: TypeAlias = tuple[object, Exception | None]  # a result, or what the call raised
+
+
+class WorkerDiedError(BrokenExecutor):
+    """The process that worked on the task has died."""
+
+
+class LocalPool(Executor):
+    """So many processes; to be used by one thread, as a context manager.
+
+    Parameters
+    ----------
+    n_workers : int
+        At least 1; all are started at once.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self._context = _context()
+        self._waiting: deque[_Pending[object]] = deque()
+        with _signals_deferred():  # a worker half started would be left behind
+            self._workers = [self._start() for _ in range(n_workers)]
+
+    def submit(
+        self, fn: Callable[_P, _Result], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Future[_Result]:
+        """Give a call to the next worker that is free; return its future."""
+        pending: _Pending[_Result] = _Pending(self, pickle.dumps((fn, args, kwargs)))
+        self._waiting.append(cast("_Pending[object]", pending))
+        self._dispatch()
+        return pending
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End all workers, whatever they are doing; nothing of theirs is lost but their tasks."""
+        del wait, cancel_futures
+        self._waiting.clear()
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(_STOP_SECONDS)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+    def settle(self) -> None:
+        """Wait until a worker answers or dies, and give it the next call."""
+        busy = [worker for worker in self._workers if worker.pending is not None]
+        ready = connection.wait([worker.pipe for worker in busy])
+        for worker in busy:
+            if worker.pipe in ready:
+                self._receive(worker)
+        self._dispatch()
+
+    def _receive(self, worker: "_Worker") -> None:
+        pending, worker.pending = worker.pending, None
+        assert pending is not None  # noqa: S101  only busy workers are waited for
+        try:
+            result, error = worker.pipe.recv()
+        except (EOFError, OSError):  # also in the middle of an answer
+            pending.set_exception(WorkerDiedError("a worker process has died"))
+            self._replace(worker)
+            return
+        if error is None:
+            pending.set_result(result)
+        else:
+            pending.set_exception(error)
+
+    def _dispatch(self) -> None:
+        for worker in list(self._workers):
+            if worker.pending is None and self._waiting:
+                worker.pending = self._waiting.popleft()
+                try:
+                    worker.pipe.send_bytes(worker.pending.call)
+                except (
+                    OSError
+                ):  # it died while it was idle: end of file tells, when it is waited for
+                    continue
+
+    def _replace(self, worker: "_Worker") -> None:
+        worker.pipe.close()
+        worker.process.kill()
+        worker.process.join()
+        with _signals_deferred():
+            self._workers[self._workers.index(worker)] = self._start()
+
+    def _start(self) -> "_Worker":
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()  # theirs alone now, so that their death is the end of the file
+        return _Worker(process, ours)
+
+
+class _Pending(Future[_Result]):
+    """A future whose pool works on while somebody waits for it."""
+
+    def __init__(self, pool: LocalPool, call: bytes) -> None:
+        super().__init__()
+        self.call = call
+        self._pool = pool
+
+    def result(self, timeout: float | None = None) -> _Result:
+        """Return the result, or raise what the call raised."""
+        while not self.done():
+            self._pool.settle()
+        return super().result(timeout)
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: BaseProcess
+    pipe: "Connection[bytes, _Answer]"
+    pending: "_Pending[object] | None" = None
+
+
+def start_early() -> None:
+    """Start the server that workers fork from, while this process imports what it needs."""
+    _context()
+
+
+def _work(pipe: "Connection[_Answer, bytes]") -> None:
+    """Answer calls until the pipe ends, as it does when the coordinator is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to answer
+    while True:
+        try:
+            fn, args, kwargs = pickle.loads(pipe.recv_bytes())  # noqa: S301  the coordinator's own
+        except (EOFError, OSError):
+            return
+        try:
+            answer: _Answer = fn(*args, **kwargs), None
+        except Exception as error:  # noqa: BLE001  it is the caller's to judge
+            answer = None, error
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Return how worker processes start, the server that they fork from being under way.
+
+    Never from this process itself, which may have threads.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["etl.render", "etl.examine"])
+    with _signals_deferred(ignore=True):  # Ctrl-C reaches the server as well: inherited
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _signals_deferred(*, ignore: bool = False) -> Iterator[None]:
+    """Let Ctrl-C and a request to end wait until the block is done, or ignore Ctrl-C meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted
+        return
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda n, _: caught.append(n)) for n in numbers}
+    if ignore:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for found in caught:
+            signal.raise_signal(found)
