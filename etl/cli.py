@@ -3,6 +3,7 @@
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
+import io
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "o,i": ("i", "o"),
 }
 _INTERRUPTED: Final = 130
-_TERMINATED: Final = 143
+_LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 _N_SPLITS: Final = 3
 
 
@@ -46,9 +47,12 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (EtlError, LoaderError) as error:
-            raise click.ClickException(str(error)) from error
+            from etl.model import printable
+
+            raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted: nothing was written.", err=True)
+            is_build = ctx.invoked_subcommand == build.name
+            _print("Interrupted: nothing was written." if is_build else "Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
 
 
@@ -146,7 +150,13 @@ def _all_codes() -> Iterable[str]:
 
 def main() -> None:
     """Run `dicom-etl`."""
-    signal.signal(signal.SIGTERM, _terminate)  # a batch system's way to stop: leave nothing behind
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have what the encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # ways to stop from outside: leave nothing behind
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _terminate)
     cli(prog_name="dicom-etl")
 
 
@@ -303,7 +313,7 @@ def build(
         exclude_flagged=exclude_flagged or (),
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
-        log.write(f"dicom-etl {VERSION} build {data} {out}\n")
+        log.add(f"dicom-etl {VERSION} build {data} {out}")
         try:
             result = build_file(
                 data,
@@ -317,17 +327,17 @@ def build(
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
-            raise
+            raise click.ClickException(str(error)) from error  # several lines, all printable
         except (EtlError, KeyboardInterrupt) as error:
-            log.write(f"stopped: {error or 'interrupted'}\n")
+            log.add(f"stopped: {str(error) or 'interrupted'}")
             raise
         _list_findings(result.findings, log, verbose=verbose)
         for note in result.notes:
-            click.echo(f"Note: {note}", err=True)
-            log.write(f"note: {note}\n")
-        log.write(f"wrote {result.n_rows} rows\n")
+            _print(f"Note: {note}", err=True)
+            log.add(f"note: {note}")
+        log.add(f"wrote {result.n_rows} rows")
     if not quiet:
-        click.echo(f"Wrote {out}: {result.n_rows} rows.")
+        _print(f"Wrote {out}: {result.n_rows} rows.")
         rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
         for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
             click.echo(line)
@@ -383,13 +393,20 @@ def report(
         write_overlays(dataset, overlays, force=force)
     summary = reporting.summarise(dataset)
     if as_json:
-        click.echo(json.dumps(summary.to_json(), indent=2, allow_nan=False))
+        try:
+            text = json.dumps(summary.to_json(), indent=2, allow_nan=False)
+        except ValueError as error:
+            raise EtlError(
+                f"Report not possible: {file}: a number in it is not finite, which JSON cannot "
+                "say. See it without --json."
+            ) from error
+        click.echo(text)
     else:
         for line in reporting.summary_text(summary):
             click.echo(line)
         for what, where in (("Findings", csv_file), ("Overlays", overlays)):
             if where is not None:
-                click.echo(f"{what} written to {where}.")
+                _print(f"{what} written to {where}.")
     if found := [group.code for group in summary.findings if group.code in fail_on]:
         raise EtlError(f"--fail-on: {file} has findings of {', '.join(found)}.")
 
@@ -425,7 +442,7 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
             force=force,
             progress=bar.update,
         )
-    click.echo(
+    _print(
         f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
         f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
     )
@@ -450,29 +467,75 @@ def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor
         yield executor, n_tasks
 
 
+class _Log:
+    """The log file, or none; what it cannot take is told once and stops nothing."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+
+    def add(self, text: str) -> None:
+        """Write one line."""
+        from etl.model import printable
+
+        if self._file is not None:
+            self._try(self._file.write, f"{printable(text)}\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._try(self._file.close)
+
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            self._file = None
+            _print(f"Note: the log file is not whole: {_reason(error)}.", err=True)
+
+
 @contextmanager
-def _log(path: Path | None, out: Path) -> Iterator[TextIO]:
-    """Yield the log, which is appended to; one that goes nowhere where no file is asked for."""
-    if path is not None and path.resolve() == out.resolve():
+def _log(path: Path | None, out: Path) -> Iterator[_Log]:
+    """Yield the log, which is appended to."""
+    if path is not None and os.path.realpath(path) == os.path.realpath(out):
         raise click.UsageError("--log-file is OUT itself: give another file.")
-    path = path or Path(os.devnull)
+    log = _Log(None if path is None else _open_log(path))
     try:
-        log = path.open("a", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        reason = (error.strerror or "input/output error").lower()
-        raise EtlError(
-            f"Log file not usable: {path}: {reason}. Give another --log-file."
-        ) from error
-    with log:
         yield log
+    finally:
+        log.close()
 
 
-def _list_findings(findings: "list[Finding]", log: TextIO, *, verbose: bool) -> None:
+def _open_log(path: Path) -> TextIO:
+    where, advice = f"Log file not usable: {path}", "Give another --log-file."
+    try:
+        if os.path.exists(path):
+            if not os.path.isfile(path):  # to open a pipe may last for ever
+                raise EtlError(f"{where}: is a folder, device or pipe. {advice}")
+            with path.open("rb") as file:
+                head = file.read(len(_LOG_WORD))
+            if head not in {b"", _LOG_WORD}:
+                raise EtlError(f"{where}: is no log of dicom-etl, left as it is. {advice}")
+        return path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise EtlError(f"{where}: {_reason(error)}. {advice}") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "input/output error").lower()
+
+
+def _list_findings(findings: "list[Finding]", log: _Log, *, verbose: bool) -> None:
     for finding in findings:
-        log.write(f"{finding}\n")
+        log.add(str(finding))
         if verbose:
-            click.echo(str(finding), err=True)
+            _print(str(finding), err=True)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(_TERMINATED)
+def _print(line: str, *, err: bool = False) -> None:
+    """Print one line, in which a name, or a path, cannot steer the terminal."""
+    from etl.model import printable
+
+    click.echo(printable(line), err=err)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # the shell's way to say it

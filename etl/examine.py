@@ -31,7 +31,7 @@ from etl.model import (
     ValueRange,
     Vertices,
 )
-from etl.parse_dicom import modality_range
+from etl.pixels import modality_range
 
 _MAX_DICOM_BYTES: Final = 1 << 31
 

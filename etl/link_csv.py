@@ -5,9 +5,12 @@ dicoms/<patient_id>/<n>.dcm
 contourfiles/<original_id>/{i,o}-contours/IM-0001-<nnnn>-{i,o}contour-manual.txt
 """
 
+import contextlib
 import csv
+import errno
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
-from etl.model import Finding, Kind, Link
+from etl.model import KINDS, Finding, Kind, Link
 
 LINK_FILE: Final = "link.csv"
 DICOM_FOLDER: Final = "dicoms"
@@ -62,7 +65,7 @@ def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery
     root : Path
         The input folder DATA.
     kinds : tuple of {"i", "o"}
-        Contour kinds to pair; the other kind's files are left alone.
+        Contour kinds to pair; the other kind's files are counted and left alone.
     partial : bool
         With two kinds, keep pairs that have only one of the two.
 
@@ -71,7 +74,7 @@ def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery
     EtlError
         No such folder, or no usable link.csv.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # as everywhere here: Path.is_dir raises for an overlong name
         raise EtlError(
             f"Input folder not usable: {root}: no such folder. "
             f"Give the folder that holds {LINK_FILE}."
@@ -133,17 +136,25 @@ def read_csv(
     """
     expected = ",".join(required)
     try:
-        if not path.is_file():
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
             raise EtlError(
-                f"Table not usable: {name}: no such file. Write one with the columns {expected}."
+                f"Table not usable: {name}: is a {found}, expected a file with the columns "
+                f"{expected}."
             )
         text = path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EtlError(
+            f"Table not usable: {name}: no such file. Write one with the columns {expected}."
+        ) from error
     except UnicodeDecodeError as error:
         raise EtlError(
             f"Table not usable: {name}: not text, expected UTF-8. Save it as CSV (UTF-8)."
         ) from error
     except OSError as error:
-        raise EtlError(f"Table not usable: {name}: {error.strerror}.") from error
+        reason = (error.strerror or "input/output error").lower()
+        raise EtlError(f"Table not usable: {name}: {reason}.") from error
     if "\0" in text:
         raise EtlError(f"Table not usable: {name}: not text (NUL bytes). Save it as CSV (UTF-8).")
     lines = ((i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip())
@@ -174,6 +185,8 @@ def _id_problem(column: str, value: str) -> str | None:
         return f"{column} is empty"
     if value in {".", ".."} or any(character in value for character in "/\\"):
         return f"{column} {value[:80]!r} is not the name of a folder"
+    if not value.isprintable():
+        return f"{column} {value[:80]!r} has a character that cannot be seen"
     return None
 
 
@@ -194,15 +207,16 @@ def _link_patient(
     dicom_folder = f"{DICOM_FOLDER}/{patient_id}"
     contour_folder = f"{CONTOUR_FOLDER}/{original_id}"
     for folder in (dicom_folder, contour_folder):
-        if not (root / folder).is_dir():
+        if not os.path.isdir(root / folder):
             message = f"patient {patient_id!r}: no folder {folder}. Add it or remove the line."
             tally.add("link-unknown-patient", LINK_FILE, message)
     dicoms = _list_dicoms(root, dicom_folder, tally)
     contours = {kind: _list_contours(root, contour_folder, kind, tally) for kind in kinds}
-    if len(kinds) > 1 and (root / contour_folder).is_dir():
+    _count_other_kinds(root, contour_folder, kinds, tally)
+    if len(kinds) > 1 and os.path.isdir(root / contour_folder):
         for kind in kinds:
             folder = f"{contour_folder}/{kind}-contours"
-            if not (root / folder).is_dir():
+            if not os.path.isdir(root / folder):
                 tally.add("contour-missing", folder, f"the patient has no folder {kind}-contours.")
     for number in sorted(dicoms.keys() | {n for found in contours.values() for n in found}):
         paths = {kind: contours[kind].get(number, []) for kind in kinds}
@@ -259,6 +273,17 @@ def _list_contours(
     return found
 
 
+def _count_other_kinds(
+    root: Path, contour_folder: str, kinds: tuple[Kind, ...], tally: _Tally
+) -> None:
+    """Count the contours of a kind that is not paired; nothing else of it matters."""
+    for kind in set(KINDS) - set(kinds):
+        with contextlib.suppress(OSError):
+            names = os.listdir(root / contour_folder / f"{kind}-contours")
+            is_contour = _CONTOUR_NAME[kind].fullmatch
+            tally.counts[f"{kind}contours"] += sum(is_contour(name) is not None for name in names)
+
+
 def _by_slice(
     root: Path, folder: str, name: re.Pattern[str], tally: _Tally
 ) -> dict[int, list[str]]:
@@ -281,8 +306,9 @@ def _list_unlinked(
             for path in paths:
                 tally.add("image-no-contour", path, why)
     for original_id in _folders(root, CONTOUR_FOLDER, patients.values(), tally):
+        folder = f"{CONTOUR_FOLDER}/{original_id}"
+        _count_other_kinds(root, folder, kinds, tally)
         for kind in kinds:
-            folder = f"{CONTOUR_FOLDER}/{original_id}"
             for paths in _list_contours(root, folder, kind, tally).values():
                 for path in paths:
                     tally.add("contour-no-image", path, why)
@@ -295,6 +321,8 @@ def _names(root: Path, folder: str, tally: _Tally) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # there can be no such folder
+            return []
         why = (error.strerror or "input/output error").lower()
         tally.add("link-unknown-patient", folder, f"the folder cannot be listed ({why}).")
         return []
@@ -303,4 +331,4 @@ def _names(root: Path, folder: str, tally: _Tally) -> list[str]:
 def _folders(root: Path, folder: str, except_for: Iterable[str], tally: _Tally) -> list[str]:
     known = set(except_for)
     names = _names(root, folder, tally)
-    return [name for name in names if name not in known and (root / folder / name).is_dir()]
+    return [name for name in names if name not in known and os.path.isdir(root / folder / name)]

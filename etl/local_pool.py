@@ -186,7 +186,7 @@ def _signals_deferred(*, ignore: bool = False) -> Iterator[None]:
         yield  # only the main thread is ever interrupted
         return
     caught: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
     before = {n: signal.signal(n, lambda n, _: caught.append(n)) for n in numbers}
     if ignore:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -114,8 +114,15 @@ class Finding:
 
 
 def located(path: str, message: str) -> str:
-    """Return a message after the path that it is about, if any."""
-    return f"{path}: {message}" if path else message
+    """Return a message after the path that it is about, if any, as one printable line."""
+    return printable(f"{path}: {message}" if path else message)
+
+
+def printable(text: str) -> str:
+    """Return text with what a terminal obeys or cannot show, line ends too, as Python escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Link(NamedTuple):

@@ -15,6 +15,7 @@ from etl.model import Image, LabelMap, Vertices
 from loader import Dataset
 
 _WIDTH: Final = 1024  # pixels a picture has at least; images are enlarged by whole numbers
+_LONGEST: Final = 4096  # pixels that no side is enlarged beyond, which comes first
 # Yellow and blue: apart for all eyes. The mask's edge is the darker of each.
 _COLOURS: Final = {1: (255, 225, 50), 2: (70, 210, 255)}
 _EDGE_COLOURS: Final = {1: (230, 100, 0), 2: (30, 90, 255)}
@@ -78,7 +79,7 @@ def overlay(
     contours : list of (label, vertices)
         Label 1 for the i-contour, 2 for the o-contour; vertices in pixels.
     """
-    scale = max(1, -(-_WIDTH // image.shape[1]))
+    scale = max(1, min(-(-_WIDTH // image.shape[1]), _LONGEST // max(image.shape)))
     gray = PillowImage.fromarray(_windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")

@@ -24,6 +24,7 @@ _LINES: Final = re.compile(
 _NOT_FINITE: Final = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _MEND: Final = "Repair the line or remove the file."
 _COLUMNS: Final = 2  # x and y
+_BLANKS: Final = b" \t"
 
 
 def parse_contour(data: bytes) -> Vertices:
@@ -70,12 +71,14 @@ def too_large(n_bytes: int) -> ContourError:
 def _first_problem(data: bytes) -> ContourError:
     """Return the error of the first line that is not two finite plain numbers."""
     for number, line in enumerate(data.splitlines(), 1):
-        cells = line.split()
-        shown = line.strip()[:40].decode("ascii", "backslashreplace")
+        stripped = line.strip(_BLANKS)
+        cells = re.split(rb"[ \t]+", stripped)
+        # Escaped: no control character of a file reaches a terminal.
+        shown = stripped[:40].decode("latin-1").encode("unicode_escape").decode("ascii")
         if len(cells) == _COLUMNS and all(map(_NUMBER.fullmatch, cells)):
             if np.isfinite([float(cell) for cell in cells]).all():
                 continue
-        elif not cells:
+        elif not stripped:
             continue
         elif len(cells) != _COLUMNS or not all(
             _NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell) for cell in cells

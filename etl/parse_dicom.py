@@ -1,7 +1,7 @@
-"""One DICOM file → its attributes and pixels.
+"""One DICOM file → its attributes and where its pixels lie.
 
-`etl.scan_dicom` finds the elements of the common encodings, pydicom those of all else; this module
-decides what they mean, strictly and in its own words.
+`etl.scan_dicom` finds the elements of the common encodings, `etl.walk_dicom` those of all else;
+this module decides what they mean, strictly and in its own words.
 Attributes are decoded here, not by pydicom, because its value validation warns on harmless values
 and its texts quote header values, which may identify a patient.
 """
@@ -10,27 +10,21 @@ import io
 import math
 import os
 import re
-import zlib
-from collections.abc import Iterator
 from typing import BinaryIO, Final, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from etl import walk_dicom
 from etl.errors import ImageError
-from etl.model import Image, Instance, PixelFormat, ValueRange
-from etl.scan_dicom import UNDEFINED, Element, scan, scan_meta
-from loader import layout
+from etl.model import Instance, PixelFormat
+from etl.pixels import modality_range
+from etl.scan_dicom import META_OFFSET, PIXEL_DATA, Element, scan, scan_meta
 
-_PREAMBLE: Final = 128
 _MARK: Final = b"DICM"
 _HEAD_BYTES: Final = 16384  # most headers are shorter
 _SCAN_LIMIT: Final = (
     64 << 20
 )  # bytes of a file whose header is longer, as with big private elements
-_ELEMENT_HEADER: Final = 8  # bytes, at least
-_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer
-_INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
 
 _IMPLICIT: Final = "1.2.840.10008.1.2"
 _EXPLICIT: Final = "1.2.840.10008.1.2.1"
@@ -43,7 +37,7 @@ _COLOUR_MODELS: Final = frozenset(
 )
 
 _TRANSFER_SYNTAX_UID: Final = 0x00020010
-_PIXEL_DATA: Final = 0x7FE00010
+_MODALITY_LUT: Final = 0x00283000
 _FLOAT_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009})
 _KEYWORDS: Final = {
     _TRANSFER_SYNTAX_UID: "TransferSyntaxUID",
@@ -66,9 +60,10 @@ _KEYWORDS: Final = {
     0x00280103: "PixelRepresentation",
     0x00281052: "RescaleIntercept",
     0x00281053: "RescaleSlope",
+    _MODALITY_LUT: "ModalityLUTSequence",
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
-    _PIXEL_DATA: "PixelData",
+    PIXEL_DATA: "PixelData",
 }
 
 # PS3.5 table 6.2-1: DS and IS, with the padding that files have (blanks, NUL).
@@ -98,7 +93,7 @@ def read_instance(file: BinaryIO) -> Instance:
         raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
     file.seek(0)
     head = file.read(_HEAD_BYTES)
-    if head[_PREAMBLE : _PREAMBLE + 4] != _MARK:
+    if head[META_OFFSET - len(_MARK) : META_OFFSET] != _MARK:
         raise ImageError(
             "image-unreadable", 'is not DICOM (no "DICM" mark at byte 128). Copy it again.'
         )
@@ -111,7 +106,7 @@ def read_instance(file: BinaryIO) -> Instance:
 
 def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
     """Return elements and transfer syntax of a file in a common encoding, the quick way."""
-    meta = scan_meta(head, _PREAMBLE + len(_MARK))
+    meta = scan_meta(head, META_OFFSET)
     if meta is None:
         return None
     syntax = _uid(meta[0], _TRANSFER_SYNTAX_UID)
@@ -124,186 +119,26 @@ def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
 def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
     """Return elements and transfer syntax of any file, by pydicom."""
     file = io.BufferedReader(cast("io.RawIOBase", file)) if isinstance(file, io.RawIOBase) else file
-    file.seek(_PREAMBLE + len(_MARK))
-    meta = _elements(file, size, implicit=False, little=True, meta=True)
+    file.seek(META_OFFSET)
+    meta = walk_dicom.elements(file, size, _KEYWORDS, implicit=False, little=True, meta=True)
     syntax = _uid(meta, _TRANSFER_SYNTAX_UID)
+    if not syntax:
+        if file.tell() == size:
+            raise walk_dicom.truncated()
+        raise ImageError("image-unreadable", "has no valid TransferSyntaxUID. Export it again.")
     if syntax not in _NATIVE:
-        found = f"transfer syntax {syntax}" if syntax else "no transfer syntax"
         raise ImageError(
             "image-unsupported-encoding",
-            f"{found}, expected uncompressed pixels. Decompress it (gdcmconv --raw, dcmdjpeg).",
+            f"transfer syntax {syntax}, expected uncompressed pixels. "
+            "Decompress it (gdcmconv --raw, dcmdjpeg).",
         )
     if syntax == _DEFLATED:
-        inflated = _inflate(file.read())
+        inflated = walk_dicom.inflate(file.read())
         file, size = io.BytesIO(inflated), len(inflated)
     implicit, little = syntax == _IMPLICIT, syntax != _BIG_ENDIAN
-    return _elements(file, size, implicit=implicit, little=little, meta=False), syntax
-
-
-def stored_values(data: bytes, pixels: PixelFormat) -> npt.NDArray[np.int16 | np.uint16]:
-    """Return the stored values: as they lie in the file, masked to BitsStored.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-
-    Returns
-    -------
-    int8, uint8, int16 or uint16 array, shape (rows, columns)
-
-    References
-    ----------
-    DICOM PS3.5 8.1.1 (pixel cells) and annex D (bytes of 8-bit pixels in 16-bit words).
-    """
-    if pixels.is_deflated:
-        data = _inflate(data[_data_set_offset(data) :])
-    n_pixels = pixels.rows * pixels.columns
-    kind, n_bytes = ("i" if pixels.is_signed else "u"), pixels.bits_allocated // 8
-    if pixels.is_word_swapped:
-        words = np.frombuffer(data, ">u2", (n_pixels + 1) // 2, pixels.offset)
-        stored = words.astype("<u2").view(f"{kind}1")[:n_pixels]
-    else:
-        order = ">" if pixels.is_big_endian else "<"
-        stored = np.frombuffer(data, f"{order}{kind}{n_bytes}", n_pixels, pixels.offset)
-        stored = stored.astype(f"{kind}{n_bytes}", copy=False)
-    unused = pixels.bits_allocated - pixels.bits_stored
-    if unused:
-        # Up and down again: drops the bits above, and carries the sign where there is one.
-        stored = np.right_shift(np.left_shift(stored, unused), unused)
-    return stored.reshape(pixels.rows, pixels.columns)
-
-
-def modality_values(
-    stored: npt.NDArray[np.int16 | np.uint16], pixels: PixelFormat, dtype: npt.DTypeLike
-) -> Image:
-    """Return stored values turned (MONOCHROME1) and rescaled, in the dtype of the file.
-
-    It is `stored` itself, not a copy, where nothing is to be done.
-
-    References
-    ----------
-    DICOM PS3.3 C.7.6.3.1.2 (photometric interpretation) and C.11.1.1.2 (modality LUT).
-    """
-    slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
-    if not pixels.is_inverted and (slope, intercept) == (1.0, 0.0):
-        return stored.astype(dtype, copy=False)
-    values = stored.astype(np.int64)
-    if pixels.is_inverted:
-        values = sum(stored_range(pixels)) - values
-    if np.dtype(dtype).kind == "f":
-        return (values * slope + intercept).astype(dtype)
-    return (values * int(slope) + int(intercept)).astype(dtype)
-
-
-def stored_range(pixels: PixelFormat) -> tuple[int, int]:
-    """Return the lowest and highest value that BitsStored and PixelRepresentation allow."""
-    if pixels.is_signed:
-        return -(1 << (pixels.bits_stored - 1)), (1 << (pixels.bits_stored - 1)) - 1
-    return 0, (1 << pixels.bits_stored) - 1
-
-
-def modality_range(pixels: PixelFormat) -> ValueRange:
-    """Return the values possible after rescaling, from the header alone."""
-    slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
-    ends = [value * slope + intercept for value in stored_range(pixels)]
-    return ValueRange(min(ends), max(ends), slope.is_integer() and intercept.is_integer())
-
-
-def image_dtype(values: ValueRange) -> str:
-    """Return the dtype that holds a range of values: of the whole file, for all its images.
-
-    The first of int16, uint16, int32 that has the range; float32 where a slope or intercept is not
-    a whole number, or where none of the integers is wide enough.
-    """
-    for dtype in layout.IMAGE_DTYPES:
-        if np.dtype(dtype).kind != "f" and values.is_whole:
-            limits = np.iinfo(dtype)
-            if limits.min <= values.lowest and values.highest <= limits.max:
-                return dtype
-    return "<f4"
-
-
-def _elements(
-    file: BinaryIO, size: int, *, implicit: bool, little: bool, meta: bool
-) -> dict[int, Element]:
-    """Return the elements that we read; from the file's position to the end of meta or file."""
-    found: dict[int, Element] = {}
-    end = file.tell()
-    for tag, element in _walk(file, implicit=implicit, little=little, meta=meta):
-        if element.offset + element.length > size and element.length != UNDEFINED:
-            raise _truncated()
-        if tag in _KEYWORDS:
-            if tag in found:
-                raise ImageError(
-                    "image-unreadable", f"{_KEYWORDS[tag]} stands in it twice. Export it again."
-                )
-            found[tag] = element
-        end = file.tell()
-    is_cut = end < size < end + _ELEMENT_HEADER and _PIXEL_DATA not in found
-    if file.tell() > size or is_cut:
-        raise _truncated()
-    if not meta and file.tell() < size:
-        raise ImageError("image-unreadable", "its data elements end early. Export it again.")
-    return found
-
-
-def _walk(
-    file: BinaryIO, *, implicit: bool, little: bool, meta: bool
-) -> Iterator[tuple[int, Element]]:
-    """Yield (tag, element) of the outermost level as pydicom finds them."""
-    from pydicom.dataelem import RawDataElement
-    from pydicom.filereader import data_element_generator
-
-    def is_past_meta(tag: int, _vr: str | None, _length: int) -> bool:
-        return tag >> 16 != 2  # noqa: PLR2004  the file meta group
-
-    walk = data_element_generator(
-        file, implicit, little, is_past_meta if meta else None, defer_size=_VALUE_LIMIT
-    )
-    while True:
-        try:
-            raw = next(walk)
-        except StopIteration:
-            return
-        except Exception as error:  # pydicom raises whatever its parsing meets
-            if not file.read(1):
-                raise _truncated() from error
-            raise ImageError(
-                "image-unreadable", "its data elements cannot be read. Export it again."
-            ) from error
-        if isinstance(raw, RawDataElement):
-            yield int(raw.tag), Element(raw.VR or "", raw.value, raw.value_tell, raw.length)
-        else:  # a sequence of undefined length, already read
-            yield int(raw.tag), Element(raw.VR or "", None, 0, 0)
-
-
-def _truncated() -> ImageError:
-    return ImageError("image-truncated", "ends before its data elements do. Copy it again.")
-
-
-def _inflate(data: bytes) -> bytes:
-    """Return a deflated data set unpacked (PS3.5 A.5: raw deflate, no zlib header)."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = unpacker.decompress(data, _INFLATED_LIMIT)
-    except zlib.error as error:
-        raise ImageError(
-            "image-unreadable", "its deflated data set cannot be unpacked. Export it again."
-        ) from error
-    if unpacker.unconsumed_tail:
-        raise ImageError("image-unreadable", f"unpacks to more than {_INFLATED_LIMIT} bytes.")
-    if not unpacker.eof:
-        raise _truncated()
-    return inflated
-
-
-def _data_set_offset(data: bytes) -> int:
-    """Return where the data set begins, behind the file meta information."""
-    file = io.BytesIO(data)
-    file.seek(_PREAMBLE + 4)
-    _elements(file, len(data), implicit=False, little=True, meta=True)
-    return file.tell()
+    return walk_dicom.elements(
+        file, size, _KEYWORDS, implicit=implicit, little=little, meta=False
+    ), syntax
 
 
 def _instance(elements: dict[int, Element], syntax: str) -> Instance:
@@ -327,6 +162,7 @@ def _pixel_format(elements: dict[int, Element], syntax: str) -> PixelFormat:
     pixel_data = _require_pixel_data(elements)
     is_inverted = _require_grayscale(elements, order)
     _require_one_frame(elements)
+    _require_no_modality_lut(elements)
     bits_allocated, bits_stored, is_signed = _require_pixel_cell(elements, order)
     rows, columns = (_required(elements, tag, order) for tag in (0x00280010, 0x00280011))
     slope = _rescale(elements, 0x00281053, default=1.0)
@@ -354,17 +190,11 @@ def _pixel_format(elements: dict[int, Element], syntax: str) -> PixelFormat:
 
 
 def _require_pixel_data(elements: dict[int, Element]) -> Element:
-    if _PIXEL_DATA not in elements:
+    if PIXEL_DATA not in elements:
         if _FLOAT_PIXELS & elements.keys():
             raise ImageError("image-unsupported-encoding", "has floating point pixels.")
         raise ImageError("image-no-pixels", "has no PixelData. Export it with its image.")
-    pixel_data = elements[_PIXEL_DATA]
-    if pixel_data.length == UNDEFINED:
-        raise ImageError(
-            "image-unsupported-encoding",
-            "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
-        )
-    return pixel_data
+    return elements[PIXEL_DATA]
 
 
 def _require_grayscale(elements: dict[int, Element], order: Literal["big", "little"]) -> bool:
@@ -385,9 +215,21 @@ def _require_one_frame(elements: dict[int, Element]) -> None:
     text = _text(elements, 0x00280008)
     if text and not _INTEGER.fullmatch(text.encode()):
         raise ImageError("image-unreadable", "NumberOfFrames is not a number.")
+    if text and int(text) < 1:
+        raise ImageError("image-unreadable", f"NumberOfFrames is {int(text)}, expected 1.")
     if text and int(text) != 1:
         raise ImageError(
             "image-multiframe", f"has {int(text)} frames, expected 1. Export single frames."
+        )
+
+
+def _require_no_modality_lut(elements: dict[int, Element]) -> None:
+    """Check that no table stands in the place of slope and intercept (PS3.3 C.11.1)."""
+    if _MODALITY_LUT in elements and elements[_MODALITY_LUT].length > 0:
+        raise ImageError(
+            "image-unsupported-encoding",
+            "has a Modality LUT (ModalityLUTSequence), expected RescaleSlope and "
+            "RescaleIntercept or neither. Export it with its LUT applied.",
         )
 
 

@@ -23,7 +23,7 @@ from etl.errors import EtlError
 from etl.judge import gather, judge
 from etl.link_csv import discover
 from etl.model import BuildOptions, Finding, Link
-from etl.parse_dicom import image_dtype
+from etl.pixels import image_dtype
 from etl.rows import Plan
 from etl.stock import Stock
 
@@ -88,9 +88,8 @@ def build(
         Nothing was written, and `out` is as it was.
     """
     options = options or BuildOptions()
-    root, out = Path(data).absolute(), Path(out).absolute()
-    out = out.resolve() if out.is_symlink() else out
-    write.check_target(out, force=force)
+    root = Path(data).absolute()
+    out = write.check_target(Path(out), force=force)
     if options.split_file is not None:
         split.read_split_file(Path(options.split_file))  # a bad one shows before the work
     found = discover(root, options.contours, partial=options.partial)

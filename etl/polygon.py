@@ -15,12 +15,19 @@ def area(vertices: Vertices) -> float:
     return abs(_signed_area(vertices))
 
 
+def perimeter(vertices: Vertices) -> float:
+    """Return the length of a closed polygon's border in pixels."""
+    x, y = (np.roll(vertices, -1, axis=0) - vertices).T
+    return math.fsum(np.hypot(x, y).tolist())
+
+
 def share_outside(vertices: Vertices, rows: int, columns: int) -> float:
     """Return the share (0 to 1) of a polygon's area that lies outside the image.
 
     Pixels reach half a pixel beyond their centres, so the image spans -0.5 to columns - 0.5 and
-    -0.5 to rows - 0.5. The share is 1 only where no part of the polygon reaches the image; of a
-    polygon that crosses itself the areas of its loops may cancel, and the share is a rough one.
+    -0.5 to rows - 0.5. The share is 0 only where the whole polygon lies in the image, and 1 only
+    where no part of it does. Of a polygon that crosses itself the areas of its loops may cancel:
+    the share is a rough one then, and NaN where it would be no share at all.
     """
     low, high = np.array([-0.5, -0.5]), np.array([columns - 0.5, rows - 0.5])
     if ((vertices >= low) & (vertices <= high)).all():
@@ -32,9 +39,8 @@ def share_outside(vertices: Vertices, rows: int, columns: int) -> float:
     if len(clipped) == 0:
         return 1.0
     whole = _signed_area(vertices)
-    if whole == 0:
-        return 0.0
-    return min(max(1.0 - _signed_area(clipped) / whole, 0.0), _NEARLY_ALL)
+    share = 1.0 - _signed_area(clipped) / whole if whole else math.nan
+    return min(share, _NEARLY_ALL) if 0.0 < share <= 1.0 else math.nan
 
 
 def _signed_area(vertices: Vertices) -> float:

@@ -18,7 +18,7 @@ from etl.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
 from etl.errors import ImageError, SourceError
 from etl.files import open_source, read_all, unchanged_since
 from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sample
-from etl.parse_dicom import modality_values, stored_values
+from etl.pixels import modality_values, stored_values
 from etl.quality import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
 from etl.rasterise import label_map
 from etl.rows import Plan, open_rows, strings, write_rows

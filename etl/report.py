@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ import h5py
 import numpy as np
 
 from etl import write
-from etl.model import SEVERITY_ORDER, located
+from etl.errors import EtlError
+from etl.model import SEVERITY_ORDER, located, printable
 from loader import Dataset, layout
 from loader.layout import Attribute
 
@@ -102,18 +104,35 @@ class Summary:
 
 
 def summarise(dataset: Dataset) -> Summary:
-    """Return the facts of an open file."""
+    """Return the facts of an open file.
+
+    Raises
+    ------
+    EtlError
+        Its attributes are not what `etl.assemble` writes.
+    """
+    try:
+        return _summarise(dataset)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EtlError(
+            f"Report not possible: {dataset.path}: its attributes are not those that dicom-etl "
+            "writes. Build the file again."
+        ) from error
+
+
+def _summarise(dataset: Dataset) -> Summary:
     manifest, attributes = dataset.manifest, dataset.attributes
     n_rows, rows, columns = dataset.images.shape
-    sources = attributes[Attribute.SOURCES]
-    assert isinstance(sources, dict)  # noqa: S101  as `etl.assemble` wrote it
+    alignment = _alignment(dataset)
+    if alignment is not None:
+        _alignment_text(alignment)  # raises where a number is missing
     return Summary(
         path=str(dataset.path),
         n_bytes=dataset.path.stat().st_size,
         dataset_id=dataset.dataset_id,
         generator=str(attributes[Attribute.GENERATOR]),
         options=attributes[Attribute.OPTIONS],
-        sources={str(key): int(str(n)) for key, n in sources.items()},
+        sources={key: int(str(n)) for key, n in _items(attributes[Attribute.SOURCES])},
         n_rows=n_rows,
         n_patients=len(np.unique(manifest["patient_id"])),
         rows=rows,
@@ -127,7 +146,7 @@ def summarise(dataset: Dataset) -> Summary:
         labels=_labels(dataset),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
-        alignment=_alignment(dataset),
+        alignment=alignment,
         findings=group_findings(read_findings(dataset)),
     )
 
@@ -152,7 +171,12 @@ def group_findings(findings: Iterable[FindingRow]) -> list[FindingGroup]:
 
 
 def summary_text(summary: Summary) -> Iterator[str]:
-    """Yield the lines of a summary that a person reads in ten seconds."""
+    """Yield the lines of a summary that a person reads in ten seconds; all are printable."""
+    yield from map(printable, _summary_lines(summary))
+    yield from findings_text(summary.findings, summary.path, SEVERITY_ORDER)
+
+
+def _summary_lines(summary: Summary) -> Iterator[str]:
     size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
     yield f"{summary.path}  ({summary.n_bytes / 1e6:.1f} MB, {summary.generator})"
     yield ""
@@ -182,7 +206,6 @@ def summary_text(summary: Summary) -> Iterator[str]:
         f"files, {counts.get('icontours', 0)} i-contours, {counts.get('ocontours', 0)} o-contours, "
         f"{counts.get('ignored_files', 0)} other files"
     )
-    yield from findings_text(summary.findings, summary.path, SEVERITY_ORDER)
 
 
 def findings_text(
@@ -199,11 +222,11 @@ def findings_text(
             yield ""
             yield _HEADINGS[severity]
         for group in chosen:
-            yield f"  {group.n_findings:>6}  {group.code}"
+            yield printable(f"  {group.n_findings:>6}  {group.code}")
             if severity in with_examples:
                 yield from _examples_text(group)
     yield ""
-    yield f"All findings: dicom-etl report {path} --csv findings.csv"
+    yield printable(f"All findings: dicom-etl report {path} --csv findings.csv")
 
 
 def _examples_text(group: FindingGroup) -> Iterator[str]:
@@ -226,9 +249,11 @@ def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:
     Raises
     ------
     EtlError
-        `path` exists (without `force`) or cannot be written.
+        `path` exists (without `force`), is the dataset itself, or cannot be written.
     """
-    write.check_target(path, force=force)
+    if os.path.exists(path) and os.path.samefile(path, dataset.path):
+        raise EtlError(f"Output not usable: {path}: is the dataset itself. Give another name.")
+    path = write.check_target(path, force=force, only_hdf5=False)
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(FindingRow._fields)
@@ -238,9 +263,11 @@ def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:
 
 
 def _no_formula(value: str | int) -> str | int:
-    """Return a cell that no spreadsheet runs as a formula."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+    """Return a printable cell that no spreadsheet runs as a formula."""
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{printable(value)}" if is_formula else printable(value)
 
 
 def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
@@ -272,10 +299,15 @@ def _alignment_text(numbers: Mapping[str, object]) -> str:
     )
 
 
+def _items(value: object) -> list[tuple[str, object]]:
+    if not isinstance(value, dict):
+        raise TypeError("expected a JSON object")
+    return list(value.items())
+
+
 def _labels(dataset: Dataset) -> list[Label]:
-    meanings = dataset.attributes[Attribute.LABELS]
     labels = []
-    for code, meaning in meanings.items() if isinstance(meanings, dict) else ():
+    for code, meaning in _items(dataset.attributes[Attribute.LABELS]):
         n_pixels = dataset.manifest[f"n_pixels_{code}"].astype(np.int64)
         present = n_pixels[n_pixels > 0]
         median = float(np.median(present)) if len(present) else 0.0

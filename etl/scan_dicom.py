@@ -15,7 +15,10 @@ import struct
 from collections.abc import Container
 from typing import Final, NamedTuple
 
+META_OFFSET: Final = 132  # behind the preamble and "DICM"
+PIXEL_DATA: Final = 0x7FE00010
 UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
+DELIMITER_BYTES: Final = 8
 
 _SHORT: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
@@ -24,7 +27,6 @@ _LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 3
 _EXPLICIT: Final = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT: Final = struct.Struct("<HHL").unpack_from
 
-_PIXEL_DATA: Final = 0x7FE00010
 _META: Final = range(0x00020000, 0x00030000)  # the tags of the file meta information
 _ALL: Final = range(1 << 32)
 _ITEM: Final = 0xFFFEE000
@@ -41,7 +43,7 @@ class Element(NamedTuple):
     vr: str  # empty where the encoding is implicit
     value: bytes | None
     offset: int
-    length: int
+    length: int  # of the value; of a sequence without the delimiter that may end it
 
 
 def scan_meta(head: bytes, offset: int) -> tuple[dict[int, Element], int] | None:
@@ -93,7 +95,7 @@ def scan(
     """
     found: dict[int, Element] = {}
     end = _walk(head, offset, len(head), size, found, wanted, implicit=implicit)
-    return found if end == size and _PIXEL_DATA in found else None
+    return found if end == size and PIXEL_DATA in found else None
 
 
 def _length_at(head: bytes, offset: int) -> int:
@@ -122,13 +124,15 @@ def _walk(
         previous = tag
         value_end = offset + length
         if value_end > size:  # undefined length, too, is more than any file has
-            if length != UNDEFINED or tag == _PIXEL_DATA or not (implicit or vr == b"SQ"):
+            if length != UNDEFINED or tag == PIXEL_DATA or not (implicit or vr == b"SQ"):
                 return _UNSURE
-            offset = _skip_items(head, offset, end, implicit=implicit, depth=1)
+            items, offset = offset, _skip_items(head, offset, end, implicit=implicit, depth=1)
             if offset == _UNSURE:
                 return _UNSURE
+            if tag in wanted:
+                found[tag] = Element(vr.decode(), None, items, offset - DELIMITER_BYTES - items)
             continue
-        if tag == _PIXEL_DATA:
+        if tag == PIXEL_DATA:
             found[tag] = Element(vr.decode(), None, offset, length)
             return value_end
         if tag in wanted:

@@ -1,18 +1,21 @@
 """Named checks of parsed data, each → nothing, an error that rejects, or a warning."""
 
+import math
 from typing import Final
 
 import numpy as np
 
 from etl.errors import ContourError, ImageError
 from etl.model import Finding, PixelFormat, Vertices
-from etl.polygon import share_outside
+from etl.polygon import perimeter, share_outside
 
 MIN_VERTICES: Final = 3
 
 # DICOM's Rows and Columns end at 65535: no vertex that far off belongs to any image, and polygon
 # fillers stall on it.
 MAX_COORDINATE: Final = 65536.0
+# In pixels. Drawn borders have less than 10,000; Pillow fills one of 1e11 for minutes.
+MAX_PERIMETER: Final = 1e7
 
 
 def check_size(pixels: PixelFormat, rows: int, columns: int) -> None:
@@ -37,7 +40,8 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
     Raises
     ------
     ContourError
-        Fewer than three distinct vertices, or the whole polygon outside the image.
+        Fewer than three distinct vertices, the whole polygon outside the image, or a border of
+        absurd length.
     """
     if not _has_three_points(vertices):
         n_distinct = len(np.unique(vertices, axis=0))
@@ -51,6 +55,13 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
             "contour-outside",
             f"has a point {farthest:g} pixels off, farther than any image reaches. Draw it again.",
         )
+    length = perimeter(vertices)
+    if length > MAX_PERIMETER:
+        raise ContourError(
+            "contour-too-large",
+            f"its border is {length:.4g} pixels long, expected at most {MAX_PERIMETER:g}. "
+            "Draw it again.",
+        )
     share = share_outside(vertices, rows, columns)
     if share == 1.0:
         raise ContourError(
@@ -59,7 +70,8 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
         )
     if share == 0.0:
         return []
-    message = f"{share:.1%} of its area lies outside the {rows}x{columns} image and is cut off."
+    part = "part of it" if math.isnan(share) else f"{share:.1%} of its area"
+    message = f"{part} lies outside the {rows}x{columns} image and is cut off."
     return [Finding("contour-partly-outside", path, message)]
 
 

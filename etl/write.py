@@ -31,33 +31,62 @@ from loader.layout import Attribute
 
 _BLOCK_BYTES: Final = 8 << 20
 _MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; HDF5 cuts it off
+_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+_PARTIAL_CHARACTERS: Final = 48  # of OUT's name: the partial's name, too, has at most 255 bytes
 _LIBVER: Final = ("v110", "v110")  # checksummed metadata; the default's reads back wrong in silence
 
 
-def check_target(out: Path, *, force: bool) -> None:
+def check_target(out: Path, *, force: bool, only_hdf5: bool = True) -> Path:
     """Require that OUT can be written, before any work.
+
+    Parameters
+    ----------
+    only_hdf5 : bool
+        With `force`, replace nothing but an HDF5 file or an empty one: another is OUT by mistake.
+
+    Returns
+    -------
+    Path
+        The absolute path to write: what OUT points to where it is a symbolic link.
 
     Raises
     ------
     EtlError
-        OUT exists (without `force`), is no regular file, or its folder is missing or not writable.
+        OUT exists (without `force`), is not what may be replaced, or its folder is missing or not
+        writable.
     """
     where = f"Output not usable: {out}"
+    target = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
+    folder = target.parent
     try:
-        if out.is_dir():
+        mode = _mode(target)
+        if stat.S_ISDIR(mode):
             raise EtlError(f"{where}: is a folder. Give the name of a file in it.")
-        folder = out.parent
-        if not folder.is_dir():
+        if not stat.S_ISDIR(_mode(folder)):
             raise EtlError(f"{where}: no folder {folder}. Make it first.")
-        if out.exists() or out.is_symlink():
-            if not stat.S_ISREG(out.stat().st_mode):
-                raise EtlError(f"{where}: is a device or pipe, expected a file's name.")
-            if not force:
-                raise EtlError(f"{where}: exists already. Use --force to replace it.")
+        if mode and not stat.S_ISREG(mode):
+            raise EtlError(f"{where}: is a device or pipe, expected a file's name.")
+        if mode and not force:
+            raise EtlError(f"{where}: exists already. Use --force to replace it.")
+        if mode and only_hdf5:
+            with target.open("rb") as file:
+                if file.read(len(_HDF5_SIGNATURE)) not in {b"", _HDF5_SIGNATURE}:
+                    raise EtlError(
+                        f"{where}: is not an HDF5 file: not replaced. Give another name."
+                    )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise EtlError(f"{where}: no permission to write in {folder}.")
     except OSError as error:
         raise _failed(out, error) from error
+    return target
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of what is there, 0 where there is nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def check_space(out: Path, n_pixels: int) -> None:
@@ -83,7 +112,8 @@ def replacing(out: Path, *, force: bool) -> Iterator[Path]:
 
     On any error, and on Ctrl-C, the new file is removed and OUT is as it was.
     """
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
+    name = out.name[:_PARTIAL_CHARACTERS]
+    partial = out.with_name(f".{name}.{secrets.token_hex(8)}.partial")
     try:
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         yield partial
@@ -96,7 +126,8 @@ def replacing(out: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise _failed(out, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it would hide what went wrong before
+            partial.unlink(missing_ok=True)
 
 
 def create(
@@ -308,5 +339,6 @@ def _take_free_name(partial: Path, out: Path) -> None:
 def _failed(out: Path, error: OSError) -> EtlError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return EtlError(f"Output not written: {out}: no space left. Free some, or choose a disk.")
-    reason = (error.strerror or "input/output error").lower()
+    # Not error.strerror: h5py sets it to a text with addresses and flags.
+    reason = os.strerror(error.errno).lower() if error.errno else "input/output error"
     return EtlError(f"Output not written: {out}: {reason}.")

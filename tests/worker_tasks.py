@@ -37,5 +37,5 @@ def square_or_die_answering(numbers):
     """Die in the middle of a large answer, where a number is negative."""
     if min(numbers) < 0:
         threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return bytes(1 << 30)  # takes longer to send than that
+        return bytes(1 << 28)  # takes longer to send than that
     return square(numbers)

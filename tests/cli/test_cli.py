@@ -1,15 +1,22 @@
+import errno
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, contour_path, write_contour, write_dicom, write_tree
 from click.testing import CliRunner
 
+import etl.cli
 import etl.pipeline
+import loader
 from etl.cli import cli
 from etl.errors import EtlError
 from etl.model import FLAG_CODES, BuildOptions
@@ -57,6 +64,17 @@ def test_build_then_report(root, tmp_path):
     assert result.exit_code == 0
     assert (tmp_path / "f.csv").read_text("utf-8-sig").count("\n") == 2
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
+
+
+def test_a_number_that_json_cannot_say_is_told(root, tmp_path):
+    out = tmp_path / "out.h5"
+    run("build", root, out, *SIZE)
+    with h5py.File(out, "r+") as file:
+        file.attrs["image_mean"] = np.nan
+    assert run("report", out).exit_code == 0
+    result = run("report", out, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not finite" in result.stderr
 
 
 def test_out_h5_is_what_report_looks_for(root, tmp_path, monkeypatch):
@@ -159,6 +177,89 @@ def test_the_log_has_every_finding(root, tmp_path):
     assert sum("image-size" in line for line in again) == 6
 
 
+@pytest.mark.parametrize("name", ["link.csv", "dicoms/P1/1.dcm", "link"])
+def test_a_log_never_grows_in_a_file_that_is_none(root, tmp_path, name):
+    (root / "link").symlink_to(root / "dicoms/P1/1.dcm")
+    before = (root / name).read_bytes()
+    result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", root / name)
+    assert result.exit_code == 1
+    assert "is no log of dicom-etl" in result.stderr
+    assert (root / name).read_bytes() == before
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_log_that_is_empty_is_filled(root, tmp_path):
+    (tmp_path / "log").touch()
+    assert (
+        run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", tmp_path / "log").exit_code
+        == 0
+    )
+    assert (tmp_path / "log").read_text().startswith("dicom-etl ")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "long"])
+def test_a_log_that_is_no_file_is_refused_at_once(root, tmp_path, kind):
+    path = (
+        Path(os.devnull)
+        if kind == "device"
+        else tmp_path / ("x" * 300 if kind == "long" else "log")
+    )
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", path)
+    assert result.exit_code == (2 if kind == "folder" else 1)
+    assert "Error: " in result.stderr
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("when", ["write", "close"])
+def test_a_log_that_fails_late_is_a_note(root, tmp_path, monkeypatch, when):
+    class Full(io.StringIO):
+        pass
+
+    def fail(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Full()
+    monkeypatch.setattr(etl.cli, "_open_log", lambda _path: log)
+    monkeypatch.setattr(Full, when, fail)
+    result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", tmp_path / "log")
+    assert result.exit_code == 0
+    assert result.stderr == "Note: the log file is not whole: no space left on device.\n"
+    assert open_dataset(tmp_path / "out.h5").images.shape[0] == 6
+    monkeypatch.undo()
+
+
+def test_no_path_steers_the_terminal(root, tmp_path):
+    out, log = tmp_path / "o\x1b[2J\n.h5", tmp_path / "log"
+    write_dicom(root, "P1", "9.dcm")
+    result = run("build", root, out, *SIZE, "--log-file", log)
+    assert result.exit_code == 0
+    assert "o\\x1b[2J\\n.h5: 6 rows." in result.stdout
+    again = run("build", root, out, *SIZE, "--log-file", log)
+    assert again.exit_code == 1
+    for text in (result.output, again.output, log.read_text()):
+        assert "\x1b" not in text
+        assert all("\n" not in line and line.isprintable() for line in text.splitlines())
+    assert len(again.stderr.splitlines()) == 1
+
+
+def test_a_name_that_the_terminal_lacks_is_shown_escaped(root, tmp_path):
+    out = tmp_path / "Ж.h5"
+    command = [sys.executable, "-m", "etl", "build", root, out, *SIZE, "--workers", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+    for status, words in ((0, b"\\u0416.h5: 6 rows."), (1, b"\\u0416.h5: exists already")):
+        result = subprocess.run(
+            command, env=environment, check=False, capture_output=True, timeout=60
+        )
+        assert result.returncode == status, result.stderr
+        assert words in result.stdout + result.stderr
+
+
 def test_verbose_lists_findings_and_quiet_prints_nothing(root, tmp_path):
     write_contour(root, "A1", 2, text="broken")
     result = run("build", root, tmp_path / "a.h5", *SIZE, "--verbose")
@@ -221,10 +322,29 @@ def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     monkeypatch.setattr(etl.pipeline, "build", interrupt)
     result = run("build", root, tmp_path / "out.h5")
     assert result.exit_code == 130
-    assert "Interrupted" in result.stderr
+    assert result.stderr == "Interrupted: nothing was written.\n"
+    monkeypatch.setattr(loader, "open_dataset", interrupt)
+    result = run("report", tmp_path / "out.h5")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    monkeypatch.setattr(etl.cli, "cli", lambda **_keywords: None)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        etl.cli.main()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == etl.cli._terminate
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_real_signal_leaves_nothing_behind(tmp_path, number, status, workers):
     root = write_tree(tmp_path / "data", slices=[1])

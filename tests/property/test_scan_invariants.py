@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from etl import parse_dicom
 from etl.errors import ImageError
+from etl.pixels import stored_values
 from etl.scan_dicom import scan, scan_meta
 
 SHORT = ["AE", "CS", "DS", "IS", "LO", "UI", "US", "FD", "UL"]
@@ -20,7 +21,7 @@ LONG = ["OB", "OW", "UT", "UN"]
 def outcome(data):
     try:
         found = parse_dicom.read_instance(io.BytesIO(data))
-        return repr(found), parse_dicom.stored_values(data, found.pixel_format).tobytes()
+        return repr(found), stored_values(data, found.pixel_format).tobytes()
     except ImageError as error:
         return error.code
 

@@ -98,7 +98,7 @@ def test_a_worker_that_dies_in_the_middle_of_its_answer_costs_no_other():
     tasks = [*TASKS[:5], [-1], *TASKS[5:10]]
     with local_engine(2) as found:
         values = results(found.run(work(worker_tasks.square_or_die_answering), tasks))
-    assert values == EXPECTED[:15] + [("given up", -1)] + EXPECTED[15:30]
+    assert values == [*EXPECTED[:15], ("given up", -1), *EXPECTED[15:30]]
     assert multiprocessing.active_children() == []
 
 

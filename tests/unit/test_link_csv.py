@@ -36,7 +36,7 @@ def test_a_clean_folder_gives_its_pairs_in_order(root):
     assert link.icontour_path == "contourfiles/A1/i-contours/IM-0001-0001-icontour-manual.txt"
     assert link.ocontour_path == ""
     assert found.counts == {
-        "patients": 2, "dicoms": 5, "icontours": 5, "ocontours": 0, "ignored_files": 0, "pairs": 5,
+        "patients": 2, "dicoms": 5, "icontours": 5, "ocontours": 4, "ignored_files": 0, "pairs": 5,
     }  # fmt: skip
 
 
@@ -91,6 +91,35 @@ def test_an_id_that_is_no_folders_name_is_invalid_and_the_rest_goes_on(root, lin
     assert slices(found) == ALL
     assert codes(found) == {"link-invalid": 1}
     assert "line 4" in found.findings[0].message
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\u202e", "\u200b"])
+def test_an_id_that_a_terminal_would_obey_is_invalid_and_shown_escaped(root, character):
+    with (root / "link.csv").open("a", encoding="utf-8") as table:
+        table.write(f"P{character}9,A9\nP8,A{character}8\n")
+    found = discover(root, ("i",), partial=False)
+    assert slices(found) == ALL
+    assert codes(found) == {"link-invalid": 2}
+    for finding in found.findings:
+        assert finding.message.isprintable()
+        assert character.encode("unicode_escape").decode() in finding.message
+
+
+def test_an_id_too_long_for_a_name_stops_nothing(root):
+    with (root / "link.csv").open("a") as table:
+        table.write(f"{'P' * 300},A8\nP8,{'A' * 300}\n")
+    for kinds in (("i",), ("i", "o")):
+        found = discover(root, kinds, partial=False)
+        assert slices(found) == ALL
+        assert codes(found) == {"link-unknown-patient": 4}
+
+
+@pytest.mark.parametrize(("kind", "words"), [("folder", "is a folder"), ("fifo", "is a device or")])
+def test_a_table_that_is_no_file_is_told_as_what_it_is(root, kind, words):
+    (root / "link.csv").unlink()
+    (root / "link.csv").mkdir() if kind == "folder" else os.mkfifo(root / "link.csv")
+    with pytest.raises(EtlError, match=words):
+        discover(root, ("i",), partial=False)
 
 
 def test_an_id_linked_to_two_others_rejects_all_of_its_pairs(root):
@@ -193,6 +222,29 @@ def test_one_kind_does_not_look_at_the_other(root):
     found = discover(root, ("o",), partial=False)
     assert slices(found) == ALL[:2]
     assert codes(found) == {"image-no-contour": 2}
+
+
+@pytest.mark.parametrize("kinds", [("i",), ("o",), ("i", "o")])
+def test_contours_of_both_kinds_are_counted_whichever_are_paired(root, kinds):
+    (root / contour_path("A1", 2, "o")).unlink()
+    (root / contour_path("A1", 1, "o")).with_name("notes.txt").write_text("x")
+    write_contour(root, "A8", 1, "i")
+    write_contour(root, "A8", 1, "o")
+    counts = discover(root, kinds, partial=False).counts
+    assert (counts["icontours"], counts["ocontours"]) == (5, 4)
+    assert counts["ignored_files"] == ("o" in kinds)
+
+
+def test_a_folder_that_may_not_be_looked_into_stops_nothing(root, monkeypatch):
+    def refuse(path, *arguments, stat=os.stat, **keywords):
+        if "P1" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    found = discover(root, ("i",), partial=False)
+    assert codes(found)["link-unknown-patient"] == 1
+    assert ("P2", 1) in slices(found)
 
 
 def test_a_folder_that_cannot_be_listed_is_told(root, monkeypatch):

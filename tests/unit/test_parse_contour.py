@@ -26,7 +26,8 @@ def test_an_empty_file_has_no_vertices():
     "line",
     [
         b"1,5 2,5", b"1_0 2", b"1 2 3", b"7", b"1;2", b"x y", b"\xd9\xa1 2", b"1 2\x00", b"0x10 2",
-        b"1e 2", b"1-2 3", b"-- 1", b". 1", b"1 2 # note", b"\xff\xfe1\x00", b"\xef\xbb\xbf1 2",
+        b"1\x0b2", b"\x0c", b"1e 2", b"1-2 3", b"-- 1", b". 1", b"1 2 # note",
+        b"\xff\xfe1\x00", b"\xef\xbb\xbf1 2",
     ],
 )  # fmt: skip
 def test_a_malformed_line_is_named(line):
@@ -58,3 +59,11 @@ def test_a_message_never_holds_a_long_line():
     with pytest.raises(ContourError) as caught:
         parse_contour(b"x" * 100_000)
     assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("line", [bytes([code]) + b"]0;x" for code in range(256)])
+def test_a_message_never_holds_a_control_character(line):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(line + b" 1 2")
+    assert caught.value.message.isascii()
+    assert caught.value.message.isprintable()

@@ -1,20 +1,17 @@
 import io
 import struct
+import time
+import zlib
 
 import numpy as np
-import pydicom
 import pytest
 from builders import COLUMNS, ROWS, SYNTAXES, dicom_bytes, gradient, instance
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from etl.errors import ImageError
-from etl.model import ValueRange
-from etl.parse_dicom import (
-    image_dtype,
-    modality_range,
-    modality_values,
-    read_instance,
-    stored_values,
-)
+from etl.parse_dicom import read_instance
+from etl.pixels import stored_values
 
 
 def read(data):
@@ -25,18 +22,6 @@ def rejection(data):
     with pytest.raises(ImageError) as caught:
         read(data)
     return caught.value.code
-
-
-@pytest.mark.parametrize("syntax", SYNTAXES)
-@pytest.mark.parametrize("dtype", ["<i2", "<u2", "<i1", "<u1"])
-@pytest.mark.parametrize("columns", [COLUMNS, COLUMNS + 1])
-def test_pixels_equal_pydicoms_in_every_encoding(syntax, dtype, columns):
-    data = dicom_bytes(instance(gradient(11, columns, dtype)), syntax)
-    expected = pydicom.dcmread(io.BytesIO(data)).pixel_array
-    found = stored_values(data, read(data).pixel_format)
-    assert np.array_equal(found, expected)
-    assert np.array_equal(found, gradient(11, columns, dtype))
-    assert found.shape == (11, columns)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -61,76 +46,6 @@ def test_missing_or_malformed_attributes_are_nan_or_empty():
     assert np.isnan(read(broken).trigger_time)
 
 
-@pytest.mark.parametrize("dtype", ["<i2", "<u2"])
-def test_bits_above_bits_stored_are_dropped(dtype):
-    pixels = gradient(dtype=dtype)
-    data = dicom_bytes(instance(pixels, bits_stored=12))
-    found = stored_values(data, read(data).pixel_format)
-    low = pixels.astype(np.int64) & 0xFFF
-    expected = np.where((low >= 0x800) & (dtype == "<i2"), low - 0x1000, low)
-    assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "bits", "turned"),
-    [("<u2", 12, lambda v: 4095 - v), ("<i2", 12, lambda v: -1 - v), ("<u1", 8, lambda v: 255 - v)],
-)
-def test_monochrome1_is_turned_before_it_is_rescaled(dtype, bits, turned):
-    pixels = gradient(dtype=dtype) >> (np.dtype(dtype).itemsize * 8 - bits)
-    dataset = instance(pixels, bits_stored=bits, PhotometricInterpretation="MONOCHROME1")
-    dataset.RescaleSlope, dataset.RescaleIntercept = "3", "-7"
-    data = dicom_bytes(dataset)
-    pixel_format = read(data).pixel_format
-    found = modality_values(stored_values(data, pixel_format), pixel_format, "<i4")
-    assert np.array_equal(found, turned(pixels.astype(np.int64)) * 3 - 7)
-
-
-@pytest.mark.parametrize(
-    ("slope", "intercept", "expected"),
-    [
-        (None, None, (1, 0)),
-        ("2", None, (2, 0)),
-        (None, "-1024", (1, -1024)),
-        ("0.5", "3", (0.5, 3)),
-    ],
-)
-def test_slope_and_intercept_each_stand_alone(slope, intercept, expected):
-    dataset = instance(gradient(dtype="<u1"), RescaleSlope=slope, RescaleIntercept=intercept)
-    data = dicom_bytes(dataset)
-    pixels = read(data).pixel_format
-    assert (pixels.rescale_slope, pixels.rescale_intercept) == expected
-    values = modality_values(
-        stored_values(data, pixels), pixels, image_dtype(modality_range(pixels))
-    )
-    assert np.array_equal(values, gradient(dtype="<u1") * float(expected[0]) + expected[1])
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (ValueRange(-32768, 32767, is_whole=True), "<i2"),
-        (ValueRange(0, 32767, is_whole=True), "<i2"),
-        (ValueRange(0, 32768, is_whole=True), "<u2"),
-        (ValueRange(-1, 65535, is_whole=True), "<i4"),
-        (ValueRange(-1024, 65535 * 2.0, is_whole=True), "<i4"),
-        (ValueRange(0, 2.0**31, is_whole=True), "<f4"),
-        (ValueRange(0, 10, is_whole=False), "<f4"),
-    ],
-)
-def test_dtype_is_the_first_that_holds_the_range(values, expected):
-    assert image_dtype(values) == expected
-
-
-def test_ranges_join_over_images():
-    joined = ValueRange(0, 4095, is_whole=True) | ValueRange(-5, 9, is_whole=False)
-    assert joined == ValueRange(-5, 4095, is_whole=False)
-
-
-def test_value_range_follows_the_header():
-    pixels = read(dicom_bytes(instance(bits_stored=12, RescaleSlope="-2"))).pixel_format
-    assert modality_range(pixels) == ValueRange(-4094, 4096, is_whole=True)
-
-
 def data_set_replaced(data, junk):
     """Keep preamble, mark and file meta information, whose length the first element gives."""
     return data[: 144 + struct.unpack_from("<I", data, 140)[0]] + junk
@@ -140,6 +55,7 @@ CASES = {
     "empty": (lambda: b"", "image-unreadable"),
     "text": (lambda: b"not an image\n" * 40, "image-unreadable"),
     "no mark": (lambda: dicom_bytes().replace(b"DICM", b"DICK", 1), "image-unreadable"),
+    "the mark at its end, too soon": (lambda: b"not an image DICM", "image-unreadable"),
     "one byte short": (lambda: dicom_bytes()[:-1], "image-truncated"),
     "half its pixels": (lambda: dicom_bytes()[:-168], "image-truncated"),
     "cut in a value": (lambda: dicom_bytes()[: -336 - 25], "image-truncated"),
@@ -160,6 +76,21 @@ CASES = {
         "image-not-grayscale",
     ),
     "frames": (lambda: dicom_bytes(instance(NumberOfFrames=2)), "image-multiframe"),
+    "no frame": (lambda: dicom_bytes(instance(NumberOfFrames=0)), "image-unreadable"),
+    "minus one frame": (lambda: dicom_bytes(instance(NumberOfFrames=-1)), "image-unreadable"),
+    "ends behind its mark": (lambda: dicom_bytes()[:132], "image-truncated"),
+    "ends in its meta": (lambda: dicom_bytes()[:160], "image-truncated"),
+    "junk behind its mark": (lambda: dicom_bytes()[:132] + b"\x07" * 99, "image-unreadable"),
+    "no transfer syntax": (
+        lambda: dicom_bytes().replace(b"1.2.840.10008.1.2.1\0", b"no transfer syntax\0\0"),
+        "image-unreadable",
+    ),
+    "encapsulated": (
+        lambda: dicom_bytes().replace(
+            b"\x10\0OW\0\0" + struct.pack("<I", 336), b"\x10\0OB\0\0\xff\xff\xff\xff"
+        ),
+        "image-unsupported-encoding",
+    ),
     "jpeg": (
         lambda: dicom_bytes(instance(), "explicit").replace(
             b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"
@@ -193,13 +124,59 @@ def test_a_bad_file_is_rejected_with_its_code(case):
     assert rejection(make()) == code
 
 
-def test_one_byte_of_padding_is_fine():
-    data = dicom_bytes(instance(gradient(3, 5, "<u1")))
-    assert np.array_equal(stored_values(data, read(data).pixel_format), gradient(3, 5, "<u1"))
-
-
 def test_trailing_padding_is_stepped_over():
     data = dicom_bytes() + bytes(512)
+    assert np.array_equal(stored_values(data, read(data).pixel_format), gradient())
+
+
+def test_a_file_without_transfer_syntax_is_not_said_to_be_compressed():
+    with pytest.raises(ImageError, match="has no valid TransferSyntaxUID"):
+        read(bytes(128) + b"DICM" + b"\x07" * 99)
+
+
+def deflated(data_set):
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    packed = packer.compress(data_set) + packer.flush()
+    return data_set_replaced(dicom_bytes(syntax="deflated"), packed)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "big", "deflated"])
+def test_megabytes_of_padding_are_given_up_soon(syntax):
+    data = dicom_bytes(syntax="explicit" if syntax == "deflated" else syntax) + bytes(60_000_000)
+    if syntax == "deflated":
+        data = deflated(data[len(data_set_replaced(data, b"")) :])
+    began = time.process_time()
+    assert rejection(data) == "image-unreadable"
+    assert time.process_time() - began < 8
+
+
+def lut(is_empty=False):
+    table = Dataset()
+    table.add_new(0x00283002, "US", [4, 0, 16])
+    table.add_new(0x00283006, "OW", bytes(8))
+    return Sequence([] if is_empty else [table])
+
+
+def with_lut(sequence, undefined):
+    dataset = instance(ModalityLUTSequence=sequence)
+    dataset["ModalityLUTSequence"].is_undefined_length = undefined
+    for item in sequence:
+        item.is_undefined_length_sequence_item = undefined
+    return dataset
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_modality_lut_is_not_passed_over(syntax, undefined):
+    with pytest.raises(ImageError, match="has a Modality LUT") as caught:
+        read(dicom_bytes(with_lut(lut(), undefined), syntax))
+    assert caught.value.code == "image-unsupported-encoding"
+    empty = dicom_bytes(with_lut(lut(is_empty=True), undefined), syntax)
+    assert np.array_equal(stored_values(empty, read(empty).pixel_format), gradient())
+
+
+def test_a_lut_of_another_kind_is_no_modality_lut():
+    data = dicom_bytes(instance(VOILUTSequence=lut()))
     assert np.array_equal(stored_values(data, read(data).pixel_format), gradient())
 
 

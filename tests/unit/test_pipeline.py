@@ -30,6 +30,7 @@ from etl.rasterise import rasterise
 from loader import layout, open_dataset
 
 OPTIONS = {"rows": ROWS, "columns": COLUMNS}
+OLD = b"\x89HDF\r\n\x1a\nprecious"
 TWO = (("P1", "A1"), ("P2", "A2"))
 
 
@@ -152,7 +153,7 @@ def test_the_bytes_are_the_same_elsewhere_at_another_time_in_another_order(
     ("content", "code"),
     [
         (b"", "image-unreadable"),
-        (b"\0" * 128 + b"DICM", "image-unsupported-encoding"),
+        (b"\0" * 128 + b"DICM", "image-truncated"),
         (dicom_bytes()[:-1], "image-truncated"),
         (dicom_bytes(instance(gradient(ROWS, COLUMNS + 1))), "image-size"),
         (dicom_bytes(instance(gradient(ROWS + 1, COLUMNS))), "image-size"),
@@ -324,14 +325,54 @@ def test_strict_lets_warnings_pass(root, tmp_path):
 
 
 class TestOutput:
-    def test_an_existing_file_stays_without_force(self, root, tmp_path):
+    @pytest.mark.parametrize("content", [OLD, b""])
+    def test_an_existing_file_stays_without_force(self, root, tmp_path, content):
         out = tmp_path / "out.h5"
-        out.write_bytes(b"precious")
+        out.write_bytes(content)
         with pytest.raises(etl.EtlError, match="--force"):
             build(root, out)
-        assert out.read_bytes() == b"precious"
+        assert out.read_bytes() == content
         build(root, out, force=True)
         assert open_dataset(out).images.shape == (6, ROWS, COLUMNS)
+
+    @pytest.mark.parametrize("name", ["link.csv", "dicoms/P1/1.dcm", "link to a dicom"])
+    def test_what_is_no_hdf5_file_stays_even_with_force(self, root, name):
+        (root / "link to a dicom").symlink_to(root / "dicoms/P1/1.dcm")
+        before = (root / name).read_bytes()
+        with pytest.raises(etl.EtlError, match=r"not an HDF5 file: not replaced\. Give another"):
+            build(root, root / name, force=True)
+        assert (root / name).read_bytes() == before
+
+    @pytest.mark.parametrize("length", [222, 235, 255])
+    def test_a_name_may_be_as_long_as_the_system_lets_it(self, root, tmp_path, length):
+        out = tmp_path / ("x" * (length - 3) + ".h5")
+        assert build(root, out, exclude_flagged=("area-jump",)).n_rows == 6
+        assert build(root, out, force=True).n_rows == 6
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", out.name]
+
+    @pytest.mark.parametrize("parts", [("x" * 256,), ("x" * 300, "out.h5"), ("loop", "out.h5")])
+    def test_a_path_that_cannot_be_is_refused_in_our_words(self, tmp_path, parts):
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        for force in (False, True):
+            with pytest.raises(etl.EtlError, match=r"name too long|symbolic links"):
+                write.check_target(tmp_path.joinpath(*parts), force=force)
+
+    def test_the_target_is_what_a_link_points_to(self, tmp_path):
+        assert write.check_target(tmp_path / "out.h5", force=False) == tmp_path / "out.h5"
+        (tmp_path / "link").symlink_to("not there yet")
+        target = write.check_target(tmp_path / "link", force=False)
+        assert target == tmp_path / "not there yet"
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(etl.EtlError, match="symbolic links"):
+            write.check_target(tmp_path / "loop", force=True)
+
+    def test_a_folder_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
+        def refuse(*_arguments, **_keywords):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(os, "stat", refuse)
+        with pytest.raises(etl.EtlError, match="permission denied"):
+            write.check_target(tmp_path / "out.h5", force=True)
 
     def test_a_file_that_comes_meanwhile_stays(self, root, tmp_path, monkeypatch):
         out = tmp_path / "out.h5"
@@ -359,7 +400,7 @@ class TestOutput:
 
     def test_a_link_is_written_through(self, root, tmp_path):
         (tmp_path / "disk").mkdir()
-        (tmp_path / "disk" / "big.h5").write_bytes(b"old")
+        (tmp_path / "disk" / "big.h5").write_bytes(OLD)
         (tmp_path / "out.h5").symlink_to(tmp_path / "disk" / "big.h5")
         build(root, tmp_path / "out.h5", force=True)
         assert (tmp_path / "out.h5").is_symlink()
@@ -368,7 +409,7 @@ class TestOutput:
     @pytest.mark.parametrize("place", ["posix_fallocate", "pwrite", "fsync"])
     def test_a_full_disk_is_told_and_leaves_the_old_file(self, root, tmp_path, place, monkeypatch):
         out = tmp_path / "out.h5"
-        out.write_bytes(b"precious")
+        out.write_bytes(OLD)
 
         def full(*_arguments):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -376,7 +417,7 @@ class TestOutput:
         monkeypatch.setattr(os, place, full)
         with pytest.raises(etl.EtlError, match="no space left"):
             build(root, out, force=True)
-        assert out.read_bytes() == b"precious"
+        assert out.read_bytes() == OLD
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.h5"]
 
     def test_an_interrupt_leaves_nothing(self, root, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import csv
 import json
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
@@ -94,6 +95,48 @@ def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
         report.write_csv(data, path, force=False)
 
 
+def test_the_table_never_takes_the_datasets_place(data, tmp_path):
+    before = data.path.read_bytes()
+    (tmp_path / "link").symlink_to(data.path)
+    (tmp_path / "hard").hardlink_to(data.path)
+    for path in (data.path, tmp_path / "link", tmp_path / "hard"):
+        with pytest.raises(etl.EtlError, match="the dataset itself"):
+            report.write_csv(data, path, force=True)
+    assert data.path.read_bytes() == before
+    (tmp_path / "old.csv").write_text("any text")
+    report.write_csv(data, tmp_path / "old.csv", force=True)
+    assert "contour-unreadable" in (tmp_path / "old.csv").read_text("utf-8-sig")
+
+
+def test_no_name_steers_a_terminal_or_breaks_a_line(data, tmp_path):
+    evil, shown = "a\x1b]0;x\x07\n\u202eb\udcff", "a\\x1b]0;x\\x07\\n\\u202eb\\udcff"
+    assert str(Finding("image-size", evil, evil)) == f"error: image-size: {shown}: {shown}"
+    row = report.FindingRow("error", evil, evil, -1, evil)
+    summary = replace(
+        report.summarise(data), path=evil, generator=evil, findings=report.group_findings([row])
+    )
+    lines = list(report.summary_text(summary))
+    assert all(map(str.isprintable, lines))
+    assert sum(line.count(shown) for line in lines) == 6
+    assert report._no_formula("=\n") == "'=\\n"
+    assert report._no_formula("\t=1") == "'\\t=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels", '{"x": "y"}'), ("labels", '{"7": "y"}'),
+        ("sources", '{"dicoms": "many"}'), ("sources", '{"dicoms": null}'),
+        ("alignment", "{}"), ("alignment", "no JSON"), ("alignment", "[]"),
+    ],
+)  # fmt: skip
+def test_attributes_edited_to_nonsense_are_told(data, name, text):
+    with h5py.File(data.path, "r+") as file:
+        file.attrs[name] = np.bytes_(text)
+    with pytest.raises(etl.EtlError, match="attributes are not those"):
+        report.summarise(open_dataset(data.path))
+
+
 def test_one_picture_per_row_named_by_patient_and_slice(data, tmp_path):
     folder = tmp_path / "overlays"
     assert overlays.write_overlays(data, folder, force=False) == 5
@@ -120,6 +163,16 @@ def test_pictures_show_contour_and_edge_where_they_are():
     assert (picture[12 * scale, 40 * scale] == edge).all()  # right side of the last
     drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x"))
     assert (drawn[8 * scale, 30 * scale] == overlays._COLOURS[1]).all()  # both lie on one line
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "scale"),
+    [(2000, 4, 2), (20000, 2, 1), (4, 2000, 1), (256, 256, 4), (3, 1, 1024), (1, 1, 1024)],
+)
+def test_no_picture_is_enlarged_beyond_measure(rows, columns, scale):
+    image = np.zeros((rows, columns), np.int16)
+    picture = overlays.overlay(image, image.astype(np.uint8), [], "x")
+    assert picture.size == (columns * scale, rows * scale)
 
 
 def test_names_that_meet_are_told_apart():

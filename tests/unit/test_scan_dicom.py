@@ -13,7 +13,8 @@ from pydicom.sequence import Sequence
 
 from etl import parse_dicom
 from etl.errors import ImageError
-from etl.parse_dicom import read_instance, stored_values
+from etl.parse_dicom import read_instance
+from etl.pixels import stored_values
 from etl.scan_dicom import scan, scan_meta
 
 PIXEL_DATA = 0x7FE00010
@@ -96,6 +97,22 @@ def test_sequences_are_stepped_over(syntax, undefined, depth, by_pydicom):
     assert is_scanned(data)
     assert outcome(data) == by_pydicom(data)
     assert outcome(data)[1] == gradient().tobytes()
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "implicit"])
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("n_items", [0, 1, 2])
+@pytest.mark.parametrize("depth", [-1, 0, 3])
+def test_a_modality_lut_is_found_as_pydicom_finds_it(syntax, undefined, n_items, depth, by_pydicom):
+    items = [nested(depth) if depth >= 0 else Dataset() for _ in range(n_items)]
+    dataset = instance(ModalityLUTSequence=Sequence(items))
+    dataset["ModalityLUTSequence"].is_undefined_length = undefined
+    for item in items:
+        item.is_undefined_length_sequence_item = undefined
+    data = dicom_bytes(dataset, syntax)
+    assert is_scanned(data)
+    assert outcome(data) == by_pydicom(data)
+    assert (outcome(data) == "image-unsupported-encoding") == (n_items > 0)
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "implicit"])
