@@ -286,15 +286,16 @@ def build(
     )
     if partial and len(_CONTOURS[contours]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    from etl import engine
+    with _interrupt_waits():
+        from etl import engine
 
-    n_workers = workers or engine.available_cores()
-    if scheduler is None:
-        engine.start_early(n_workers)
-    from etl.model import BuildOptions
-    from etl.pipeline import RejectedError
-    from etl.pipeline import build as build_file
-    from etl.report import FindingRow, findings_text, group_findings
+        n_workers = workers or engine.available_cores()
+        if scheduler is None:
+            engine.start_early(n_workers)
+        from etl.model import BuildOptions
+        from etl.pipeline import RejectedError
+        from etl.pipeline import build as build_file
+        from etl.report import FindingRow, findings_text, group_findings
 
     options = BuildOptions(
         contours=_CONTOURS[contours],
@@ -446,6 +447,19 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
         f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
         f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
     )
+
+
+@contextmanager
+def _interrupt_waits() -> Iterator[None]:
+    """Let Ctrl-C wait until imports are done: NumPy fails in its own words when one breaks off."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_together(*pairs: dict[str, object]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -174,22 +174,25 @@ def _context() -> SpawnContext | ForkServerContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["etl.render", "etl.examine"])
-    with _signals_deferred(ignore=True):  # Ctrl-C reaches the server as well: inherited
+    resource_tracker.ensure_running()  # first, since it unblocks Ctrl-C when it starts
+    # Ctrl-C reaches the server and the workers too: blocked for good in them, for now in us.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 @contextmanager
-def _signals_deferred(*, ignore: bool = False) -> Iterator[None]:
-    """Let Ctrl-C and a request to end wait until the block is done, or ignore Ctrl-C meanwhile."""
+def _signals_deferred() -> Iterator[None]:
+    """Let Ctrl-C and a request to end wait until the block is done."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is ever interrupted
         return
     caught: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
     before = {n: signal.signal(n, lambda n, _: caught.append(n)) for n in numbers}
-    if ignore:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
