@@ -4,6 +4,7 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 """
 
 import io
+import dataclasses
 import os
 import signal
 import sys
@@ -392,7 +393,7 @@ def report(
         from etl.overlays import write_overlays
 
         write_overlays(dataset, overlays, force=force)
-    summary = reporting.summarise(dataset)
+    summary = dataclasses.replace(reporting.summarise(dataset), path=str(file))
     if as_json:
         try:
             text = json.dumps(summary.to_json(), indent=2, allow_nan=False)
