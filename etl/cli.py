@@ -3,8 +3,8 @@
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
-import io
 import dataclasses
+import io
 import os
 import signal
 import sys
