@@ -310,7 +310,7 @@ def build(
         folds=folds,
         split_file=str(split_file) if split_file else None,
         qc=not no_qc,
-        audit=not (no_qc or no_audit),
+        audit=not no_audit,
         audit_contours=audit_contours,
         exclude_flagged=exclude_flagged or (),
     )

@@ -92,7 +92,7 @@ def build(
     out = write.check_target(Path(out), force=force)
     if options.split_file is not None:
         split.read_split_file(Path(options.split_file))  # a bad one shows before the work
-    found = discover(root, options.contours, partial=options.partial)
+    found = discover(Path(data), options.contours, partial=options.partial)
     write.check_space(out, len(found.links) * options.rows * options.columns)
     links = found.links
     _mark_audited(links, options)

@@ -111,7 +111,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     }  # fmt: skip
     for arguments, expected in [
         ([], BuildOptions()),
-        (["--no-qc"], BuildOptions(qc=False, audit=False)),
+        (["--no-qc"], BuildOptions(qc=False)),
         (["--audit-contours", "all"], BuildOptions(audit_contours=None)),
     ]:
         run("build", "DATA", "OUT", *arguments)
@@ -374,3 +374,10 @@ def test_phantom_builds_without_a_finding_but_info(tmp_path):
     assert result.exit_code == 0, result.output
     findings = open_dataset(tmp_path / "out.h5").findings
     assert set(findings["severity"].tolist()) == {b"info"}
+
+
+def test_a_message_names_the_folder_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("build", "nowhere", "out.h5").stderr.startswith(
+        "Error: Input folder not usable: nowhere: no such folder."
+    )
