@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+from functools import lru_cache
 from typing import BinaryIO, Final, Literal, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from etl import walk_dicom
 from etl.errors import ImageError
 from etl.model import Instance, PixelFormat
 from etl.pixels import modality_range
-from etl.scan_dicom import META_OFFSET, PIXEL_DATA, Element, scan, scan_meta
+from etl.scan_dicom import META_OFFSET, PIXEL_DATA, Element, Layout, scan, scan_meta
 
 _MARK: Final = b"DICM"
 _HEAD_BYTES: Final = 16384  # most headers are shorter
@@ -37,6 +38,8 @@ _COLOUR_MODELS: Final = frozenset(
 )
 
 _TRANSFER_SYNTAX_UID: Final = 0x00020010
+_PIXEL_SPACING: Final = 0x00280030
+_IMAGE_GROUP: Final = 0x0028
 _MODALITY_LUT: Final = 0x00283000
 _FLOAT_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009})
 _KEYWORDS: Final = {
@@ -53,7 +56,7 @@ _KEYWORDS: Final = {
     0x00280008: "NumberOfFrames",
     0x00280010: "Rows",
     0x00280011: "Columns",
-    0x00280030: "PixelSpacing",
+    _PIXEL_SPACING: "PixelSpacing",
     0x00280100: "BitsAllocated",
     0x00280101: "BitsStored",
     0x00280102: "HighBit",
@@ -66,6 +69,10 @@ _KEYWORDS: Final = {
     PIXEL_DATA: "PixelData",
 }
 
+_PIXEL_TAGS: Final = [
+    tag for tag in _KEYWORDS if tag >> 16 >= _IMAGE_GROUP and tag != _PIXEL_SPACING
+]
+
 # PS3.5 table 6.2-1: DS and IS, with the padding that files have (blanks, NUL).
 _DECIMAL: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,12}")
@@ -73,6 +80,12 @@ _UID: Final = re.compile(r"[0-9.]{1,64}")
 _BLANKS: Final = b" \0"  # padding
 _BYTE: Final = 8  # bits
 _US_BYTES: Final = 2
+
+# The layouts of files that were walked, by bytes of the file and of its head; the latest few.
+_layouts: Final[dict[tuple[int, int], list[Layout]]] = {}
+_MAX_SIZES: Final = 64
+_MAX_ALIKE: Final = 4
+_MAX_LOOKED_AT: Final = 4096  # places in a header; they are kept
 
 
 def read_instance(file: BinaryIO) -> Instance:
@@ -106,14 +119,33 @@ def read_instance(file: BinaryIO) -> Instance:
 
 def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
     """Return elements and transfer syntax of a file in a common encoding, the quick way."""
-    meta = scan_meta(head, META_OFFSET)
+    alike = size, len(head)
+    for layout in _layouts.get(alike, ()):
+        if (elements := layout.read(head)) is not None:
+            return elements, _uid(elements, _TRANSFER_SYNTAX_UID)
+    looked_at: list[slice] = []
+    meta = scan_meta(head, META_OFFSET, looked_at)
     if meta is None:
         return None
     syntax = _uid(meta[0], _TRANSFER_SYNTAX_UID)
     if syntax not in {_EXPLICIT, _IMPLICIT}:
         return None
-    elements = scan(head, meta[1], size, _KEYWORDS, implicit=syntax == _IMPLICIT)
-    return (elements, syntax) if elements is not None else None
+    found = scan(head, meta[1], size, _KEYWORDS, looked_at, implicit=syntax == _IMPLICIT)
+    if found is None:
+        return None
+    name = meta[0][_TRANSFER_SYNTAX_UID]
+    looked_at.append(slice(name.offset, name.offset + name.length))
+    elements = {_TRANSFER_SYNTAX_UID: name, **found}
+    if len(looked_at) <= _MAX_LOOKED_AT:
+        _remember(alike, Layout(head, looked_at, elements))
+    return elements, syntax
+
+
+def _remember(alike: tuple[int, int], layout: Layout) -> None:
+    """Keep a layout among the latest; never by changing what another thread may be looking at."""
+    if alike not in _layouts and len(_layouts) >= _MAX_SIZES:
+        _layouts.clear()
+    _layouts[alike] = [*_layouts.get(alike, [])[1 - _MAX_ALIKE :], layout]
 
 
 def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
@@ -142,12 +174,13 @@ def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
 
 
 def _instance(elements: dict[int, Element], syntax: str) -> Instance:
+    described = tuple((tag, elements[tag]) for tag in _PIXEL_TAGS if tag in elements)
     return Instance(
-        pixel_format=_pixel_format(elements, syntax),
+        pixel_format=_pixel_format(described, syntax),
         sop_instance_uid=_uid(elements, 0x00080018),
         series_instance_uid=_uid(elements, 0x0020000E),
         instance_number=_numbers(elements, 0x00200013, 1)[0],
-        pixel_spacing=_numbers(elements, 0x00280030, 2),
+        pixel_spacing=_numbers(elements, _PIXEL_SPACING, 2),
         image_position=_numbers(elements, 0x00200032, 3),
         image_orientation=_numbers(elements, 0x00200037, 6),
         slice_location=_numbers(elements, 0x00201041, 1)[0],
@@ -155,8 +188,13 @@ def _instance(elements: dict[int, Element], syntax: str) -> Instance:
     )
 
 
-def _pixel_format(elements: dict[int, Element], syntax: str) -> PixelFormat:
-    """Return how the pixels lie and what they mean, or say why they are of no use."""
+@lru_cache
+def _pixel_format(described: tuple[tuple[int, Element], ...], syntax: str) -> PixelFormat:
+    """Return how the pixels lie and what they mean, or say why they are of no use.
+
+    The images of a series agree in these elements; they are looked at once.
+    """
+    elements = dict(described)
     is_big_endian = syntax == _BIG_ENDIAN
     order: Literal["big", "little"] = "big" if is_big_endian else "little"
     pixel_data = _require_pixel_data(elements)
@@ -307,8 +345,12 @@ def _required(elements: dict[int, Element], tag: int, order: Literal["big", "lit
 def _numbers(elements: dict[int, Element], tag: int, n_values: int) -> tuple[float, ...]:
     """Return the values of VR DS or IS; NaN where they are missing or not `n_values` numbers."""
     element = elements.get(tag)
-    parts = (element.value or b"").split(b"\\") if element else []
-    parts = [part.strip(_BLANKS) for part in parts]
+    return _decimals(element.value or b"" if element else b"", n_values)
+
+
+@lru_cache(1024)  # most are the same for a whole series
+def _decimals(value: bytes, n_values: int) -> tuple[float, ...]:
+    parts = [part.strip(_BLANKS) for part in value.split(b"\\")]
     if len(parts) != n_values or not all(map(_DECIMAL.fullmatch, parts)):
         return (math.nan,) * n_values
     values = tuple(map(float, parts))

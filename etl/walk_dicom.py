@@ -9,10 +9,16 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
 from etl.errors import ImageError
-from etl.scan_dicom import DELIMITER_BYTES, META_OFFSET, PIXEL_DATA, UNDEFINED, Element
+from etl.scan_dicom import (
+    DELIMITER_BYTES,
+    META_OFFSET,
+    PIXEL_DATA,
+    UNDEFINED,
+    VALUE_LIMIT,
+    Element,
+)
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
-_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer
 # Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
 # element and walks megabytes of it for many seconds.
 _MAX_ELEMENTS: Final = 10_000
@@ -88,7 +94,7 @@ def _walk(
             )
         return False
 
-    walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
+    walk = data_element_generator(file, implicit, little, is_end, defer_size=VALUE_LIMIT)
     while True:
         try:
             raw = next(walk)

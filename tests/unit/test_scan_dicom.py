@@ -49,8 +49,31 @@ def is_scanned(data):
     return parse_dicom._scan(data, len(data)) is not None
 
 
+def test_files_alike_are_walked_once(monkeypatch):
+    files = [dicom_bytes(instance(InstanceNumber=n, TriggerTime=str(n))) for n in range(10, 20)]
+    parse_dicom._layouts.clear()
+    walks = []
+    monkeypatch.setattr(parse_dicom, "scan", lambda *a, **k: walks.append(1) or scan(*a, **k))
+    numbers = [read_instance(io.BytesIO(data)).instance_number for data in files]
+    assert numbers == list(range(10, 20))
+    assert len(walks) == 1
+
+
+def test_what_is_remembered_of_files_is_bounded():
+    parse_dicom._layouts.clear()
+    for n in range(3 * parse_dicom._MAX_SIZES):
+        read_instance(io.BytesIO(dicom_bytes(instance(PatientComments="x" * 2 * n))))
+    assert 1 <= len(parse_dicom._layouts) <= parse_dicom._MAX_SIZES
+    for n in range(10):  # of one size, each laid out in its own way
+        comments, name = "x" * 2 * n, "y" * (20 - 2 * n)
+        read_instance(
+            io.BytesIO(dicom_bytes(instance(PatientComments=comments, StudyDescription=name)))
+        )
+    assert max(map(len, parse_dicom._layouts.values())) == parse_dicom._MAX_ALIKE
+
+
 def meta_end(data):
-    return scan_meta(data, 132)[1]
+    return scan_meta(data, 132, [])[1]
 
 
 def test_pydicoms_own_files_are_at_hand():
@@ -179,7 +202,9 @@ def test_nesting_without_end_is_left_to_pydicom(by_pydicom):
 def test_a_value_beyond_the_head_is_not_guessed():
     data = dicom_bytes()
     for length in range(meta_end(data), len(data) - 336):
-        assert scan(data[:length], meta_end(data), len(data), {ROWS_TAG}, implicit=False) is None
-    found = scan(data[:-336], meta_end(data), len(data), {ROWS_TAG}, implicit=False)
+        assert (
+            scan(data[:length], meta_end(data), len(data), {ROWS_TAG}, [], implicit=False) is None
+        )
+    found = scan(data[:-336], meta_end(data), len(data), {ROWS_TAG}, [], implicit=False)
     assert found.keys() == {ROWS_TAG, PIXEL_DATA}
     assert found[ROWS_TAG].value == struct.pack("<H", gradient().shape[0])
