@@ -24,6 +24,7 @@ _LINES: Final = re.compile(
 _NOT_FINITE: Final = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _MEND: Final = "Repair the line or remove the file."
 _COLUMNS: Final = 2  # x and y
+_NUMBER_CHARACTERS: Final = b"0123456789+-.eE"
 _BLANKS: Final = b" \t"
 
 
@@ -47,11 +48,13 @@ def parse_contour(data: bytes) -> Vertices:
     """
     if len(data) > MAX_BYTES:
         raise too_large(len(data))
-    if not _LINES.fullmatch(data):
-        raise _first_problem(data)
-    if not data.strip():
-        return np.empty((0, _COLUMNS))
-    vertices = np.fromstring(data, np.float64, sep=" ").reshape(-1, _COLUMNS)
+    vertices = _plain(data)
+    if vertices is None:
+        if not _LINES.fullmatch(data):
+            raise _first_problem(data)
+        if not data.strip():
+            return np.empty((0, _COLUMNS))
+        vertices = np.fromstring(data, np.float64, sep=" ").reshape(-1, _COLUMNS)
     if len(vertices) > MAX_VERTICES:
         raise ContourError(
             "contour-too-large", f"has {len(vertices)} points, expected at most {MAX_VERTICES}."
@@ -59,6 +62,27 @@ def parse_contour(data: bytes) -> Vertices:
     if not np.isfinite(vertices).all():
         raise _first_problem(data)
     return vertices
+
+
+def _plain(data: bytes) -> Vertices | None:
+    """Return the vertices of a file whose every line is "x y", as most are; else None.
+
+    That the characters of numbers are all there is, but for one blank and one line end in turn,
+    leaves to float() only what it judges as `_NUMBER` does.
+    """
+    if not data.endswith(b"\n"):
+        data += b"\n"
+    between = data.translate(None, _NUMBER_CHARACTERS)
+    n_lines = between.count(b"\n")
+    if n_lines > MAX_VERTICES or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
+        return None
+    numbers = data.split()
+    if len(numbers) != _COLUMNS * n_lines:  # a blank without its number
+        return None
+    try:
+        return np.array(numbers, np.float64).reshape(-1, _COLUMNS)
+    except ValueError:
+        return None
 
 
 def too_large(n_bytes: int) -> ContourError:

@@ -7,6 +7,7 @@ import numpy as np
 
 from etl.model import Vertices
 
+_HALF: Final = 0.5  # of a pixel
 _NEARLY_ALL: Final = math.nextafter(1.0, 0.0)
 
 
@@ -29,7 +30,9 @@ def share_outside(vertices: Vertices, rows: int, columns: int) -> float:
     where no part of it does. Of a polygon that crosses itself the areas of its loops may cancel:
     the share is a rough one then, and NaN where it would be no share at all.
     """
-    low, high = np.array([-0.5, -0.5]), np.array([columns - 0.5, rows - 0.5])
+    low, high = (-_HALF, -_HALF), (columns - _HALF, rows - _HALF)
+    if vertices.min() >= -_HALF and vertices.max() <= min(high):
+        return 0.0  # sooner seen than axis by axis
     if ((vertices >= low) & (vertices <= high)).all():
         return 0.0
     clipped = vertices

@@ -2,13 +2,15 @@
 
 import io
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 from builders import ROWS, dicom_bytes, gradient, instance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from etl.errors import EtlError
+import etl.parse_contour
+from etl.errors import ContourError, EtlError
 from etl.link_csv import read_csv
 from etl.parse_contour import parse_contour
 from etl.parse_dicom import read_instance
@@ -72,6 +74,31 @@ def test_the_share_outside_is_a_share(vertices):
     assert 0 <= share <= 1 or np.isnan(share)
     if share == 1:
         assert not rasterise(vertices, *SIZE).any()
+
+
+numbers = st.sampled_from(
+    ["1", "2.5", "-3", "+4.", ".5", "6e1", "7E-2", "", ".", "1.2.3", "e5", "--1", "8e"]
+)
+texts = st.lists(
+    st.tuples(numbers, st.sampled_from([" ", " ", " ", "", "  ", "\t"]), numbers), max_size=4
+)
+line_ends = st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"])
+
+
+def outcome(data):
+    try:
+        return parse_contour(data).tolist()
+    except ContourError as error:
+        return error.code
+
+
+@settings(max_examples=300)
+@given(texts, line_ends, st.booleans())
+def test_a_contour_is_read_as_without_the_short_way(text, end, ends):
+    data = end.join("".join(line) for line in text).encode() + end.encode() * ends
+    found = outcome(data)
+    with mock.patch.object(etl.parse_contour, "_plain", return_value=None):
+        assert found == outcome(data)
 
 
 lines = st.lists(

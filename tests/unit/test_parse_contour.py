@@ -45,6 +45,16 @@ def test_a_number_that_is_not_finite_is_named(number):
     assert "line 2" in caught.value.message
 
 
+@pytest.mark.parametrize("text", [
+    b" 1\n2 3\n", b"1 \n2 3\n", b" 2\n3", b"1 2\n 3\n4 5\n", b"1.2.3 4\n", b"+-1 2\n", b"e 1\n",
+    b"1e5e5 2\n", b". 2\n",
+])  # fmt: skip
+def test_lines_that_only_look_plain_are_refused(text):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(text)
+    assert caught.value.code == "contour-unreadable"
+
+
 def test_a_million_points_are_read_and_one_more_is_too_many():
     text = b"1.25 2.5\n" * MAX_VERTICES
     began = time.process_time()
