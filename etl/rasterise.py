@@ -1,7 +1,10 @@
-"""Polygon → mask → label map; pure NumPy, and Pillow for the rule that is Pillow's own."""
+"""Polygons → runs of pixels → label maps; pure NumPy, and Pillow for the rule that is Pillow's own.
 
-import math
-from typing import Final
+A run is what lies between two borders of a polygon on the way through the pixels, row by row.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,9 @@ from PIL import ImageDraw
 from etl.model import Contour, Kind, LabelMap, Mask, Rasterizer, Vertices
 
 _BLOCK: Final = 1 << 20  # crossings held at a time: a million long edges stay within memory
+
+# Where runs begin and end by turns, in order: first pixel inside, first one outside again, ...
+_Borders: TypeAlias = npt.NDArray[np.int64]
 
 
 def rasterise(vertices: Vertices, rows: int, columns: int, rule: Rasterizer = "center") -> Mask:
@@ -35,76 +41,111 @@ def rasterise(vertices: Vertices, rows: int, columns: int, rule: Rasterizer = "c
     ----------
     DICOM PS3.3 C.7.6.2.1.1 (the position of a pixel is its centre).
     """
-    if rule == "pillow":
-        return _pillow(vertices, rows, columns)
-    return _even_odd(vertices, rows, columns)
+    mask = np.zeros((rows, columns), np.bool_)
+    _fill(mask, _borders([vertices], rows, columns, rule)[0], 1)
+    return mask
 
 
-def label_map(
-    contours: tuple[Contour, ...],
+def label_maps(
+    samples: Sequence[Sequence[Contour]],
     kinds: tuple[Kind, ...],
     rows: int,
     columns: int,
     rule: Rasterizer,
-) -> tuple[LabelMap, dict[Kind, int]]:
-    """Return the label map of one sample, and how many pixels lie inside each of its contours.
+) -> Iterator[tuple[LabelMap, dict[Kind, int]]]:
+    """Yield each sample's label map, and how many pixels lie inside each of its contours.
 
     One kind: 1 inside its contour. Two kinds: 2 inside the outer contour, then 1 inside the inner
     one, which wins where they overlap.
+
+    Parameters
+    ----------
+    samples : sequence of sequence of Contour
+        The contours of each sample. Taken together they cost a quarter of one by one.
     """
-    labels = np.zeros((rows, columns), np.uint8)
-    n_inside: dict[Kind, int] = {}
-    for contour in sorted(contours, key=lambda contour: contour.kind, reverse=True):
-        mask = rasterise(contour.vertices, rows, columns, rule)
-        n_inside[contour.kind] = int(np.count_nonzero(mask))
-        code = 1 if len(kinds) == 1 else 1 + kinds.index(contour.kind)
-        np.copyto(labels, np.uint8(code), where=mask)
-    return labels, n_inside
+    vertices = [contour.vertices for contours in samples for contour in contours]
+    borders = iter(_borders(vertices, rows, columns, rule))
+    for contours in samples:
+        drawn = [(contour.kind, next(borders)) for contour in contours]
+        labels = np.zeros((rows, columns), np.uint8)
+        n_inside: dict[Kind, int] = {}
+        for kind, its_borders in sorted(drawn, key=lambda one: one[0], reverse=True):
+            code = 1 if len(kinds) == 1 else 1 + kinds.index(kind)
+            n_inside[kind] = _fill(labels, its_borders, code)
+        yield labels, n_inside
 
 
-def _even_odd(vertices: Vertices, rows: int, columns: int) -> Mask:
-    """Fill between the crossings of each row of pixel centres with the polygon's edges.
+def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:
+    """Set the runs between borders; return the number of their pixels."""
+    pixels = target.reshape(-1)
+    n_pixels = 0
+    ends = iter(borders.tolist())
+    for start, stop in zip(ends, ends, strict=True):
+        pixels[start:stop] = code
+        n_pixels += stop - start
+    return n_pixels
+
+
+def _borders(
+    polygons: Sequence[Vertices], rows: int, columns: int, rule: Rasterizer
+) -> list[_Borders]:
+    if rule == "pillow":
+        return [_pillow(vertices, rows, columns) for vertices in polygons]
+    return _even_odd(polygons, rows, columns) if polygons else []
+
+
+def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Borders]:
+    """Return where the rows of pixel centres cross the edges of each polygon.
 
     An edge crosses row r where one end has y <= r and the other y > r; pixels from the crossing on
     to the right change sides. Both rules are half-open, so that polygons which share an edge share
-    no pixel and leave none out.
+    no pixel and leave none out. A row is crossed an even number of times, so that a run which
+    reaches its end stops there, at the first pixel of the next one.
     """
-    x0, y0 = vertices.T
-    x1, y1 = np.concatenate((vertices[1:], vertices[:1])).T
+    lengths = np.array([len(vertices) for vertices in polygons])
+    x, y = np.concatenate(polygons).T
+    ends = np.cumsum(lengths)
+    following = np.arange(1, len(x) + 1)
+    following[ends - 1] = ends - lengths
+    first_below = np.ceil(y).clip(0, rows).astype(np.int64)  # the first row at y or below
+    # Most edges between vertices drawn close to each other cross no row.
+    start = np.flatnonzero(first_below != first_below[following])
+    end = following[start]
     # From the upper end down, so that an edge is cut alike whichever way it is drawn.
-    is_up = y1 < y0
-    x0, x1 = np.where(is_up, x1, x0), np.where(is_up, x0, x1)
-    y0, y1 = np.minimum(y0, y1), np.maximum(y0, y1)
-    first, last = np.ceil((y0, y1)).clip(0, rows).astype(np.int64)
-    n_crossed = last - first
-    # All that changes lies between the outermost vertices; one column more takes what is cut off.
-    top, bottom = int(first.min()), int(last.max())
-    left, right = _outermost(vertices[:, 0], columns)
-    width = right - left + 1
-    toggles = np.zeros((bottom - top) * width, np.int64)
-    for edges in _blocks(n_crossed):
-        count = n_crossed[edges]
+    is_up = first_below[end] < first_below[start]
+    upper, lower = np.where(is_up, end, start), np.where(is_up, start, end)
+    first, last = first_below[upper], first_below[lower]
+    # All polygons' borders in one order: each has its own stretch of numbers.
+    stretch = rows * columns + 1
+    base = np.repeat(np.arange(len(polygons)) * stretch, lengths)[start]
+    blocks = _blocks(last - first)
+    borders = np.empty(0, np.int64)
+    for edges in blocks:
+        count = (last - first)[edges]
         edge = np.repeat(np.arange(edges.start, edges.stop), count)
-        row = np.arange(len(edge)) + (first[edges] - np.cumsum(count) + count)[edge - edges.start]
-        x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-        column = np.ceil(x).clip(left, right).astype(np.int64)
-        toggles += np.bincount((row - top) * width + column - left, minlength=len(toggles))
-    parity = np.cumsum(toggles.reshape(-1, width)[:, :-1], axis=1) & 1
-    mask = np.zeros((rows, columns), np.bool_)
-    mask[top:bottom, left:right] = parity
-    return mask
+        row = np.arange(len(edge)) + np.repeat(first[edges] - np.cumsum(count) + count, count)
+        at, to = upper[edge], lower[edge]
+        crossing = x[at] + (row - y[at]) * (x[to] - x[at]) / (y[to] - y[at])
+        column = np.ceil(crossing).clip(0, columns).astype(np.int64)
+        found = base[edge] + row * columns + column
+        found.sort()
+        borders = found if len(blocks) == 1 else _joined(borders, found)
+    splits = np.searchsorted(borders, np.arange(1, len(polygons)) * stretch)
+    return [
+        part - number * stretch for number, part in enumerate(np.split(borders, splits.tolist()))
+    ]
 
 
-def _outermost(x: npt.NDArray[np.float64], columns: int) -> tuple[int, int]:
-    """Return the columns that a polygon spans, as far as the image has them: [left, right)."""
-    left, right = (min(max(math.ceil(end), 0), columns) for end in (x.min(), x.max()))
-    return left, right
+def _joined(borders: _Borders, found: _Borders) -> _Borders:
+    """Return the borders of two sets together: a border that stands twice is none."""
+    values, counts = np.unique(found, return_counts=True)
+    return np.setxor1d(borders, values[counts % 2 == 1], assume_unique=True)
 
 
 def _blocks(n_crossed: npt.NDArray[np.int64]) -> list[slice]:
     """Return slices of the edges, each with some `_BLOCK` crossings."""
     total = np.cumsum(n_crossed)
-    if total[-1] < _BLOCK:
+    if len(total) == 0 or total[-1] < _BLOCK:
         return [slice(0, len(n_crossed))]
     n_blocks = int(total[-1]) // _BLOCK + 1
     borders = np.searchsorted(total, np.arange(1, n_blocks) * _BLOCK) + 1
@@ -112,8 +153,9 @@ def _blocks(n_crossed: npt.NDArray[np.int64]) -> list[slice]:
     return [slice(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
 
 
-def _pillow(vertices: Vertices, rows: int, columns: int) -> Mask:
+def _pillow(vertices: Vertices, rows: int, columns: int) -> _Borders:
     image = PillowImage.new("L", (columns, rows), 0)
     points = list(map(tuple, vertices.tolist()))
     ImageDraw.Draw(image).polygon(points, outline=0, fill=1)
-    return np.asarray(image, dtype=np.bool_)
+    pixels = np.frombuffer(image.tobytes(), np.uint8)
+    return np.flatnonzero(np.diff(pixels, prepend=0, append=0))

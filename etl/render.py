@@ -4,7 +4,6 @@ Runs in workers, on stretches of consecutive rows; no pixel goes from process to
 """
 
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -20,7 +19,7 @@ from etl.files import open_source, read_all, unchanged_since
 from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sample
 from etl.pixels import modality_values, stored_values
 from etl.quality import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
-from etl.rasterise import label_map
+from etl.rasterise import label_maps
 from etl.rows import Plan, open_rows, strings, write_rows
 from etl.statistics import image_statistics
 from loader import layout
@@ -49,21 +48,28 @@ def render(
     Parameters
     ----------
     task : (list of bytes, int)
-        Consecutive samples, pickled as `examine` gave them, and the row of the first.
+        Consecutive samples, packed as `examine` gave them, and the row of the first.
 
     Raises
     ------
     OSError
         The rows cannot be written; unlike a bad source, this ends the run.
     """
-    pickled, first_row = task
+    packed, first_row = task
+    samples = list(map(Sample.unpacked, packed))
+    drawn = label_maps(
+        [sample.contours for sample in samples],
+        options.contours,
+        options.rows,
+        options.columns,
+        options.rasterizer,
+    )
     good: list[_Row] = []
     is_good: list[bool] = []
     findings: list[Finding] = []
     with open_rows(plan) as file:
-        for place, one in enumerate(pickled):
-            sample: Sample = pickle.loads(one)  # noqa: S301  our own, from `examine`
-            row = _render_one(root, sample, options, plan.image_dtype)
+        for place, (sample, labels) in enumerate(zip(samples, drawn, strict=True)):
+            row = _render_one(root, sample, *labels, options, plan.image_dtype)
             findings += row.findings
             is_good.append(row.pixels is not None)
             if row.pixels is not None:
@@ -82,15 +88,14 @@ def render(
 def lost(task: tuple[list[bytes], int]) -> Rendered:
     """Return what stands for rows on which process after process died."""
     why = "the process that rendered it died, three times. Look at the file; is memory short?"
-    samples: list[Sample] = list(map(pickle.loads, task[0]))
+    samples = map(Sample.unpacked, task[0])
     findings = [Finding("image-unreadable", sample.link.dicom_path, why) for sample in samples]
-    return Rendered([False] * len(samples), {}, np.empty(0, MARKS), findings)
+    return Rendered([False] * len(findings), {}, np.empty(0, MARKS), findings)
 
 
 def names(task: tuple[list[bytes], int]) -> list[str]:
     """Return the DICOM paths of a task's samples."""
-    samples: list[Sample] = list(map(pickle.loads, task[0]))
-    return [sample.link.dicom_path for sample in samples]
+    return [Sample.unpacked(one).link.dicom_path for one in task[0]]
 
 
 class _Marks(NamedTuple):
@@ -109,22 +114,27 @@ class _Row(NamedTuple):
     marks: _Marks | None = None
 
 
-def _render_one(root: Path, sample: Sample, options: BuildOptions, dtype: str) -> _Row:
+def _render_one(
+    root: Path,
+    sample: Sample,
+    mask: LabelMap,
+    n_inside: dict[Kind, int],
+    options: BuildOptions,
+    dtype: str,
+) -> _Row:
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
         image = modality_values(stored_values(data, pixels), pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.dicom_path, error.message)])
-    mask, n_inside = label_map(
-        sample.contours, options.contours, options.rows, options.columns, options.rasterizer
-    )
     if empty := [kind for kind, n_pixels in n_inside.items() if n_pixels == 0]:
         paths = dict(link.contour_paths())
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
         return _Row([Finding("mask-empty", paths[kind], message) for kind in empty])
     marks, findings = _check(sample, image, mask, n_inside) if options.qc else (None, [])
-    return _Row(findings, (image, mask), _manifest_row(sample, data, image, mask), marks)
+    manifest = _manifest_row(sample, data, image, mask, n_inside, options.contours)
+    return _Row(findings, (image, mask), manifest, marks)
 
 
 def _check(
@@ -159,10 +169,17 @@ def _read_unchanged(root: Path, sample: Sample) -> bytes:
 
 
 def _manifest_row(
-    sample: Sample, data: bytes, image: Image, mask: LabelMap
+    sample: Sample,
+    data: bytes,
+    image: Image,
+    mask: LabelMap,
+    n_inside: dict[Kind, int],
+    kinds: tuple[Kind, ...],
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
+    n_first = n_inside.get(kinds[0], 0)  # label 1, wherever it is drawn
+    n_labelled = int(np.count_nonzero(mask)) if len(n_inside) > 1 else sum(n_inside.values())
     statistics = image_statistics(image)
     contours = {contour.kind: contour for contour in sample.contours}
     row: dict[str, str | int | float] = {
@@ -189,8 +206,9 @@ def _manifest_row(
         "p01": statistics.p01,
         "p99": statistics.p99,
         "row_xxh3": _row_digest(sample, image, mask),
+        "n_pixels_1": n_first,
+        "n_pixels_2": n_labelled - n_first,
     }
-    row |= {f"n_pixels_{code}": int(np.count_nonzero(mask == code)) for code in (1, 2)}
     axes = "xyz"
     row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
     for half, name in enumerate(("row", "column")):

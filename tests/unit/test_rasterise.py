@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import etl.rasterise
 from etl.model import Contour
-from etl.rasterise import label_map, rasterise
+from etl.rasterise import label_maps, rasterise
 
 
 def square(low, high):
     return np.array([[low, low], [high, low], [high, high], [low, high]], float)
+
+
+def next_label_map(contours, *options):
+    return next(label_maps([contours], *options))
 
 
 def test_pixels_whose_centre_lies_inside():
@@ -74,13 +79,27 @@ def test_many_points_and_far_ones_are_done_in_bounded_time(rule):
     assert time.process_time() - began < 60
 
 
+def test_a_polygon_of_too_many_crossings_is_done_part_by_part(monkeypatch):
+    rng = np.random.default_rng(2)
+    polygons = [rng.integers(-8, 48, (n, 2)) / 2 for n in (3, 40, 7, 200)]
+    whole = [rasterise(vertices, 20, 16) for vertices in polygons]
+    monkeypatch.setattr(etl.rasterise, "_BLOCK", 9)
+    assert all(
+        np.array_equal(rasterise(vertices, 20, 16), mask)
+        for vertices, mask in zip(polygons, whole, strict=True)
+    )
+    samples = [(contour("i", vertices),) for vertices in polygons]
+    found = [labels for labels, _ in label_maps(samples, ("i",), 20, 16, "center")]
+    assert np.array_equal(found, whole)
+
+
 def contour(kind, vertices):
     return Contour(kind, vertices, "")
 
 
 def test_one_kind_is_a_binary_mask():
     for kind in ("i", "o"):
-        labels, n_inside = label_map((contour(kind, square(1, 3)),), (kind,), 5, 5, "center")
+        labels, n_inside = next_label_map((contour(kind, square(1, 3)),), (kind,), 5, 5, "center")
         assert (labels == rasterise(square(1, 3), 5, 5)).all()
         assert n_inside == {kind: labels.sum()}
 
@@ -88,7 +107,7 @@ def test_one_kind_is_a_binary_mask():
 def test_two_kinds_are_pool_1_and_muscle_2_and_the_inner_wins():
     inner, outer = square(2, 4), square(1, 3)
     contours = contour("i", inner), contour("o", outer)
-    labels, n_inside = label_map(contours, ("i", "o"), 6, 6, "center")
+    labels, n_inside = next_label_map(contours, ("i", "o"), 6, 6, "center")
     in_inner, in_outer = rasterise(inner, 6, 6), rasterise(outer, 6, 6)
     assert np.array_equal(labels, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
     assert n_inside == {"i": in_inner.sum(), "o": in_outer.sum()}
@@ -96,4 +115,21 @@ def test_two_kinds_are_pool_1_and_muscle_2_and_the_inner_wins():
 
 def test_a_contour_without_a_pixel_has_none():
     contours = contour("i", square(1.2, 1.8)), contour("o", square(1, 3))
-    assert label_map(contours, ("i", "o"), 6, 6, "center")[1] == {"i": 0, "o": 4}
+    assert next_label_map(contours, ("i", "o"), 6, 6, "center")[1] == {"i": 0, "o": 4}
+
+
+@pytest.mark.parametrize("rule", ["center", "pillow"])
+def test_samples_together_are_as_each_alone(rule):
+    inside, outside, line = square(1.5, 4.5), square(20, 30), square(2.2, 2.8)
+    samples = [
+        (contour("i", inside), contour("o", square(0, 5))),
+        (contour("o", outside),),
+        (),
+        (contour("i", line), contour("o", inside)),
+    ]
+    options = ("i", "o"), 7, 6, rule
+    together = list(label_maps(samples, *options))
+    for contours, (labels, n_inside) in zip(samples, together, strict=True):
+        alone, n_alone = next_label_map(contours, *options)
+        assert np.array_equal(labels, alone)
+        assert n_inside == n_alone
