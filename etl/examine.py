@@ -3,7 +3,6 @@
 Runs in workers, on stretches of the list of links.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -41,7 +40,7 @@ class Examined:
     """The good samples of a stretch of links, in order, and the findings on all of them."""
 
     n_links: int
-    samples: list[bytes]  # pickled: each is opened again only by the worker that renders it
+    samples: list[bytes]  # packed: each is opened again only by the worker that renders it
     contours: npt.NDArray[np.int64]  # (n, 3): position in `samples`, label, number of vertices
     vertices: Vertices  # of all these contours, one after the other
     values: ValueRange  # over the samples
@@ -97,7 +96,7 @@ def _packed(n_links: int, samples: list[Sample], findings: list[Finding]) -> Exa
     ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
     return Examined(
         n_links=n_links,
-        samples=[pickle.dumps(sample, pickle.HIGHEST_PROTOCOL) for sample in samples],
+        samples=[sample.packed() for sample in samples],
         contours=np.array(contours, np.int64).reshape(-1, 3),
         vertices=np.concatenate([np.empty((0, 2)), *vertices]),
         values=reduce(or_, ranges, EMPTY_RANGE),

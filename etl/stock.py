@@ -30,7 +30,7 @@ class Stock:
         self.findings = findings
         self.values: ValueRange = EMPTY_RANGE
         self.n_vertices = 0
-        self._n_bytes = array("q")  # of each pickled sample
+        self._n_bytes = array("q")  # of each packed sample
         self._contours: list[npt.NDArray[np.int64]] = []  # of each stretch, see `contours`
         self._samples = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
         self._vertices = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
@@ -60,7 +60,7 @@ class Stock:
         return np.concatenate([np.empty((0, 3), np.int64), *self._contours])
 
     def tasks(self, n_rows: int) -> Iterator[tuple[list[bytes], int]]:
-        """Yield (pickled samples, first row) of one chunk of rows after the other."""
+        """Yield (packed samples, first row) of one chunk of rows after the other."""
         self._samples.seek(0)
         for first in itertools.count(step=n_rows):
             sizes = self._n_bytes[first : first + n_rows]
