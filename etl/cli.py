@@ -288,11 +288,11 @@ def build(
     if partial and len(_CONTOURS[contours]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
     with _interrupt_waits():
-        from etl import engine
+        from etl import local_pool
 
-        n_workers = workers or engine.available_cores()
+        n_workers = workers or local_pool.available_cores()
         if scheduler is None:
-            engine.start_early(n_workers)
+            local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.model import BuildOptions
         from etl.pipeline import RejectedError
         from etl.pipeline import build as build_file

@@ -1,6 +1,5 @@
 """Running work on any `concurrent.futures.Executor`, and going on when a worker dies."""
 
-import os
 import secrets
 import sys
 from collections import deque
@@ -16,7 +15,6 @@ from etl.errors import EtlError
 from etl.link_csv import LINK_FILE
 from loader.layout import VERSION
 
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _IN_FLIGHT: Final = 4  # tasks submitted ahead, per worker
 _SHOWN: Final = 5
 _CONNECT_SECONDS: Final = 30
@@ -140,18 +138,6 @@ class InProcess(Executor):
         return future
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use: by affinity, and by its cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _cgroup_cores(_CGROUP_LIMIT)))
-
-
-def start_early(n_workers: int) -> None:
-    """Begin to start workers in the background, while this process imports what it needs."""
-    if n_workers > 1:
-        local_pool.start_early()
-
-
 @contextmanager
 def local_engine(n_workers: int) -> Iterator[Engine]:
     """Yield an engine of so many processes on this machine; of none extra for one worker.
@@ -260,12 +246,3 @@ def _deaths() -> tuple[type[Exception], ...]:
     """Return the errors that mean that a worker died."""
     distributed = sys.modules.get("distributed")
     return (BrokenExecutor, distributed.KilledWorker) if distributed else (BrokenExecutor,)
-
-
-def _cgroup_cores(limit: Path) -> int:
-    """Return the cores that a container's CPU quota pays for (cgroup v2's "quota period")."""
-    try:
-        quota, period = limit.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return sys.maxsize

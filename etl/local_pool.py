@@ -7,6 +7,7 @@ its place. There is no thread: whoever waits for a result moves the others along
 """
 
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -20,8 +21,10 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _STOP_SECONDS: Final = 5.0  # for a worker to follow a request to end, before it is killed
 
 _Result = TypeVar("_Result")
@@ -142,9 +145,16 @@ class _Worker:
     pending: "_Pending[object] | None" = None
 
 
-def start_early() -> None:
+def available_cores() -> int:
+    """Return how many cores this process may use: by affinity, and by its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, _cgroup_cores(_CGROUP_LIMIT)))
+
+
+def start_early(n_workers: int) -> None:
     """Start the server that workers fork from, while this process imports what it needs."""
-    _context()
+    if n_workers > 1:
+        _context()
 
 
 def _work(pipe: "Connection[_Answer, bytes]") -> None:
@@ -200,3 +210,12 @@ def _signals_deferred() -> Iterator[None]:
             signal.signal(number, handler)
         for found in caught:
             signal.raise_signal(found)
+
+
+def _cgroup_cores(limit: Path) -> int:
+    """Return the cores that a container's CPU quota pays for (cgroup v2's "quota period")."""
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return sys.maxsize

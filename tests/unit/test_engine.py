@@ -11,8 +11,8 @@ import worker_tasks
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
-from etl import engine
-from etl.engine import Work, available_cores, local_engine
+from etl import engine, local_pool
+from etl.engine import Work, local_engine
 from etl.errors import EtlError
 from etl.model import BuildOptions
 
@@ -164,8 +164,8 @@ def test_workers_that_see_other_folders_stop_the_build_before_any_work(
 def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(engine, "_CGROUP_LIMIT", limit)
-    assert available_cores() == 3
+    monkeypatch.setattr(local_pool, "_CGROUP_LIMIT", limit)
+    assert local_pool.available_cores() == 3
     for text, cores in (("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1)):
         limit.write_text(text)
-        assert available_cores() == cores
+        assert local_pool.available_cores() == cores
