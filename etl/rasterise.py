@@ -8,8 +8,6 @@ from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
-from PIL import ImageDraw
 
 from etl.model import Contour, Kind, LabelMap, Mask, Rasterizer, Vertices
 
@@ -154,6 +152,9 @@ def _blocks(n_crossed: npt.NDArray[np.int64]) -> list[slice]:
 
 
 def _pillow(vertices: Vertices, rows: int, columns: int) -> _Borders:
+    from PIL import Image as PillowImage  # only here: every worker waits for what it imports
+    from PIL import ImageDraw
+
     image = PillowImage.new("L", (columns, rows), 0)
     points = list(map(tuple, vertices.tolist()))
     ImageDraw.Draw(image).polygon(points, outline=0, fill=1)

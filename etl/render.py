@@ -20,7 +20,7 @@ from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sampl
 from etl.pixels import modality_values, stored_values
 from etl.quality import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
 from etl.rasterise import label_maps
-from etl.rows import Plan, open_rows, strings, write_rows
+from etl.rows import Plan, begin_writeback, open_rows, strings, write_rows
 from etl.statistics import image_statistics
 from loader import layout
 
@@ -77,6 +77,8 @@ def render(
                 for name, pixels in zip((layout.IMAGES, layout.MASKS), row.pixels, strict=True):
                     write_rows(file, plan, name, first_row + place, pixels)
                 good.append(row._replace(pixels=None))
+        for name in (layout.IMAGES, layout.MASKS):
+            begin_writeback(file, plan, name, first_row, len(samples))
     return Rendered(
         is_good=is_good,
         manifest=_columns([row.manifest for row in good]),

@@ -51,6 +51,17 @@ def write_rows(
         view, offset = view[written:], offset + written
 
 
+def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int) -> None:
+    """Let the disk begin on rows that are complete, so that the sync at the end waits for few.
+
+    No page leaves the cache: "not needed" drops those alone that are clean, and these are dirty.
+    """
+    if hasattr(os, "posix_fadvise"):
+        size = plan.row_bytes[name]
+        offset = plan.offsets[name] + first * size
+        os.posix_fadvise(file.fileno(), offset, n_rows * size, os.POSIX_FADV_DONTNEED)
+
+
 def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """Return text as fixed-length UTF-8; undecodable bytes of file names stay visible."""
     encoded = [value.encode("utf-8", "backslashreplace") for value in values]
