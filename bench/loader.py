@@ -5,6 +5,9 @@
 Writes a file of so many rows, then runs every contender in turn, each in a process of its own, and
 prints medians over the rounds. BENCH_TMP names the folder to work in: it has to be on a disk for
 the cold runs, before which the file is dropped from the page cache.
+
+A contender whose library is not installed is left out. They come from `pip install torch monai
+grain ffcv`; FFCV also needs Debian's libturbojpeg0-dev, libopencv-dev and pkg-config.
 """
 
 import itertools
@@ -228,6 +231,27 @@ def grain_map(path: Path) -> Iterator[Batch]:
     yield from dataset.batch(BATCH).to_iter_dataset()
 
 
+def ffcv_loader(path: Path, *, workers: int) -> Iterator[Batch]:
+    """Draw from FFCV, of a file in its own format that is written once."""
+    from ffcv.fields import NDArrayField
+    from ffcv.fields.decoders import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+    from ffcv.writer import DatasetWriter
+
+    data, own = loader.open_dataset(path), path.with_suffix(".beton")
+    if not own.exists():
+        arrays = {"image": data.images, "label": data.masks}
+        fields = {n: NDArrayField(a.dtype, a.shape[1:]) for n, a in arrays.items()}
+        rows = [(image.copy(), mask.copy()) for image, mask in zip(*arrays.values(), strict=True)]
+        DatasetWriter(os.fspath(own), fields, num_workers=1).from_indexed_dataset(rows)
+    pipelines = {name: [NDArrayDecoder(), ToTensor()] for name in ("image", "label")}
+    options = {"num_workers": workers, "order": OrderOption.RANDOM, "os_cache": True}
+    batches = Loader(os.fspath(own), BATCH, pipelines=pipelines, drop_last=True, **options)
+    while True:
+        yield from batches
+
+
 CONTENDERS: dict[str, tuple[Callable[[Path], Iterator[Batch]], str]] = {
     "copy, fresh arrays": (copy_fresh, "numpy"),
     "copy, kept buffer": (copy_kept, "numpy"),
@@ -245,12 +269,14 @@ CONTENDERS: dict[str, tuple[Callable[[Path], Iterator[Batch]], str]] = {
     "torch, memmap, 2 workers": (lambda p: torch_loader(p, source="map", workers=2), "torch"),
     "MONAI CacheDataset": (monai_cache, "monai"),
     "grain": (grain_map, "grain"),
+    "FFCV, 1 worker": (lambda path: ffcv_loader(path, workers=1), "ffcv"),
+    "FFCV, 2 workers": (lambda path: ffcv_loader(path, workers=2), "ffcv"),
     "sequential read": (sequential, "numpy"),
 }
 COLD = ("sequential read", "loader", "loader, prefetch=2", "memmap[rows]", "h5py, sorted rows")
 OTHERS = (
     "h5py, sorted rows",
-    *[n for n in CONTENDERS if n.startswith(("torch", "MONAI", "grain"))],
+    *[n for n in CONTENDERS if n.startswith(("torch", "MONAI", "grain", "FFCV"))],
 )
 
 
