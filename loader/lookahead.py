@@ -24,6 +24,7 @@ _WILL_NEED: Final[int] = getattr(mmap, "MADV_WILLNEED", -1)  # -1: not on this p
 _N_BATCHES: Final = 8
 _MAX_BYTES: Final = 256 * 2**20
 _PATIENCE: Final = 64  # batches without a read from the disk, after which rows count as in memory
+_NOTE_EVERY: Final = 8  # batches, while rows are in memory: asking the system takes a microsecond
 
 
 class LookAhead:
@@ -50,6 +51,7 @@ class LookAhead:
         self._n_batches = max(1, min(_N_BATCHES, _MAX_BYTES // n_batch_bytes))
         self._is_possible = _WILL_NEED >= 0 and _WHOSE is not None and len(dataset) > 0
         self._n_left = 1 if self._is_possible else 0
+        self._n_unnoted = 0
         self._read = _read_by_this_thread()
 
     @property
@@ -59,6 +61,10 @@ class LookAhead:
 
     def note(self) -> None:
         """Learn how much the kernel has read; after each batch, by the thread that gathered it."""
+        self._n_unnoted += 1
+        if not self._n_left and self._n_unnoted < _NOTE_EVERY:
+            return
+        self._n_unnoted = 0
         before, self._read = self._read, _read_by_this_thread()
         if self._n_left:
             self._n_left -= 1

@@ -34,7 +34,7 @@ Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -45,6 +45,7 @@ Table: TypeAlias = npt.NDArray[np.float64]
 Remainder: TypeAlias = Literal["sample", "keep", "pad", "error"]
 
 _Words: TypeAlias = npt.NDArray[np.uint64]
+_Round: TypeAlias = Callable[[Indices], Indices]
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -52,6 +53,7 @@ _SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
 _N_ROUNDS: Final = 8
 _MIN_BITS: Final = 6  # with fewer, some orders of a few samples would come up more than others
 _TABLE_BITS: Final = 8
+_TABLE_BITS_OF_HALF: Final = 12
 _DROP_TO_53: Final = np.uint64(11)  # a float64 holds 53 bits
 
 
@@ -191,34 +193,54 @@ def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indice
         From 0 to n_samples - 1; distinct where the positions are.
     """
     n_bits = max(_MIN_BITS, (n_samples - 1).bit_length())
-    keys = _keys(seed, epoch, np.arange(1, _N_ROUNDS + 1, dtype=np.uint64))
-    limit = np.uint64(n_samples)
-    encrypt: Callable[[_Words], _Words] = partial(_encrypt, n_bits=n_bits, keys=keys)
+    rounds = _rounds(seed, epoch, n_bits)
+    encrypt: _Round = partial(_encrypt, n_bits=n_bits, rounds=rounds)
     if n_bits <= _TABLE_BITS:  # few samples walk many steps: look each step up
-        encrypt = encrypt(np.arange(2**n_bits, dtype=np.uint64)).__getitem__
-    values = encrypt(positions.astype(np.uint64))
-    outside = np.flatnonzero(values >= limit)
+        encrypt = encrypt(np.arange(2**n_bits, dtype=np.int64)).take
+    values = encrypt(positions)
+    outside = np.flatnonzero(values >= n_samples)
     while outside.size:
         again = encrypt(values[outside])
         values[outside] = again
-        outside = outside[again >= limit]
-    return values.astype(np.int64)
+        outside = outside[again >= n_samples]
+    return values
 
 
 def _keys(seed: int, epoch: int, numbers: _Words) -> _Words:
     return _mix(_mix(numbers * _GOLDEN + np.uint64(seed)) + np.uint64(epoch % 2**64))
 
 
-def _encrypt(values: _Words, n_bits: int, keys: _Words) -> _Words:
-    n_right = np.uint64(n_bits // 2)
-    drop_left = np.uint64(64 - (n_bits - n_bits // 2))
-    drop_right = np.uint64(64 - n_bits // 2)
-    left = values >> n_right
-    right = values & np.uint64(2 ** (n_bits // 2) - 1)
+def _encrypt(values: Indices, n_bits: int, rounds: tuple[_Round, ...]) -> Indices:
+    n_right = n_bits // 2
+    left, right = values >> n_right, values & (2**n_right - 1)
     for i in range(0, _N_ROUNDS, 2):
-        left ^= _mix(right + keys[i]) >> drop_left
-        right ^= _mix(left + keys[i + 1]) >> drop_right
-    return (left << n_right) | right
+        left ^= rounds[i](right)
+        right ^= rounds[i + 1](left)
+    whole: Indices = (left << n_right) | right
+    return whole
+
+
+@lru_cache(4)  # of the epochs that are drawn from at a time
+def _rounds(seed: int, epoch: int, n_bits: int) -> tuple[_Round, ...]:
+    """Return the function of each round: half of the bits → what changes the other half.
+
+    Half of the bits have few values, so each function is a table; of many samples it is not.
+    """
+    keys = _keys(seed, epoch, np.arange(1, _N_ROUNDS + 1, dtype=np.uint64))
+    sizes = n_bits - n_bits // 2, n_bits // 2  # of left and right
+    rounds: list[_Round] = []
+    for i, key in enumerate(keys):
+        changed, other = sizes[i % 2], sizes[1 - i % 2]
+        scramble = partial(_scramble, key=key, n_bits=changed)
+        is_small = other <= _TABLE_BITS_OF_HALF
+        rounds.append(scramble(np.arange(2**other, dtype=np.int64)).take if is_small else scramble)
+    return tuple(rounds)
+
+
+def _scramble(half: Indices, key: np.uint64, n_bits: int) -> Indices:
+    words = _mix(half.astype(np.uint64) + key)
+    np.right_shift(words, np.uint64(64 - n_bits), out=words)
+    return words.astype(np.int64)
 
 
 def _mix(words: _Words) -> _Words:

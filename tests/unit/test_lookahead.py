@@ -64,7 +64,9 @@ def test_it_asks_while_the_kernel_reads_and_some_batches_longer(data, read):
     look_ahead.note()
     assert look_ahead.n_batches == 0
     read["n"] += 1
-    look_ahead.note()
+    for _ in range(lookahead._NOTE_EVERY):
+        assert look_ahead.n_batches == 0
+        look_ahead.note()
     for _ in range(lookahead._PATIENCE):
         assert look_ahead.n_batches >= 1
         look_ahead.note()
