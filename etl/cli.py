@@ -52,8 +52,7 @@ class _Commands(click.Group):
 
             raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt:
-            is_build = ctx.invoked_subcommand == build.name
-            _print("Interrupted: nothing was written." if is_build else "Interrupted.", err=True)
+            _print("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
 
 
@@ -330,9 +329,13 @@ def build(
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
             raise click.ClickException(str(error)) from error  # several lines, all printable
-        except (EtlError, KeyboardInterrupt) as error:
-            log.add(f"stopped: {str(error) or 'interrupted'}")
+        except EtlError as error:
+            log.add(f"stopped: {error}")
             raise
+        except KeyboardInterrupt:  # later ones come when OUT is whole
+            log.add("stopped: interrupted")
+            _print("Interrupted: nothing was written.", err=True)
+            click.get_current_context().exit(_INTERRUPTED)
         _list_findings(result.findings, log, verbose=verbose)
         for note in result.notes:
             _print(f"Note: {note}", err=True)

@@ -323,6 +323,12 @@ def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     result = run("build", root, tmp_path / "out.h5")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted: nothing was written.\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(etl.cli, "_list_findings", interrupt)  # when OUT is whole
+    result = run("build", root, tmp_path / "out.h5", *SIZE)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+    assert (tmp_path / "out.h5").exists()
     monkeypatch.setattr(loader, "open_dataset", interrupt)
     result = run("report", tmp_path / "out.h5")
     assert result.exit_code == 130
