@@ -32,7 +32,6 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
 }
 _INTERRUPTED: Final = 130
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
-_N_SPLITS: Final = 3
 
 
 class _Commands(click.Group):
@@ -92,8 +91,9 @@ class _Split(click.ParamType[tuple[float, ...]]):
             shares = tuple(float(part) for part in value.split("/"))
         except ValueError:
             shares = ()
-        is_whole = abs(sum(shares) - 100) < 1e-9  # noqa: PLR2004  not so for NaN
-        if len(shares) != _N_SPLITS or min(shares) < 0 or not is_whole:
+        from etl.model import is_split
+
+        if not is_split(shares):
             self.fail(
                 f"expected three shares that sum to 100, such as 70/15/15, found {value!r}",
                 param,

@@ -7,10 +7,12 @@ times faster than a dataclass.
 import math
 import pickle
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from loader.layout import SPLITS
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -87,6 +89,15 @@ FLAG_CODES: Final = (
     "geometry-changes",
     "instance-number-differs",
 )
+
+_RANGES: Final = (  # of the options that are whole numbers
+    ("rows", 1, 65535),
+    ("columns", 1, 65535),
+    ("split_seed", 0, math.inf),
+    ("folds", 2, 9999),
+    ("audit_contours", 1, math.inf),
+)
+_ROUNDING: Final = 1e-9  # of shares in percent, when they are summed
 
 # Contours audited of each patient: their median is within a third of a pixel in hand-drawn ones.
 AUDIT_CONTOURS: Final = 6
@@ -307,9 +318,31 @@ class BuildOptions:
     exclude_flagged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse codes that no row is ever flagged with."""
+        """Refuse what no build can do, and put the contours in order, the inner first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is not what it should be.
+        """
+        for name in ("contours", "exclude_flagged"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: expected a tuple of strings, found one string.")
+        if not self.contours or set(self.contours) - set(KINDS):
+            raise ValueError(f"contours: expected some of {KINDS}, found {self.contours!r}.")
+        in_order = tuple(kind for kind in KINDS if kind in self.contours)
+        object.__setattr__(self, "contours", in_order)  # as frozen as before
         if unknown := set(self.exclude_flagged) - set(FLAG_CODES):
-            raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}")
+            raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
+        _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
+        _require_among("contour_origin", self.contour_origin, (0, 1))
+        for name, low, high in _RANGES:
+            if getattr(self, name) is not None:
+                _require_whole(name, getattr(self, name), low, high)
+        if self.split is not None and not is_split(self.split):
+            raise ValueError(f"split: expected three shares that sum to 100, found {self.split!r}.")
+        if self.split is not None and self.split_file is not None:
+            raise ValueError("split: expected either split or split_file, found both.")
 
     @property
     def has_audit(self) -> bool:
@@ -321,3 +354,26 @@ class BuildOptions:
         recorded = asdict(self) | {"audit": self.has_audit}
         del recorded["split_file"]
         return recorded
+
+
+def is_split(shares: object) -> bool:
+    """Say whether these are three shares in percent, none negative, that sum to 100."""
+    if not isinstance(shares, tuple) or len(shares) != len(SPLITS):
+        return False
+    if not all(isinstance(share, int | float) and share >= 0 for share in shares):
+        return False
+    return abs(sum(shares) - 100) < _ROUNDING
+
+
+def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected {listed}, found {value!r}.")
+
+
+def _require_whole(name: str, value: object, low: int, high: float) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, found {value!r}.")
+    if not low <= value <= high:
+        expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {expected}, found {value}.")

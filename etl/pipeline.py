@@ -86,8 +86,14 @@ def build(
     ------
     EtlError
         Nothing was written, and `out` is as it was.
+    TypeError, ValueError
+        An argument is not what it should be; nothing was looked at.
     """
-    options = options or BuildOptions()
+    options = BuildOptions() if options is None else options
+    if not isinstance(options, BuildOptions):
+        raise TypeError(f"options: expected BuildOptions, found {type(options).__name__}.")
+    if not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers: expected a whole number from 1 on, found {workers!r}.")
     root = Path(data).absolute()
     out = write.check_target(Path(out), force=force)
     if options.split_file is not None:

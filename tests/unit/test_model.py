@@ -1,9 +1,11 @@
 import io
 
 import numpy as np
+import pytest
 from builders import dicom_bytes
 
-from etl.model import Contour, Identity, Link, Sample
+import etl
+from etl.model import BuildOptions, Contour, Identity, Link, Sample
 from etl.parse_dicom import read_instance
 
 
@@ -18,3 +20,42 @@ def test_a_sample_is_the_same_after_it_was_packed():
     assert repr(found) == repr(sample)
     assert [contour.label for contour in found.contours] == [1, 2]
     assert found.instance.pixel_format.n_bytes == sample.instance.pixel_format.n_bytes
+
+
+def test_contours_are_put_in_order():
+    assert BuildOptions(contours=("o", "i")) == BuildOptions(contours=("i", "o"))
+    assert BuildOptions(contours=["o", "i", "o"]).contours == ("i", "o")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"contours": "i,o"}, TypeError, "contours: expected a tuple"),
+        ({"contours": ()}, ValueError, "contours: expected some of"),
+        ({"contours": ("x",)}, ValueError, "contours: expected some of"),
+        ({"exclude_flagged": "area-jump"}, TypeError, "exclude_flagged: expected a tuple"),
+        ({"exclude_flagged": ("image-size",)}, ValueError, "exclude_flagged: no row is flagged"),
+        ({"rasterizer": "foo"}, ValueError, "rasterizer: expected 'center' or 'pillow'"),
+        ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 or 1, found 7"),
+        ({"rows": 0}, ValueError, "rows: expected 1 to 65535, found 0"),
+        ({"columns": 2.5}, TypeError, "columns: expected a whole number"),
+        ({"folds": 1}, ValueError, "folds: expected 2 to 9999"),
+        ({"split_seed": -1}, ValueError, "split_seed: expected 0 or more"),
+        ({"audit_contours": 0}, ValueError, "audit_contours: expected 1 or more"),
+        ({"split": (70, 70, 70)}, ValueError, "split: expected three shares"),
+        ({"split": "70/15/15"}, ValueError, "split: expected three shares"),
+        ({"split": (70, 15, 15), "split_file": "s.csv"}, ValueError, "found both"),
+    ],
+)  # fmt: skip
+def test_options_that_no_build_can_have_are_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        BuildOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"options": {"rows": 256}}, TypeError), ({"workers": 0}, ValueError)],
+)
+def test_a_build_with_wrong_arguments_looks_at_nothing(tmp_path, arguments, error):
+    with pytest.raises(error):
+        etl.build(tmp_path / "missing", tmp_path / "out.h5", **arguments)
