@@ -6,6 +6,7 @@ Here a dead worker is an end of file on its own pipe; its task alone fails, and 
 its place. There is no thread: whoever waits for a result moves the others along.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -24,12 +25,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
+from etl.errors import EtlError
+
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+_READY: Final = "ready"  # what a worker says first
+_MOST_FALSE_STARTS: Final = 3
 _STOP_SECONDS: Final = 5.0  # for a worker to follow a request to end, before it is killed
 
 _Result = TypeVar("_Result")
 _P = ParamSpec("_P")
 _Answer: TypeAlias = tuple[object, Exception | None]  # a result, or what the call raised
+_Message: TypeAlias = _Answer | str
 
 
 class WorkerDiedError(BrokenExecutor):
@@ -48,6 +54,8 @@ class LocalPool(Executor):
     def __init__(self, n_workers: int) -> None:
         self._context = _context()
         self._waiting: deque[_Pending[object]] = deque()
+        self._has_begun = False  # whether any worker ever did
+        self._n_false_starts = 0
         with _signals_deferred():  # a worker half started would be left behind
             self._workers = [self._start() for _ in range(n_workers)]
 
@@ -75,7 +83,13 @@ class LocalPool(Executor):
         self._workers.clear()
 
     def settle(self) -> None:
-        """Wait until a worker answers or dies, and give it the next call."""
+        """Wait until a worker answers or dies, and give it the next call.
+
+        Raises
+        ------
+        EtlError
+            One worker after the other died before it began.
+        """
         busy = [worker for worker in self._workers if worker.pending is not None]
         ready = connection.wait([worker.pipe for worker in busy])
         for worker in busy:
@@ -84,18 +98,35 @@ class LocalPool(Executor):
         self._dispatch()
 
     def _receive(self, worker: "_Worker") -> None:
-        pending, worker.pending = worker.pending, None
-        assert pending is not None  # noqa: S101  only busy workers are waited for
         try:
-            result, error = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):  # also in the middle of an answer
+            self._count_false_start(worker)
+            pending, worker.pending = worker.pending, None
+            assert pending is not None  # noqa: S101  only busy workers are waited for
             pending.set_exception(WorkerDiedError("a worker process has died"))
             self._replace(worker)
             return
+        if isinstance(message, str):
+            worker.is_ready = self._has_begun = True
+            return
+        result, error = message
+        pending, worker.pending = worker.pending, None
+        assert pending is not None  # noqa: S101  only busy workers are waited for
         if error is None:
             pending.set_result(result)
         else:
             pending.set_exception(error)
+
+    def _count_false_start(self, worker: "_Worker") -> None:
+        """Stop where no worker ever begins: that is no file's fault."""
+        self._n_false_starts += not worker.is_ready
+        if not self._has_begun and self._n_false_starts >= _MOST_FALSE_STARTS:
+            raise EtlError(
+                "Build stopped: no worker process starts. A script that calls etl.build with "
+                'workers must do so under `if __name__ == "__main__":`, and be a file, since '
+                "every worker imports it. Or use workers=1."
+            )
 
     def _dispatch(self) -> None:
         for worker in list(self._workers):
@@ -141,8 +172,9 @@ class _Pending(Future[_Result]):
 @dataclass(eq=False)
 class _Worker:
     process: BaseProcess
-    pipe: "Connection[bytes, _Answer]"
+    pipe: "Connection[bytes, _Message]"
     pending: "_Pending[object] | None" = None
+    is_ready: bool = False
 
 
 def available_cores() -> int:
@@ -157,9 +189,11 @@ def start_early(n_workers: int) -> None:
         _context()
 
 
-def _work(pipe: "Connection[_Answer, bytes]") -> None:
+def _work(pipe: "Connection[_Message, bytes]") -> None:
     """Answer calls until the pipe ends, as it does when the coordinator is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to answer
+    with contextlib.suppress(OSError):
+        pipe.send(_READY)
     while True:
         try:
             fn, args, kwargs = pickle.loads(pipe.recv_bytes())  # noqa: S301  the coordinator's own

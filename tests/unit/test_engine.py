@@ -2,6 +2,8 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -169,3 +171,24 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     for text, cores in (("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1)):
         limit.write_text(text)
         assert local_pool.available_cores() == cores
+
+
+def test_a_script_that_is_run_again_by_every_worker_is_told_so(tmp_path):
+    write_tree(tmp_path / "data", [(f"P{n}", f"C{n}") for n in range(40)], outer=False)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import etl\n"
+        f"options = etl.BuildOptions(rows={ROWS}, columns={COLUMNS})\n"
+        "etl.build('data', 'out.h5', options, workers=2)\n"
+    )
+    command = [sys.executable, script.name]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = run.stderr.splitlines()[-1]
+    assert "no worker process starts" in last
+    assert "__main__" in last
+    assert "died" not in last  # no file is blamed
+    assert not list(tmp_path.glob("*.h5*"))
+    script.write_text(
+        script.read_text().replace("etl.build", "if __name__ == '__main__': etl.build")
+    )
+    subprocess.run(command, cwd=tmp_path, check=True)
