@@ -76,6 +76,8 @@ def _plain(data: bytes) -> Vertices | None:
     n_lines = between.count(b"\n")
     if n_lines > MAX_VERTICES or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
         return None
+    if b"\r" in between and data.count(b"\r\n") != n_lines:  # a number between the two
+        return None
     numbers = data.split()
     if len(numbers) != _COLUMNS * n_lines:  # a blank without its number
         return None

@@ -85,7 +85,9 @@ _US_BYTES: Final = 2
 _layouts: Final[dict[tuple[int, int], list[Layout]]] = {}
 _MAX_SIZES: Final = 64
 _MAX_ALIKE: Final = 4
-_MAX_LOOKED_AT: Final = 4096  # places in a header; they are kept
+# Of a header; they are kept, of as many layouts.
+_MAX_LOOKED_AT: Final = 1024
+_MAX_VALUE_BYTES: Final = 4096
 
 
 def read_instance(file: BinaryIO) -> Instance:
@@ -135,8 +137,9 @@ def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
         return None
     name = meta[0][_TRANSFER_SYNTAX_UID]
     looked_at.append(slice(name.offset, name.offset + name.length))
-    elements = {_TRANSFER_SYNTAX_UID: name, **found}
-    if len(looked_at) <= _MAX_LOOKED_AT:
+    elements = {**found, _TRANSFER_SYNTAX_UID: name}  # a second one, in the data set, is nothing
+    n_bytes = sum(len(element.value or b"") for element in elements.values())
+    if len(looked_at) <= _MAX_LOOKED_AT and n_bytes <= _MAX_VALUE_BYTES:
         _remember(alike, Layout(head, looked_at, elements))
     return elements, syntax
 
@@ -345,7 +348,9 @@ def _required(elements: dict[int, Element], tag: int, order: Literal["big", "lit
 def _numbers(elements: dict[int, Element], tag: int, n_values: int) -> tuple[float, ...]:
     """Return the values of VR DS or IS; NaN where they are missing or not `n_values` numbers."""
     element = elements.get(tag)
-    return _decimals(element.value or b"" if element else b"", n_values)
+    value = element.value or b"" if element else b""
+    decimals = _decimals if len(value) <= _MAX_VALUE_BYTES else _decimals.__wrapped__
+    return decimals(value, n_values)
 
 
 @lru_cache(1024)  # most are the same for a whole series

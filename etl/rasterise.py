@@ -113,6 +113,11 @@ def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Bo
     is_up = first_below[end] < first_below[start]
     upper, lower = np.where(is_up, end, start), np.where(is_up, start, end)
     first, last = first_below[upper], first_below[lower]
+    # Rounding must not carry a crossing beyond the outermost vertices.
+    left, right = (
+        np.repeat(np.ceil(outermost).clip(0, columns), lengths)[start]
+        for outermost in (f.reduceat(x, ends - lengths) for f in (np.minimum, np.maximum))
+    )
     # All polygons' borders in one order: each has its own stretch of numbers.
     stretch = rows * columns + 1
     base = np.repeat(np.arange(len(polygons)) * stretch, lengths)[start]
@@ -124,7 +129,7 @@ def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Bo
         row = np.arange(len(edge)) + np.repeat(first[edges] - np.cumsum(count) + count, count)
         at, to = upper[edge], lower[edge]
         crossing = x[at] + (row - y[at]) * (x[to] - x[at]) / (y[to] - y[at])
-        column = np.ceil(crossing).clip(0, columns).astype(np.int64)
+        column = np.ceil(crossing).clip(left[edge], right[edge]).astype(np.int64)
         found = base[edge] + row * columns + column
         found.sort()
         borders = found if len(blocks) == 1 else _joined(borders, found)

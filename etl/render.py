@@ -4,6 +4,7 @@ Runs in workers, on stretches of consecutive rows; no pixel goes from process to
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -25,6 +26,8 @@ from etl.statistics import image_statistics
 from loader import layout
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
+
+_MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
 
 # What the checks keep of each row until all rows are known: 65 bytes.
 MARKS: Final = np.dtype([("numbers", ROW_NUMBERS), ("alignment", ALIGNMENT)])
@@ -56,29 +59,21 @@ def render(
         The rows cannot be written; unlike a bad source, this ends the run.
     """
     packed, first_row = task
-    samples = list(map(Sample.unpacked, packed))
-    drawn = label_maps(
-        [sample.contours for sample in samples],
-        options.contours,
-        options.rows,
-        options.columns,
-        options.rasterizer,
-    )
     good: list[_Row] = []
     is_good: list[bool] = []
     findings: list[Finding] = []
     with open_rows(plan) as file:
-        for place, (sample, labels) in enumerate(zip(samples, drawn, strict=True)):
-            row = _render_one(root, sample, *labels, options, plan.image_dtype)
+        for sample, mask, n_inside in _drawn(packed, options):
+            row = _render_one(root, sample, mask, n_inside, options, plan.image_dtype)
             findings += row.findings
-            is_good.append(row.pixels is not None)
             if row.pixels is not None:
                 # At once: memory that is free again for the next row is still in the cache.
                 for name, pixels in zip((layout.IMAGES, layout.MASKS), row.pixels, strict=True):
-                    write_rows(file, plan, name, first_row + place, pixels)
+                    write_rows(file, plan, name, first_row + len(is_good), pixels)
                 good.append(row._replace(pixels=None))
+            is_good.append(row.pixels is not None)
         for name in (layout.IMAGES, layout.MASKS):
-            begin_writeback(file, plan, name, first_row, len(samples))
+            begin_writeback(file, plan, name, first_row, len(is_good))
     return Rendered(
         is_good=is_good,
         manifest=_columns([row.manifest for row in good]),
@@ -98,6 +93,31 @@ def lost(task: tuple[list[bytes], int]) -> Rendered:
 def names(task: tuple[list[bytes], int]) -> list[str]:
     """Return the DICOM paths of a task's samples."""
     return [Sample.unpacked(one).link.dicom_path for one in task[0]]
+
+
+def _drawn(
+    packed: list[bytes], options: BuildOptions
+) -> Iterator[tuple[Sample, LabelMap, dict[Kind, int]]]:
+    """Yield each sample with its label map, and how many pixels lie inside each of its contours."""
+    sizes = options.contours, options.rows, options.columns, options.rasterizer
+    for samples in _groups(map(Sample.unpacked, packed)):
+        contours = [sample.contours for sample in samples]
+        for sample, (mask, n_inside) in zip(samples, label_maps(contours, *sizes), strict=True):
+            yield sample, mask, n_inside
+
+
+def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Yield samples whose contours are rasterised together: all, unless there are huge ones."""
+    group: list[Sample] = []
+    n_vertices = 0
+    for sample in samples:
+        group.append(sample)
+        n_vertices += sum(len(contour.vertices) for contour in sample.contours)
+        if n_vertices > _MAX_VERTICES:
+            yield group
+            group, n_vertices = [], 0
+    if group:
+        yield group
 
 
 class _Marks(NamedTuple):

@@ -1,5 +1,6 @@
 """Writing rows at their place in the file: any process may, without HDF5 and without locks."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int
     if hasattr(os, "posix_fadvise"):
         size = plan.row_bytes[name]
         offset = plan.offsets[name] + first * size
-        os.posix_fadvise(file.fileno(), offset, n_rows * size, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # a system that takes no advice
+            os.posix_fadvise(file.fileno(), offset, n_rows * size, os.POSIX_FADV_DONTNEED)
 
 
 def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:

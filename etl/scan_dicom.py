@@ -20,7 +20,6 @@ META_OFFSET: Final = 132  # behind the preamble and "DICM"
 PIXEL_DATA: Final = 0x7FE00010
 UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
 DELIMITER_BYTES: Final = 8
-VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer
 
 _SHORT: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
@@ -189,7 +188,7 @@ class _Walk:
                 found[tag] = Element(vr.decode(), None, offset, length)
                 return value_end
             if tag in wanted:
-                if value_end > end or length > VALUE_LIMIT:
+                if value_end > end:
                     return _UNSURE
                 found[tag] = Element(vr.decode(), head[offset:value_end], offset, length)
             offset = value_end

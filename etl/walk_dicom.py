@@ -14,11 +14,13 @@ from etl.scan_dicom import (
     META_OFFSET,
     PIXEL_DATA,
     UNDEFINED,
-    VALUE_LIMIT,
     Element,
 )
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
+_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but for pixels
+# Modality LUT and pixels: that they are there, and how long, is all that is asked of them here.
+_VALUE_UNUSED: Final = frozenset({0x00283000, 0x7FE00008, 0x7FE00009, PIXEL_DATA})
 # Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
 # element and walks megabytes of it for many seconds.
 _MAX_ELEMENTS: Final = 10_000
@@ -67,6 +69,12 @@ def elements(
                 raise ImageError(
                     "image-unreadable", f"{keywords[tag]} stands in it twice. Export it again."
                 )
+            if element.length > _VALUE_LIMIT and tag not in _VALUE_UNUSED:
+                raise ImageError(
+                    "image-unreadable",
+                    f"{keywords[tag]} has {element.length} bytes, expected {_VALUE_LIMIT} at most. "
+                    "Export it again.",
+                )
             found[tag] = element
         end = file.tell()
     is_cut = end < size < end + _ELEMENT_HEADER and PIXEL_DATA not in found
@@ -94,7 +102,7 @@ def _walk(
             )
         return False
 
-    walk = data_element_generator(file, implicit, little, is_end, defer_size=VALUE_LIMIT)
+    walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
     while True:
         try:
             raw = next(walk)

@@ -80,7 +80,8 @@ numbers = st.sampled_from(
     ["1", "2.5", "-3", "+4.", ".5", "6e1", "7E-2", "", ".", "1.2.3", "e5", "--1", "8e"]
 )
 texts = st.lists(
-    st.tuples(numbers, st.sampled_from([" ", " ", " ", "", "  ", "\t"]), numbers), max_size=4
+    st.tuples(numbers, st.sampled_from([" ", " ", " ", "", "  ", "\t", "\r", " \r"]), numbers),
+    max_size=4,
 )
 line_ends = st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"])
 

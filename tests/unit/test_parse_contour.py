@@ -47,7 +47,7 @@ def test_a_number_that_is_not_finite_is_named(number):
 
 @pytest.mark.parametrize("text", [
     b" 1\n2 3\n", b"1 \n2 3\n", b" 2\n3", b"1 2\n 3\n4 5\n", b"1.2.3 4\n", b"+-1 2\n", b"e 1\n",
-    b"1e5e5 2\n", b". 2\n",
+    b"1e5e5 2\n", b". 2\n", b"1 \r2\n3 \r4\n5 \r6\n", b" 0\r0", b"1 2\r3\n 4\r\n",
 ])  # fmt: skip
 def test_lines_that_only_look_plain_are_refused(text):
     with pytest.raises(ContourError) as caught:

@@ -93,6 +93,15 @@ def test_a_polygon_of_too_many_crossings_is_done_part_by_part(monkeypatch):
     assert np.array_equal(found, whole)
 
 
+def test_rounding_carries_no_border_beyond_the_outermost_vertex():
+    sharp = [[-250.4639330255056, -248.90191387562038], [17.0, 55.00000000000001]]
+    vertices = np.array([*sharp, [-43.53994361898884, 108.38284544185808]])
+    assert not rasterise(vertices, 64, 64)[:, 17:].any()
+    shifted = [(contour("i", vertices + np.array([0, n])),) for n in range(3)]
+    for labels, _ in label_maps(shifted, ("i",), 64, 64, "center"):
+        assert not labels[:, 17:].any()
+
+
 def contour(kind, vertices):
     return Contour(kind, vertices, "")
 

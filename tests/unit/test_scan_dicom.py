@@ -59,6 +59,26 @@ def test_files_alike_are_walked_once(monkeypatch):
     assert len(walks) == 1
 
 
+def test_a_transfer_syntax_in_the_data_set_counts_for_nothing():
+    data = dicom_bytes(instance())
+    end = meta_end(data)
+    second = struct.pack("<HH2sH20s", 2, 0x10, b"UI", 20, b"1.2.840.10008.1.2.2")
+    data = data[:end] + second + data[end:]
+    parse_dicom._layouts.clear()
+    for _ in range(2):  # the second time from what is remembered
+        assert not read_instance(io.BytesIO(data)).pixel_format.is_big_endian
+
+
+def test_a_long_value_is_read_and_where_pydicom_leaves_it_out_the_file_is_refused(by_pydicom):
+    data = dicom_bytes(instance(), "implicit")
+    place = data.rindex(b"\xe0\x7f\x10\0")
+    value = b"-1024" + b" " * 66_001
+    element = struct.pack("<HHI", 0x28, 0x1052, len(value)) + value
+    data = data[:place] + element + data[place:]
+    assert read_instance(io.BytesIO(data)).pixel_format.rescale_intercept == -1024
+    assert by_pydicom(data) == "image-unreadable"
+
+
 def test_what_is_remembered_of_files_is_bounded():
     parse_dicom._layouts.clear()
     for n in range(3 * parse_dicom._MAX_SIZES):
