@@ -3,6 +3,7 @@
 Heavy modules are imported by the command that needs them, so that --help is quick.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -30,6 +31,14 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "i,o": ("i", "o"),
     "o,i": ("i", "o"),
 }
+_EXCLUSIVE: Final = (
+    ("split", "split_file"),
+    ("no_qc", "exclude_flagged"),
+    ("no_qc", "audit_contours"),
+    ("no_audit", "audit_contours"),
+    ("workers", "scheduler"),
+    ("quiet", "verbose"),
+)
 _INTERRUPTED: Final = 130
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
@@ -53,6 +62,12 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             _print("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
+        except BrokenPipeError:  # click's to answer
+            raise
+        except OSError as error:  # of files the commands themselves know what to say
+            _silence_stdout()
+            reason = (error.strerror or "input/output error").lower()
+            raise click.ClickException(f"Not all was printed: stdout: {reason}.") from error
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -163,12 +178,12 @@ def main() -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="dicom-etl")
 def cli() -> None:
-    r"""Turn a folder of DICOM images and drawn contours into one HDF5 file, and look into it.
+    """Turn a folder of DICOM images and drawn contours into one HDF5 file, and look into it.
 
     \b
     dicom-etl build data/ out.h5    parse every DICOM and contour once
-    dicom-etl report out.h5         what is in it, what is missing, what looks wrong
-    """
+    dicom-etl report out.h5         what is in it, and what looks wrong
+    """  # noqa: D301  click wants the character itself: lines as they are
 
 
 @cli.command()
@@ -184,6 +199,7 @@ def cli() -> None:
 @click.option(
     "--size",
     type=_Size(),
+    metavar="ROWSxCOLUMNS",
     default="256x256",
     show_default=True,
     help="The size every image must have; others are rejected and named.",
@@ -234,20 +250,24 @@ def cli() -> None:
     type=_Codes(_flag_codes),
     help="Leave out rows with such a warning, such as area-jump,image-constant.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: all cores]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes.  [default: the cores this process may use]",
+)
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
     help="Work on a Dask cluster instead, over a shared file system.",
 )
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
     "--log-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Append every finding to this file.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print errors alone.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but what stops the build.")
 @click.option("--verbose", "-v", is_flag=True, help="Print every finding.")
 def build(
     data: Path,
@@ -278,14 +298,7 @@ def build(
     One bad file never stops the build: it is left out and listed. OUT appears only when it is
     whole.
     """
-    _check_together(
-        {"--split": split, "--split-file": split_file},
-        {"--no-qc": no_qc or None, "--exclude-flagged": exclude_flagged},
-        {"--workers": workers, "--scheduler": scheduler},
-        {"--quiet": quiet or None, "--verbose": verbose or None},
-    )
-    if partial and len(_CONTOURS[contours]) == 1:
-        raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+    _check_build_options()
     with _interrupt_waits():
         from etl import local_pool
 
@@ -338,7 +351,8 @@ def build(
             click.get_current_context().exit(_INTERRUPTED)
         _list_findings(result.findings, log, verbose=verbose)
         for note in result.notes:
-            _print(f"Note: {note}", err=True)
+            if not quiet:
+                _print(f"Note: {note}", err=True)
             log.add(f"note: {note}")
         log.add(f"wrote {result.n_rows} rows")
     if not quiet:
@@ -466,11 +480,19 @@ def _interrupt_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check_together(*pairs: dict[str, object]) -> None:
-    """Require that of two options that exclude each other one is given at most."""
-    for pair in pairs:
-        if all(value is not None for value in pair.values()):
-            raise click.UsageError(f"{' and '.join(pair)} exclude each other: give one of them.")
+def _check_build_options() -> None:
+    """Refuse options that contradict each other, or that would do nothing."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    given = {name for name in context.params if context.get_parameter_source(name) is not default}
+    for pair in _EXCLUSIVE:
+        if given >= set(pair):
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
+            raise click.UsageError(f"{options} exclude each other: give one of them.")
+    if "partial" in given and len(_CONTOURS[context.params["contours"]]) == 1:
+        raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+    if "split_seed" in given and not given & {"split", "folds"}:
+        raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 
 
 @contextmanager
@@ -553,6 +575,14 @@ def _print(line: str, *, err: bool = False) -> None:
     from etl.model import printable
 
     click.echo(printable(line), err=err)
+
+
+def _silence_stdout() -> None:
+    """Send what is left to print nowhere, so that it does not fail again at the exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

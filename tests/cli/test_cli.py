@@ -95,7 +95,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     result = run(
         "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
         "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
-        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet", "--no-audit",
+        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
         "--audit-contours", "9", "--exclude-flagged", "image-constant, area-jump,area-jump",
     )  # fmt: skip
     assert result.exit_code == 1
@@ -106,12 +106,13 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
             split=(60, 20, 20), split_seed=7, folds=4,
-            audit=False, audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
+            audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
         ),
     }  # fmt: skip
     for arguments, expected in [
         ([], BuildOptions()),
         (["--no-qc"], BuildOptions(qc=False)),
+        (["--no-audit"], BuildOptions(audit=False)),
         (["--audit-contours", "all"], BuildOptions(audit_contours=None)),
     ]:
         run("build", "DATA", "OUT", *arguments)
@@ -121,6 +122,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["--no-audit", "--audit-contours", "9"], ["--split-seed", "7"],
         ["--size", "256"], ["--size", "0x5"], ["--size", "1_0x5"], ["--size", "70000x5"],
         ["--split", "70/15"], ["--split", "70/15/16"], ["--split", "a/b/c"],
         ["--split", "nan/50/50"], ["--split", "-10/60/50"], ["--folds", "1"], ["--workers", "0"],
@@ -387,3 +389,24 @@ def test_a_message_names_the_folder_as_it_was_given(tmp_path, monkeypatch):
     assert run("build", "nowhere", "out.h5").stderr.startswith(
         "Error: Input folder not usable: nowhere: no such folder."
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the platform has no /dev/full")
+def test_a_full_stdout_is_an_error_in_words(root, tmp_path):
+    out = tmp_path / "out.h5"
+    run("build", root, out, *SIZE)
+    command = [sys.executable, "-m", "etl", "report", out]
+    with open("/dev/full", "w") as full:
+        run_ = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert run_.returncode == 1
+    assert run_.stderr == "Error: Not all was printed: stdout: no space left on device.\n"
+
+
+def test_the_help_shows_each_command_on_its_line():
+    assert "\n  dicom-etl report out.h5 " in run("--help").stdout
+
+
+def test_quiet_prints_nothing_where_the_build_succeeds(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    result = run("build", root, tmp_path / "out.h5", *SIZE, "--quiet", "--split", "70/15/15")
+    assert (result.exit_code, result.output) == (0, "")
