@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -11,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import h5py
 import numpy as np
 
 from etl import write
@@ -123,8 +121,9 @@ def summarise(dataset: Dataset) -> Summary:
 def _summarise(dataset: Dataset) -> Summary:
     manifest, attributes = dataset.manifest, dataset.attributes
     n_rows, rows, columns = dataset.images.shape
-    alignment = _alignment(dataset)
-    if alignment is not None:
+    alignment: dict[str, object] | None = None
+    if Attribute.ALIGNMENT in attributes:
+        alignment = dict(_items(attributes[Attribute.ALIGNMENT]))
         _alignment_text(alignment)  # raises where a number is missing
     return Summary(
         path=str(dataset.path),
@@ -275,16 +274,6 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     both = np.stack([dataset.manifest[name] for name in names], axis=1).astype(np.float64)
     known = np.unique(both[~np.isnan(both).any(axis=1)], axis=0)
     return [(row, column) for row, column in known.tolist()]
-
-
-def _alignment(dataset: Dataset) -> dict[str, object] | None:
-    """Return the audit's numbers, which a file built without it lacks."""
-    with h5py.File(dataset.buffer, "r") as file:
-        text = file.attrs.get(Attribute.ALIGNMENT)
-    if text is None:
-        return None
-    numbers: dict[str, object] = json.loads(text)
-    return numbers
 
 
 def _alignment_text(numbers: Mapping[str, object]) -> str:

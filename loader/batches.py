@@ -153,6 +153,11 @@ class Batches:
         if not allow_shared_patients:
             check_patients(self.dataset, self._criteria, selection)
             if apart_from is not None:
+                if not isinstance(apart_from, Batches):
+                    raise TypeError(
+                        "apart_from: expected the Batches of the other role, found "
+                        f"{type(apart_from).__name__}."
+                    )
                 others = apart_from._order.selection
                 check_apart(self.dataset, selection, apart_from.dataset, others)
         plan = EpochPlan(selection.n_samples, batch_size, world_size, remainder)

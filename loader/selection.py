@@ -194,11 +194,15 @@ def _check_length(dataset: Dataset, what: str, name: str, values: npt.NDArray[np
 def _nothing_selected(dataset: Dataset, criteria: Criteria, where: Where | None) -> LoaderError:
     splits, folds = (dataset.manifest[name].astype(np.int16) for name in ("split", "fold"))
     sizes = [f"{name} {np.sum(splits == code)}" for code, name in enumerate(SPLITS)]
+    wanted = [] if criteria.split is None else [f"split={criteria.split!r}"]
+    if criteria.fold is not None:
+        wanted.append(f"fold={criteria.fold!r}, fold_role={criteria.fold_role!r}")
+    if where is not None:
+        wanted.append("True in where")
     return LoaderError(
-        f"Rows not selected: {dataset.path}: no row has split={criteria.split!r}, "
-        f"fold={criteria.fold!r}, fold_role={criteria.fold_role!r}"
-        f"{'' if where is None else ' and is True in where'} (found rows: {', '.join(sizes)}; "
-        f"found {np.max(folds, initial=-1) + 1} folds). Choose another selection."
+        f"Rows not selected: {dataset.path}: no row has {' and '.join(wanted)} "
+        f"(found rows: {', '.join(sizes)}; found {np.max(folds, initial=-1) + 1} folds). "
+        'Choose another selection; text in the manifest is bytes, such as b"P1".'
     )
 
 

@@ -47,6 +47,8 @@ _ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.DIGESTS: dict,
 }
 
+_OPTIONAL_ATTRIBUTES: Final = (Attribute.ALIGNMENT,)  # JSON objects
+
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _CHECKSUMMED_SUPERBLOCKS: Final = (2, 3)  # the byte after the signature; older ones lack checksums
 _LAYOUTS: Final = {
@@ -165,6 +167,9 @@ def _read_attributes(file: h5py.File, path: str) -> dict[str, Json]:
             raise not_opened(path, why, _OTHER_FILE)
         attributes[name] = _read_attribute(file, name, kind, f"{path}, attribute {name}")
         _check_version(name, attributes[name], path)
+    for name in _OPTIONAL_ATTRIBUTES:
+        if h5a.exists(file.id, name.encode()):
+            attributes[name] = _read_attribute(file, name, dict, f"{path}, attribute {name}")
     return attributes
 
 

@@ -343,7 +343,9 @@ def test_selection_that_the_file_does_not_have(path, plain_path):
         loader.Batches(plain_path, batch_size=1, fold=0)
     with pytest.raises(loader.LoaderError, match="train 6, validation 2, test 2; found 3 folds"):
         loader.Batches(path, batch_size=1, fold=3, fold_role="validation")
-    with pytest.raises(loader.LoaderError, match="no row has split='test', fold=0, fold_role='tra"):
+    with pytest.raises(
+        loader.LoaderError, match="no row has split='test' and fold=0, fold_role='tra"
+    ):
         loader.Batches(path, batch_size=1, split="test", fold=0)
 
 

@@ -10,7 +10,7 @@ from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 import etl
 from etl import overlays, report
 from etl.model import BuildOptions, Finding
-from loader import open_dataset
+from loader import LoaderError, open_dataset
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_no_name_steers_a_terminal_or_breaks_a_line(data, tmp_path):
     [
         ("labels", '{"x": "y"}'), ("labels", '{"7": "y"}'),
         ("sources", '{"dicoms": "many"}'), ("sources", '{"dicoms": null}'),
-        ("alignment", "{}"), ("alignment", "no JSON"), ("alignment", "[]"),
+        ("alignment", "{}"),
     ],
 )  # fmt: skip
 def test_attributes_edited_to_nonsense_are_told(data, name, text):
@@ -135,6 +135,15 @@ def test_attributes_edited_to_nonsense_are_told(data, name, text):
         file.attrs[name] = np.bytes_(text)
     with pytest.raises(etl.EtlError, match="attributes are not those"):
         report.summarise(open_dataset(data.path))
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]"])
+def test_an_alignment_that_is_no_object_is_refused_by_the_loader(data, text):
+    assert isinstance(data.attributes["alignment"], dict)
+    with h5py.File(data.path, "r+") as file:
+        file.attrs["alignment"] = np.bytes_(text)
+    with pytest.raises(LoaderError, match="attribute alignment"):
+        open_dataset(data.path)
 
 
 def test_one_picture_per_row_named_by_patient_and_slice(data, tmp_path):

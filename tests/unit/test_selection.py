@@ -53,8 +53,12 @@ def test_where_chooses_rows_of_the_file(path, options, rows):
 def test_where_that_does_not_fit(path):
     with pytest.raises(loader.LoaderError, match=r"where does not fit .* \(10,\), found \(9,\)"):
         loader.Batches(path, batch_size=1, where=np.ones(9, bool))
-    with pytest.raises(loader.LoaderError, match=r"no row has split='test', .* is True in where"):
+    with pytest.raises(loader.LoaderError, match=r"no row has split='test' and True in where"):
         loader.Batches(path, batch_size=1, split="test", where=np.arange(10) < 8)
+    with pytest.raises(loader.LoaderError, match=r"no row has True in where .* is bytes"):
+        loader.Batches(path, batch_size=1, where=lambda m: m["patient_id"] == "P1")
+    with pytest.raises(TypeError, match=r"apart_from: expected the Batches .* found str"):
+        loader.Batches(path, batch_size=1, apart_from=str(path))
     with pytest.raises(TypeError, match=r"where: expected an array of booleans, .* found int64"):
         loader.Batches(path, batch_size=1, where=np.arange(10))
 
