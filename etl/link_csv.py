@@ -75,9 +75,9 @@ def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery
         No such folder, or no usable link.csv.
     """
     if not os.path.isdir(root):  # as everywhere here: Path.is_dir raises for an overlong name
+        why = "is a file" if os.path.exists(root) else "no such folder"
         raise EtlError(
-            f"Input folder not usable: {root}: no such folder. "
-            f"Give the folder that holds {LINK_FILE}."
+            f"Input folder not usable: {root}: {why}. Give the folder that holds {LINK_FILE}."
         )
     tally = _Tally()
     patients = _read_links(root, tally)
@@ -95,7 +95,7 @@ def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery
 def _read_links(root: Path, tally: _Tally) -> dict[str, str]:
     """Return patient_id → original_id of the usable lines of link.csv."""
     wanted = ("patient_id", "original_id")
-    rows = read_csv(root / LINK_FILE, LINK_FILE, required=wanted)
+    rows = read_csv(root / LINK_FILE, required=wanted)
     pairs: dict[tuple[str, str], int] = {}
     for line, row in rows:
         ids = tuple(row.get(column, "") for column in wanted)
@@ -121,9 +121,7 @@ def _read_links(root: Path, tally: _Tally) -> dict[str, str]:
     return links
 
 
-def read_csv(
-    path: Path, name: str, required: tuple[str, ...]
-) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column → value) of a table as people write it.
 
     A byte order mark, CRLF, blank lines, blanks around values, columns in any order and further
@@ -140,29 +138,29 @@ def read_csv(
         if not stat.S_ISREG(mode):
             found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
             raise EtlError(
-                f"Table not usable: {name}: is a {found}, expected a file with the columns "
+                f"Table not usable: {path}: is a {found}, expected a file with the columns "
                 f"{expected}."
             )
         text = path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EtlError(
-            f"Table not usable: {name}: no such file. Write one with the columns {expected}."
+            f"Table not usable: {path}: no such file. Write one with the columns {expected}."
         ) from error
     except UnicodeDecodeError as error:
         raise EtlError(
-            f"Table not usable: {name}: not text, expected UTF-8. Save it as CSV (UTF-8)."
+            f"Table not usable: {path}: not text, expected UTF-8. Save it as CSV (UTF-8)."
         ) from error
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
-        raise EtlError(f"Table not usable: {name}: {reason}.") from error
+        raise EtlError(f"Table not usable: {path}: {reason}.") from error
     if "\0" in text:
-        raise EtlError(f"Table not usable: {name}: not text (NUL bytes). Save it as CSV (UTF-8).")
+        raise EtlError(f"Table not usable: {path}: not text (NUL bytes). Save it as CSV (UTF-8).")
     lines = ((i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip())
     _, header = next(lines, (1, ""))
     columns = [column.casefold() for column in _cells(header)]
     if missing := [column for column in required if columns.count(column) != 1]:
         raise EtlError(
-            f"Table not usable: {name}, line 1: expected each of the columns {expected} once, "
+            f"Table not usable: {path}, line 1: expected each of the columns {expected} once, "
             f"separated by commas, found {header.strip()[:80]!r} (look at: {', '.join(missing)})."
         )
     for number, line in lines:
@@ -300,7 +298,7 @@ def _list_unlinked(
     root: Path, patients: dict[str, str], kinds: tuple[Kind, ...], tally: _Tally
 ) -> None:
     """Say what lies in folders that no usable line of link.csv names: nothing is lost silently."""
-    why = f"its folder is not linked by {LINK_FILE}."
+    why = f"no usable line of {LINK_FILE} links its folder."
     for patient_id in _folders(root, DICOM_FOLDER, patients.keys(), tally):
         for paths in _list_dicoms(root, f"{DICOM_FOLDER}/{patient_id}", tally).values():
             for path in paths:

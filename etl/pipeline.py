@@ -7,7 +7,8 @@ file.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from etl.engine import Work, foreign_engine, local_engine
 from etl.errors import EtlError
 from etl.judge import gather, judge
 from etl.link_csv import discover
-from etl.model import BuildOptions, Finding, Link
+from etl.model import BuildOptions, Finding, Kind, Link
 from etl.pixels import image_dtype
 from etl.rows import Plan
 from etl.stock import Stock
@@ -118,7 +119,7 @@ def build(
                 stock.add(examined)
                 shown.update(examined.n_links)
         links.clear()  # what is needed of them is in the stock
-        _require_rows(len(stock), stock.findings, strict=strict)
+        _require_rows(len(stock), stock.findings, found.counts, options, strict=strict)
         plan = write.create(
             path,
             len(stock),
@@ -132,7 +133,8 @@ def build(
             parts = engine.run(_rendering(root, options, plan), stock.tasks(size))
             rendered = gather(_counted(parts, shown.update))
         judged = judge(rendered, stock.findings, options)
-        _require_rows(int(judged.is_good.sum()), judged.findings, strict=strict)
+        n_rows = int(judged.is_good.sum())
+        _require_rows(n_rows, judged.findings, found.counts, options, strict=strict)
         contours = stock.contours()
         if not judged.is_good.all():
             plan = write.keep_rows(plan, *_kept(judged.is_good, contours))
@@ -186,24 +188,45 @@ def _chunk_pairs(options: BuildOptions) -> int:
     return most - most % whole if whole <= most else most
 
 
-def _require_rows(n_rows: int, findings: list[Finding], *, strict: bool) -> None:
+def _require_rows(
+    n_rows: int,
+    findings: list[Finding],
+    counts: Mapping[str, int],
+    options: BuildOptions,
+    *,
+    strict: bool,
+) -> None:
     """Stop where there is nothing to write, or where `strict` forbids it."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if n_rows and not (strict and errors):
         return
     examples = "".join(f"\n  {finding}" for finding in (errors or findings)[:_EXAMPLES])
+    see_all = "See all with --verbose or --log-file FILE."
     if not n_rows:
-        n_findings = f"{len(findings)} finding{'s' * (len(findings) != 1)}"
+        codes = Counter(finding.code for finding in findings)
+        listed = "".join(f", {n} {code}" for code, n in sorted(codes.items()))
         raise RejectedError(
-            f"Nothing to build: no usable pair of image and contour, {n_findings}.{examples}\n"
-            "See all with --verbose or --log-file FILE.",
+            f"Nothing to build: no usable pair of image and contour{listed}."
+            f"{_what_is_missing(counts, options.contours)}{examples}\n{see_all}",
             findings,
         )
     raise RejectedError(
         f"Build stopped by --strict: {len(errors)} finding{'s' * (len(errors) != 1)} of severity "
-        f"error.{examples}\nMend them, or build without --strict to leave these pairs out.",
+        f"error.{examples}\nMend them, or build without --strict to leave these pairs out. "
+        f"{see_all}",
         findings,
     )
+
+
+def _what_is_missing(counts: Mapping[str, int], kinds: Sequence[Kind]) -> str:
+    """Return a sentence on what no file at all was found of."""
+    if not counts["patients"]:
+        return " link.csv links no patient to contours."
+    missing = [f"{kind}-contour" for kind in kinds if not counts[f"{kind}contours"]]
+    missing += ["DICOM"] * (not counts["dicoms"])
+    if not missing:
+        return ""
+    return f" No {' and no '.join(missing)} file was found; the README's Input has their names."
 
 
 def _kept(

@@ -57,7 +57,7 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
         fold that is not a whole number from 0; a patient on two sides.
     """
     listed: dict[str, tuple[int, int]] = {}
-    for line, row in read_csv(path, path.name, required=("patient_id", "split")):
+    for line, row in read_csv(path, required=("patient_id", "split")):
         patient_id, split, fold = (row.get(name, "") for name in ("patient_id", "split", "fold"))
         where = f"Split file not usable: {path.name}, line {line}"
         if not patient_id:

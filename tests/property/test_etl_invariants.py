@@ -135,7 +135,7 @@ def test_any_table_is_rows_or_our_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "table.csv"
     path.write_bytes(data)
     try:
-        for _, row in read_csv(path, "table.csv", required=("patient_id",)):
+        for _, row in read_csv(path, required=("patient_id",)):
             assert all(value == value.strip() for value in row.values())
     except EtlError as error:
         assert "table.csv" in str(error)

@@ -428,3 +428,17 @@ class TestOutput:
         with pytest.raises(KeyboardInterrupt):
             build(root, tmp_path / "out.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "words"),
+    [
+        ("", "i", r"image and contour\. link.csv links no patient"),
+        ("P1,A1\n", "o", r"3 image-no-contour\. No o-contour file was found"),
+    ],
+)
+def test_nothing_to_build_says_what_is_missing(tmp_path, lines, kind, words):
+    root = write_tree(tmp_path / "data", outer=False)
+    (root / "link.csv").write_text(f"patient_id,original_id\n{lines}")
+    with pytest.raises(etl.EtlError, match=words):
+        build(root, tmp_path / "out.h5", contours=(kind,))
