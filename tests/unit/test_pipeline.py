@@ -433,7 +433,7 @@ class TestOutput:
 @pytest.mark.parametrize(
     ("lines", "kind", "words"),
     [
-        ("", "i", r"image and contour\. link.csv links no patient"),
+        ("", "i", r"3 image-no-contour\. link.csv links no patient"),
         ("P1,A1\n", "o", r"3 image-no-contour\. No o-contour file was found"),
     ],
 )
