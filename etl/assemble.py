@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ class BuildResult:
     """What a build made, everything it found, and notes on what was asked for but not had."""
 
     n_rows: int
-    findings: list[Finding]
+    findings: list[Finding] = field(repr=False)  # there may be thousands
     counts: dict[str, int]
     notes: list[str]
 

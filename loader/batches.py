@@ -212,6 +212,15 @@ class Batches:
         """Return the number of batches in an epoch, on this rank."""
         return self._order.plan.n_batches
 
+    def __repr__(self) -> str:
+        """Return the file, the choice of rows, and the position."""
+        plan, (epoch, batch) = self._order.plan, self._position
+        chosen = f", split={self._criteria.split!r}" if self._criteria.split else ""
+        return (
+            f"<Batches of {os.fspath(self.dataset.path)!r}{chosen}: {plan.n_samples} rows, "
+            f"{len(self)} batches of {plan.batch_size}, at batch {batch} of epoch {epoch}>"
+        )
+
     def __enter__(self) -> Self:
         """Return the object itself, to be closed where the `with` statement ends."""
         return self

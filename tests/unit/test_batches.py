@@ -646,3 +646,11 @@ def test_threads_draw_an_epoch_exactly_once(tmp_path, remainder):
         thread.join()
     assert sorted(drawn) == list(range(999))
     assert batches.epochs_completed == 1
+
+
+def test_repr_tells_file_rows_and_position(path):
+    batches = loader.Batches(path, batch_size=2, split="train")
+    batches.next_batch()
+    assert repr(batches) == (
+        f"<Batches of {str(path)!r}, split='train': 6 rows, 3 batches of 2, at batch 1 of epoch 0>"
+    )
