@@ -62,12 +62,6 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             _print("Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
-        except BrokenPipeError:  # click's to answer
-            raise
-        except OSError as error:  # of files the commands themselves know what to say
-            _silence_stdout()
-            reason = (error.strerror or "input/output error").lower()
-            raise click.ClickException(f"Not all was printed: stdout: {reason}.") from error
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -102,19 +96,16 @@ class _Split(click.ParamType[tuple[float, ...]]):
     ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
-        try:
-            shares = tuple(float(part) for part in value.split("/"))
-        except ValueError:
-            shares = ()
-        from etl.model import is_split
+        from etl.model import shares
 
-        if not is_split(shares):
+        try:
+            return shares(value.split("/"))
+        except ValueError:
             self.fail(
                 f"expected three shares that sum to 100, such as 70/15/15, found {value!r}",
                 param,
                 ctx,
             )
-        return shares
 
 
 class _Codes(click.ParamType[tuple[str, ...]]):
@@ -165,6 +156,7 @@ def _all_codes() -> Iterable[str]:
 
 def main() -> None:
     """Run `dicom-etl`."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have what the encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -172,7 +164,13 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _terminate)
-    cli(prog_name="dicom-etl")
+    try:
+        cli(prog_name="dicom-etl")
+    except OSError as error:  # of files the commands themselves know what to say
+        _silence_stdout()
+        reason = (error.strerror or "input/output error").lower()
+        click.echo(f"Error: Not all was printed: stdout: {reason}.", err=True)
+        sys.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -575,6 +573,17 @@ def _print(line: str, *, err: bool = False) -> None:
     from etl.model import printable
 
     click.echo(printable(line), err=err)
+
+
+def _open_what_is_closed() -> None:
+    """Give standard streams that the caller has closed a place, or our files would take theirs."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _silence_stdout() -> None:

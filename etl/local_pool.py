@@ -95,13 +95,15 @@ class LocalPool(Executor):
         for worker in busy:
             if worker.pipe in ready:
                 self._receive(worker)
+        if not self._has_begun and self._n_false_starts >= _MOST_FALSE_STARTS:
+            raise _no_worker_starts()
         self._dispatch()
 
     def _receive(self, worker: "_Worker") -> None:
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):  # also in the middle of an answer
-            self._count_false_start(worker)
+            self._n_false_starts += not worker.is_ready
             pending, worker.pending = worker.pending, None
             assert pending is not None  # noqa: S101  only busy workers are waited for
             pending.set_exception(WorkerDiedError("a worker process has died"))
@@ -117,16 +119,6 @@ class LocalPool(Executor):
             pending.set_result(result)
         else:
             pending.set_exception(error)
-
-    def _count_false_start(self, worker: "_Worker") -> None:
-        """Stop where no worker ever begins: that is no file's fault."""
-        self._n_false_starts += not worker.is_ready
-        if not self._has_begun and self._n_false_starts >= _MOST_FALSE_STARTS:
-            raise EtlError(
-                "Build stopped: no worker process starts. A script that calls etl.build with "
-                'workers must do so under `if __name__ == "__main__":`, and be a file, since '
-                "every worker imports it. Or use workers=1."
-            )
 
     def _dispatch(self) -> None:
         for worker in list(self._workers):
@@ -149,7 +141,10 @@ class LocalPool(Executor):
     def _start(self) -> "_Worker":
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:  # it, or the server, was killed at that moment
+            raise _no_worker_starts() from error
         theirs.close()  # theirs alone now, so that their death is the end of the file
         return _Worker(process, ours)
 
@@ -175,6 +170,14 @@ class _Worker:
     pipe: "Connection[bytes, _Message]"
     pending: "_Pending[object] | None" = None
     is_ready: bool = False
+
+
+def _no_worker_starts() -> EtlError:
+    return EtlError(
+        "Build stopped: no worker process starts. A script that calls etl.build with workers must "
+        'do so under `if __name__ == "__main__":`, and be a file, since every worker imports it. '
+        "Or were they killed: is memory short? Use workers=1."
+    )
 
 
 def available_cores() -> int:

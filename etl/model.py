@@ -6,13 +6,12 @@ times faster than a dataclass.
 
 import math
 import pickle
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-
-from loader.layout import SPLITS
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -93,6 +92,7 @@ FLAG_CODES: Final = (
 _RANGES: Final = (  # of the options that are whole numbers
     ("rows", 1, 65535),
     ("columns", 1, 65535),
+    ("contour_origin", 0, 1),
     ("split_seed", 0, math.inf),
     ("folds", 2, 9999),
     ("audit_contours", 1, math.inf),
@@ -325,24 +325,29 @@ class BuildOptions:
         TypeError, ValueError
             An option is not what it should be.
         """
-        for name in ("contours", "exclude_flagged"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: expected a tuple of strings, found one string.")
-        if not self.contours or set(self.contours) - set(KINDS):
+        contours, codes = (
+            _strings(name, getattr(self, name)) for name in ("contours", "exclude_flagged")
+        )
+        if not contours or contours - set(KINDS):
             raise ValueError(f"contours: expected some of {KINDS}, found {self.contours!r}.")
-        in_order = tuple(kind for kind in KINDS if kind in self.contours)
-        object.__setattr__(self, "contours", in_order)  # as frozen as before
-        if unknown := set(self.exclude_flagged) - set(FLAG_CODES):
+        if unknown := codes - set(FLAG_CODES):
             raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
-        _require_among("contour_origin", self.contour_origin, (0, 1))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
-        if self.split is not None and not is_split(self.split):
-            raise ValueError(f"split: expected three shares that sum to 100, found {self.split!r}.")
+        for name in ("partial", "qc", "audit"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
         if self.split is not None and self.split_file is not None:
             raise ValueError("split: expected either split or split_file, found both.")
+        # As frozen as before, in the one form in which the file records them.
+        object.__setattr__(self, "contours", tuple(kind for kind in KINDS if kind in contours))
+        object.__setattr__(
+            self, "exclude_flagged", tuple(code for code in FLAG_CODES if code in codes)
+        )
+        if self.split is not None:
+            object.__setattr__(self, "split", shares(self.split))
 
     @property
     def has_audit(self) -> bool:
@@ -356,13 +361,28 @@ class BuildOptions:
         return recorded
 
 
-def is_split(shares: object) -> bool:
-    """Say whether these are three shares in percent, none negative, that sum to 100."""
-    if not isinstance(shares, tuple) or len(shares) != len(SPLITS):
-        return False
-    if not all(isinstance(share, int | float) and share >= 0 for share in shares):
-        return False
-    return abs(sum(shares) - 100) < _ROUNDING
+def shares(split: object) -> tuple[float, float, float]:
+    """Return three shares in percent as floats.
+
+    Raises
+    ------
+    ValueError
+        They are not three numbers, none negative, that sum to 100.
+    """
+    try:
+        train, validation, test = map(float, cast("Iterable[float]", split))
+    except (TypeError, ValueError):
+        train = validation = test = math.nan
+    is_whole = abs(train + validation + test - 100) < _ROUNDING  # not so for NaN
+    if not (min(train, validation, test) >= 0 and is_whole):
+        raise ValueError(f"split: expected three shares that sum to 100, found {split!r}.")
+    return train, validation, test
+
+
+def _strings(name: str, values: object) -> set[str]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a tuple of strings, found {values!r}.")
+    return set(map(str, values))
 
 
 def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -410,3 +410,12 @@ def test_quiet_prints_nothing_where_the_build_succeeds(root, tmp_path):
     write_contour(root, "A1", 2, text="broken")
     result = run("build", root, tmp_path / "out.h5", *SIZE, "--quiet", "--split", "70/15/15")
     assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the platform closes streams otherwise")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_costs_no_row(root, tmp_path, closed):
+    out = tmp_path / "out.h5"
+    command = f"{sys.executable} -m etl build {root} {out} --size {SIZE[1]} {closed}"
+    assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
+    assert len(open_dataset(out)) == 6

@@ -1,5 +1,6 @@
 import functools
 import hashlib
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -192,3 +193,33 @@ def test_a_script_that_is_run_again_by_every_worker_is_told_so(tmp_path):
         script.read_text().replace("etl.build", "if __name__ == '__main__': etl.build")
     )
     subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_one_worker_that_starts_is_enough(monkeypatch):
+    start, number = local_pool.LocalPool._start, itertools.count()
+
+    def start_some(pool):
+        worker = start(pool)
+        if next(number) < 3:
+            worker.process.kill()
+            worker.process.join()
+        else:
+            assert worker.pipe.poll(30)
+        return worker
+
+    monkeypatch.setattr(local_pool.LocalPool, "_start", start_some)
+    work = Work(run=abs, divide=lambda n: [n], give_up=lambda _: None, names=str)
+    with local_engine(4) as engine:
+        assert list(engine.run(work, range(-8, 0))) == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_worker_killed_while_it_starts_blames_no_file(monkeypatch, tmp_path):
+    root = write_tree(tmp_path / "data", [(f"P{n}", f"C{n}") for n in range(40)], outer=False)
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(multiprocessing.get_context("forkserver").Process, "start", broken)
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", broken)
+    with pytest.raises(EtlError, match="no worker process starts"):
+        etl.build(root, tmp_path / "out.h5", OPTIONS, workers=2)

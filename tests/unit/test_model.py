@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ def test_contours_are_put_in_order():
     assert BuildOptions(contours=["o", "i", "o"]).contours == ("i", "o")
 
 
+def test_options_have_one_form_whatever_they_were_given_as():
+    expected = BuildOptions(
+        split=(70.0, 15.0, 15.0), exclude_flagged=("area-jump", "image-constant")
+    )
+    found = BuildOptions(split=[70, 15, 15], exclude_flagged={"image-constant", "area-jump"})
+    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
+    assert BuildOptions(contours=(kind for kind in "oi")).contours == ("i", "o")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -36,7 +46,10 @@ def test_contours_are_put_in_order():
         ({"exclude_flagged": "area-jump"}, TypeError, "exclude_flagged: expected a tuple"),
         ({"exclude_flagged": ("image-size",)}, ValueError, "exclude_flagged: no row is flagged"),
         ({"rasterizer": "foo"}, ValueError, "rasterizer: expected 'center' or 'pillow'"),
-        ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 or 1, found 7"),
+        ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 to 1, found 7"),
+        ({"contour_origin": np.int64(1)}, TypeError, "contour_origin: expected a whole number"),
+        ({"contour_origin": True}, TypeError, "contour_origin: expected a whole number"),
+        ({"qc": "no"}, TypeError, "qc: expected True or False"),
         ({"rows": 0}, ValueError, "rows: expected 1 to 65535, found 0"),
         ({"columns": 2.5}, TypeError, "columns: expected a whole number"),
         ({"folds": 1}, ValueError, "folds: expected 2 to 9999"),
