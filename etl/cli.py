@@ -166,11 +166,15 @@ def main() -> None:
             signal.signal(number, _terminate)
     try:
         cli(prog_name="dicom-etl")
-    except OSError as error:  # of files the commands themselves know what to say
-        _silence_stdout()
-        reason = (error.strerror or "input/output error").lower()
-        click.echo(f"Error: Not all was printed: stdout: {reason}.", err=True)
-        sys.exit(1)
+    except OSError:
+        try:
+            click.echo()  # fails again where it was this that failed
+        except OSError as error:
+            _silence_stdout()
+            reason = (error.strerror or "input/output error").lower()
+            click.echo(f"Error: Not all was printed: stdout: {reason}.", err=True)
+            sys.exit(1)
+        raise
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
