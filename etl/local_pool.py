@@ -104,17 +104,14 @@ class LocalPool(Executor):
             message = worker.pipe.recv()
         except (EOFError, OSError):  # also in the middle of an answer
             self._n_false_starts += not worker.is_ready
-            pending, worker.pending = worker.pending, None
-            assert pending is not None  # noqa: S101  only busy workers are waited for
-            pending.set_exception(WorkerDiedError("a worker process has died"))
+            worker.release().set_exception(WorkerDiedError("a worker process has died"))
             self._replace(worker)
             return
         if isinstance(message, str):
             worker.is_ready = self._has_begun = True
             return
         result, error = message
-        pending, worker.pending = worker.pending, None
-        assert pending is not None  # noqa: S101  only busy workers are waited for
+        pending = worker.release()
         if error is None:
             pending.set_result(result)
         else:
@@ -139,14 +136,18 @@ class LocalPool(Executor):
             self._workers[self._workers.index(worker)] = self._start()
 
     def _start(self) -> "_Worker":
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        try:
-            process.start()
-        except (OSError, EOFError) as error:  # it, or the server, was killed at that moment
-            raise _no_worker_starts() from error
-        theirs.close()  # theirs alone now, so that their death is the end of the file
-        return _Worker(process, ours)
+        for _ in range(_MOST_FALSE_STARTS):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+            try:
+                process.start()
+            except (OSError, EOFError):  # it was killed at that very moment
+                ours.close()
+            else:
+                return _Worker(process, ours)
+            finally:
+                theirs.close()  # theirs alone now, so that their death is the end of the file
+        raise _no_worker_starts()
 
 
 class _Pending(Future[_Result]):
@@ -170,6 +171,12 @@ class _Worker:
     pipe: "Connection[bytes, _Message]"
     pending: "_Pending[object] | None" = None
     is_ready: bool = False
+
+    def release(self) -> "_Pending[object]":
+        """Return what it worked on, which it does no more."""
+        pending, self.pending = self.pending, None
+        assert pending is not None  # noqa: S101  only busy workers are waited for
+        return pending
 
 
 def _no_worker_starts() -> EtlError:
