@@ -299,6 +299,11 @@ class DeviceBatches:
         Where the tensors are to be.
     **options
         As for `loader.Batches`.
+
+    Raises
+    ------
+    LoaderError
+        No CUDA device where one is asked for; or as `loader.Batches`.
     """
 
     def __init__(
@@ -311,6 +316,12 @@ class DeviceBatches:
             options["rank"], options["world_size"] = _rank_and_world_size()
         self._batches = Batches(source, layout="NCHW", **options)
         self._device = torch.device(device)
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise LoaderError(
+                f"Batches not made: {self._batches.dataset.path}: torch {torch.__version__} finds "
+                "no CUDA device (driver, or a build of torch for CPUs?). Use device='cpu', or look "
+                "at what `nvidia-smi` and torch.version.cuda say."
+            )
         self._state: State = self._batches.state_dict()
 
     def __len__(self) -> int:

@@ -217,35 +217,99 @@ def test_device_batches_on_the_cpu(path, prefetch):
     batches.close()
 
 
+class Stream:
+    """A stream as slow as may be: it does what it was given only when the host waits for it."""
+
+    entered = None
+
+    def __init__(self, _=None):
+        self.todo = []
+
+    def wait_event(self, event):
+        todo = event.todo  # as recorded now
+        self.todo.append(lambda: finish(todo))
+
+    @classmethod
+    @contextlib.contextmanager
+    def enter(cls, stream):
+        cls.entered, before = stream, cls.entered
+        yield
+        cls.entered = before
+
+
 class Event:
-    def record(self, *_):
-        pass
+    def __init__(self):
+        self.todo = []
 
-    synchronize = wait_event = record
+    def record(self, stream):
+        self.todo, stream.todo = stream.todo, []
+
+    def synchronize(self):
+        finish(self.todo)
 
 
-def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path, monkeypatch):
+def finish(todo):
+    while todo:
+        todo.pop(0)()
+
+
+@pytest.fixture
+def current_stream(monkeypatch):
+    """Stand in for CUDA: memory of the CPU, with rubbish in it until a copy is done."""
+
+    def send(tensor, device, *, non_blocking):
+        assert device.type == "cuda"
+        assert non_blocking
+        sent = torch.full_like(tensor, 77)
+        Stream.entered.todo.append(lambda: sent.copy_(tensor))
+        return sent
+
+    current_stream = Stream()
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Event())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", Stream.enter)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current_stream)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: to(tensor, copy=True))
-    monkeypatch.setattr(loader_torch.DeviceBatches, "_plain", loader_torch.DeviceBatches._pinned)
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    return current_stream
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_no_buffer_is_filled_again_before_it_has_left_for_a_slow_device(
+    path, current_stream, prefetch
+):
+    batches = loader_torch.DeviceBatches(path, "cuda", prefetch=prefetch, **OPTIONS)
+    for epoch in expected_epochs(path, 3):
+        arrived = list(batches)
+        finish(current_stream.todo)
+        assert [rows_of(tensors) for tensors in arrived] == epoch
+    batches.close()
+
+
+def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path, current_stream):
     together = [rows for epoch in expected_epochs(path, 4) for rows in epoch]
-    batches = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
-    other = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
+    batches = loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
+    other = loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
     n_drawn = 0
     for n_taken in (3, 99, 14, 5):
         for taken, tensors in enumerate(batches, start=1):
+            finish(current_stream.todo)
             assert rows_of(tensors) == together[n_drawn]
             n_drawn += 1
             other.load_state_dict(batches.state_dict())
-            assert rows_of(next(iter(other))) == together[n_drawn]
+            following = next(iter(other))
+            finish(current_stream.todo)
+            assert rows_of(following) == together[n_drawn]
             if taken == n_taken:
                 break
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_batches_without_cuda(path):
+    with pytest.raises(loader.LoaderError, match=r"no CUDA device .* Use device='cpu'"):
+        loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
