@@ -34,7 +34,7 @@ Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -83,7 +83,7 @@ class EpochPlan:
         """Positions that one batch on every rank takes."""
         return self.batch_size * self.world_size
 
-    @property
+    @cached_property
     def n_positions(self) -> int:
         """Positions handed out in an epoch, over all ranks."""
         if self.remainder == "pad":
@@ -96,7 +96,7 @@ class EpochPlan:
         """Samples that an epoch does not hand out."""
         return max(0, self.n_samples - self.n_positions)
 
-    @property
+    @cached_property
     def n_batches(self) -> int:
         """Batches in an epoch, the same on every rank."""
         return -(-self.n_positions // self.n_per_step)

@@ -137,7 +137,7 @@ class Gatherer:
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that lies unaligned in
         # the file.
-        self._image_bytes, self._mask_bytes = map(_as_bytes, (dataset.images, dataset.masks))
+        self._image_bytes = _as_bytes(dataset.images)
 
     def gather(self, rows: Indices, out: Arrays | None) -> Arrays:
         """Return the images and masks of some rows.
@@ -155,7 +155,7 @@ class Gatherer:
             images, masks = (array[: len(rows)] for array in out)
         self._fill_images(rows, images)
         # Every row is valid; "clip" spares the buffer that "raise" needs.
-        self._mask_bytes.take(rows, 0, _as_bytes(masks), "clip")
+        self._dataset.masks.take(rows, 0, masks, "clip")
         return self._arrange(images), self._arrange(masks)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
