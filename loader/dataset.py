@@ -4,22 +4,20 @@ import mmap
 import operator
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.columns import Columns
 from loader.errors import LoaderError
 from loader.layout import GROUPS, IMAGES, MASKS, Attribute
 from loader.structure import Extent, Json, not_opened, read_structure
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
 Masks: TypeAlias = npt.NDArray[np.uint8]
-Column: TypeAlias = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +40,7 @@ class Dataset:
     masks : uint8 array, shape (n, rows, columns)
         Label maps; `attributes["labels"]` says what the codes mean.
     manifest : mapping of column to array, shape (n,)
-        The link-manifest; strings are UTF-8 in bytes arrays.
+        The link-manifest; strings are UTF-8 in bytes, that compare with text too (`columns.Text`).
     contours : mapping of column to array
         `x` and `y` of shape (m,) in pixels; `row`, `label`, `start` and `length` of shape (c,).
     findings : mapping of column to array, shape (k,)
@@ -56,9 +54,9 @@ class Dataset:
     attributes: dict[str, Json]
     images: Images
     masks: Masks
-    manifest: Mapping[str, Column]
-    contours: Mapping[str, Column]
-    findings: Mapping[str, Column]
+    manifest: Columns
+    contours: Columns
+    findings: Columns
     buffer: mmap.mmap
 
     def __len__(self) -> int:
@@ -122,7 +120,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     structure = read_structure(buffer, name)
     arrays = {key: _map_array(buffer, extent) for key, extent in structure.extents.items()}
     tables = {
-        group: MappingProxyType({column: arrays[f"{group}/{column}"] for column in columns})
+        group: Columns(group, {column: arrays[f"{group}/{column}"] for column in columns})
         for group, columns in GROUPS.items()
     }
     return Dataset(

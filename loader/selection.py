@@ -1,13 +1,14 @@
 """Which rows of a dataset take part, which patients they show, and how often each is drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from loader.dataset import Column, Dataset
+from loader.columns import Column, Columns
+from loader.dataset import Dataset
 from loader.errors import LoaderError
 from loader.layout import SPLITS
 from loader.sampler import Indices, Table
@@ -16,9 +17,9 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 FoldRole: TypeAlias = Literal["train", "validation"]
 Balance: TypeAlias = Literal["patient", "label"]
 Flags: TypeAlias = npt.NDArray[np.bool_]
-Where: TypeAlias = Flags | Callable[[Mapping[str, Column]], Flags]
+Where: TypeAlias = Flags | Callable[[Columns], Flags]
 Numbers: TypeAlias = npt.NDArray[np.number] | Sequence[float]
-Weights: TypeAlias = Numbers | Callable[[Mapping[str, Column]], Numbers]
+Weights: TypeAlias = Numbers | Callable[[Columns], Numbers]
 
 _Rows: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 _Codes: TypeAlias = npt.NDArray[np.uint32]
@@ -202,7 +203,7 @@ def _nothing_selected(dataset: Dataset, criteria: Criteria, where: Where | None)
     return LoaderError(
         f"Rows not selected: {dataset.path}: no row has {' and '.join(wanted)} "
         f"(found rows: {', '.join(sizes)}; found {np.max(folds, initial=-1) + 1} folds). "
-        'Choose another selection; text in the manifest is bytes, such as b"P1".'
+        "Choose another selection."
     )
 
 

@@ -44,6 +44,8 @@ def rows_drawn(path, n_epochs=1, **options):
         ({"where": lambda manifest: manifest["n_pixels_2"] > 0}, [1, 3, 5, 7, 9]),
         ({"where": lambda manifest: manifest["slice"] > 3, "split": "train"}, [4, 5]),
         ({"where": np.ones(10, bool)}, range(10)),
+        ({"where": lambda manifest: manifest["patient_id"] == "c"}, [6, 7]),
+        ({"where": lambda manifest: np.isin(manifest["patient_id"], ["a", "d"])}, [0, 1, 8, 9]),
     ],
 )
 def test_where_chooses_rows_of_the_file(path, options, rows):
@@ -55,8 +57,10 @@ def test_where_that_does_not_fit(path):
         loader.Batches(path, batch_size=1, where=np.ones(9, bool))
     with pytest.raises(loader.LoaderError, match=r"no row has split='test' and True in where"):
         loader.Batches(path, batch_size=1, split="test", where=np.arange(10) < 8)
-    with pytest.raises(loader.LoaderError, match=r"no row has True in where .* is bytes"):
-        loader.Batches(path, batch_size=1, where=lambda m: m["patient_id"] == "P1")
+    with pytest.raises(loader.LoaderError, match=r"no row has True in where \(found rows: "):
+        loader.Batches(path, batch_size=1, where=lambda m: m["patient_id"] == "A")
+    with pytest.raises(KeyError, match=r"manifest: no column 'patient'; there are patient_id, "):
+        loader.Batches(path, batch_size=1, where=lambda m: m["patient"] == "a")
     with pytest.raises(TypeError, match=r"apart_from: expected the Batches .* found str"):
         loader.Batches(path, batch_size=1, apart_from=str(path))
     with pytest.raises(TypeError, match=r"where: expected an array of booleans, .* found int64"):
