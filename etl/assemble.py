@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,8 @@ from loader.layout import Attribute
 
 _MEANINGS: Final = {"i": "blood pool (inside the i-contour)", "o": "inside the o-contour"}
 _MUSCLE: Final = "muscle (inside the o-contour, not the i-contour)"
+
+_EXAMPLES: Final = 3  # of patients that a note names
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,9 @@ def _recorded(options: BuildOptions) -> dict[str, object]:
 def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[str]:
     """Return what was asked of the split but cannot be had with these patients."""
     used, folds = Counter(code for code, _ in sides.values()), {fold for _, fold in sides.values()}
-    notes = []
-    if options.split_file is not None and used[layout.NO_SPLIT]:
-        notes.append(f"{used[layout.NO_SPLIT]} patients are not in the split file: split is none.")
+    notes: list[str] = []
+    if options.split_file is not None:
+        notes += _notes_on_split_file(Path(options.split_file), used, sides.keys())
     if options.split is not None:
         for name, code, share in zip(layout.SPLITS, range(3), options.split, strict=True):
             if share and not used[code]:
@@ -144,3 +146,16 @@ def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[
     if options.folds is not None and (empty := set(range(options.folds)) - folds):
         notes.append(f"{len(empty)} of {options.folds} folds have no patient.")
     return notes
+
+
+def _notes_on_split_file(
+    path: Path, used: Mapping[int, int], patients: Collection[str]
+) -> Iterator[str]:
+    """Yield where the user's own split file and the patients with rows do not fit together."""
+    if used[layout.NO_SPLIT]:
+        yield f"patients that are not in the split file, so of no split: {used[layout.NO_SPLIT]}."
+    if others := sorted(split.read_split_file(path).keys() - patients):
+        examples = ", ".join([*map(repr, others[:_EXAMPLES]), *["..."] * (len(others) > _EXAMPLES)])
+        yield f"patients of the split file that have no row: {len(others)} ({examples})."
+    if len(sides := {code for code in used if code != layout.NO_SPLIT}) == 1:
+        yield f"the split file puts all patients in {layout.SPLITS[min(sides)]}."

@@ -39,7 +39,6 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
-_INTERRUPTED: Final = 130
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
 
@@ -59,9 +58,10 @@ class _Commands(click.Group):
             from etl.model import printable
 
             raise click.ClickException(printable(str(error))) from error
-        except KeyboardInterrupt:
-            _print("Interrupted.", err=True)
-            ctx.exit(_INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            why, status = _why_stopped(stop)
+            _print(f"{why}.", err=True)
+            ctx.exit(status)
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -347,10 +347,11 @@ def build(
         except EtlError as error:
             log.add(f"stopped: {error}")
             raise
-        except KeyboardInterrupt:  # later ones come when OUT is whole
-            log.add("stopped: interrupted")
-            _print("Interrupted: nothing was written.", err=True)
-            click.get_current_context().exit(_INTERRUPTED)
+        except KeyboardInterrupt as stop:  # later ones come when OUT is whole
+            why, status = _why_stopped(stop)
+            log.add(f"{why}: nothing was written.")
+            _print(f"{why}: nothing was written.", err=True)
+            click.get_current_context().exit(status)
         _list_findings(result.findings, log, verbose=verbose)
         for note in result.notes:
             if not quiet:
@@ -411,7 +412,12 @@ def report(
     if overlays is not None:
         from etl.overlays import write_overlays
 
-        write_overlays(dataset, overlays, force=force)
+        if others := write_overlays(dataset, overlays, force=force):
+            _print(
+                f"Note: {overlays} also has what is not of {file}, left as it was: "
+                f"{len(others)} in all, such as {others[0]}.",
+                err=True,
+            )
     summary = dataclasses.replace(reporting.summarise(dataset), path=str(file))
     if as_json:
         try:
@@ -599,4 +605,12 @@ def _silence_stdout() -> None:
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # the shell's way to say it
+    raise KeyboardInterrupt(number)
+
+
+def _why_stopped(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """Return what stopped the command, and the exit status that says so to a shell."""
+    if not stop.args:
+        return "Interrupted", 128 + signal.SIGINT
+    (number,) = stop.args
+    return f"Stopped by {signal.Signals(number).name}", 128 + number

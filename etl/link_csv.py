@@ -12,10 +12,10 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from etl.errors import EtlError
 from etl.model import KINDS, Finding, Kind, Link
@@ -40,6 +40,14 @@ class Discovery:
     links: list[Link]
     findings: list[Finding]
     counts: dict[str, int]
+
+
+class _Patient(NamedTuple):
+    """A usable line of link.csv."""
+
+    patient_id: str
+    original_id: str
+    line: int
 
 
 @dataclass(slots=True)
@@ -84,16 +92,16 @@ def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery
     tally.counts["patients"] = len(patients)
     links = [
         link
-        for patient_id, original_id in sorted(patients.items())
-        for link in _link_patient(root, patient_id, original_id, kinds, partial, tally)
+        for patient in sorted(patients)
+        for link in _link_patient(root, patient, kinds, partial, tally)
     ]
     _list_unlinked(root, patients, kinds, tally)
     tally.counts["pairs"] = len(links)
     return Discovery(links, tally.findings, tally.counts)
 
 
-def _read_links(root: Path, tally: _Tally) -> dict[str, str]:
-    """Return patient_id → original_id of the usable lines of link.csv."""
+def _read_links(root: Path, tally: _Tally) -> list[_Patient]:
+    """Return the patients of the usable lines of link.csv."""
     wanted = ("patient_id", "original_id")
     rows = read_csv(root / LINK_FILE, required=wanted)
     pairs: dict[tuple[str, str], int] = {}
@@ -107,18 +115,18 @@ def _read_links(root: Path, tally: _Tally) -> dict[str, str]:
     for patient_id, original_id in pairs:
         by_patient[patient_id].add(original_id)
         by_original[original_id].add(patient_id)
-    links = {}
+    patients = []
     for (patient_id, original_id), line in pairs.items():
         if len(by_patient[patient_id]) > 1:
             problem = _two_others("patient_id", patient_id, by_patient[patient_id])
         elif len(by_original[original_id]) > 1:
             problem = _two_others("original_id", original_id, by_original[original_id])
         else:
-            links[patient_id] = original_id
+            patients.append(_Patient(patient_id, original_id, line))
             continue
         message = f"line {line}: {problem}; all of its pairs are rejected. Keep the right line."
         tally.add("link-duplicate", LINK_FILE, message)
-    return links
+    return patients
 
 
 def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -194,19 +202,15 @@ def _two_others(column: str, value: str, others: set[str]) -> str:
 
 
 def _link_patient(
-    root: Path,
-    patient_id: str,
-    original_id: str,
-    kinds: tuple[Kind, ...],
-    partial: bool,
-    tally: _Tally,
+    root: Path, patient: _Patient, kinds: tuple[Kind, ...], partial: bool, tally: _Tally
 ) -> Iterator[Link]:
     """Yield the links of one patient by slice; say what does not pair."""
-    dicom_folder = f"{DICOM_FOLDER}/{patient_id}"
-    contour_folder = f"{CONTOUR_FOLDER}/{original_id}"
+    dicom_folder = f"{DICOM_FOLDER}/{patient.patient_id}"
+    contour_folder = f"{CONTOUR_FOLDER}/{patient.original_id}"
     for folder in (dicom_folder, contour_folder):
         if not os.path.isdir(root / folder):
-            message = f"patient {patient_id!r}: no folder {folder}. Add it or remove the line."
+            who = f"line {patient.line}: patient {patient.patient_id!r}"
+            message = f"{who} has no folder {folder}. Add it or remove the line."
             tally.add("link-unknown-patient", LINK_FILE, message)
     dicoms = _list_dicoms(root, dicom_folder, tally)
     contours = {kind: _list_contours(root, contour_folder, kind, tally) for kind in kinds}
@@ -227,9 +231,8 @@ def _link_patient(
             tally.add("contour-missing", link["dicom"], message)
             if not partial:
                 continue
-        yield Link(
-            patient_id, original_id, number, link["dicom"], link.get("i", ""), link.get("o", "")
-        )
+        ids = patient.patient_id, patient.original_id
+        yield Link(*ids, number, link["dicom"], link.get("i", ""), link.get("o", ""))
 
 
 def _link_slice(
@@ -295,15 +298,15 @@ def _by_slice(
 
 
 def _list_unlinked(
-    root: Path, patients: dict[str, str], kinds: tuple[Kind, ...], tally: _Tally
+    root: Path, patients: Sequence[_Patient], kinds: tuple[Kind, ...], tally: _Tally
 ) -> None:
     """Say what lies in folders that no usable line of link.csv names: nothing is lost silently."""
     why = f"no usable line of {LINK_FILE} links its folder."
-    for patient_id in _folders(root, DICOM_FOLDER, patients.keys(), tally):
+    for patient_id in _folders(root, DICOM_FOLDER, (p.patient_id for p in patients), tally):
         for paths in _list_dicoms(root, f"{DICOM_FOLDER}/{patient_id}", tally).values():
             for path in paths:
                 tally.add("image-no-contour", path, why)
-    for original_id in _folders(root, CONTOUR_FOLDER, patients.values(), tally):
+    for original_id in _folders(root, CONTOUR_FOLDER, (p.original_id for p in patients), tally):
         folder = f"{CONTOUR_FOLDER}/{original_id}"
         _count_other_kinds(root, folder, kinds, tally)
         for kind in kinds:

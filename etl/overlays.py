@@ -23,8 +23,8 @@ _CAPTION_SIZE: Final = 16
 _WORDS: Final = {1: "i-contour", 2: "o-contour"}
 
 
-def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> int:
-    """Draw every row into `folder`; return how many.
+def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
+    """Draw every row into `folder`; return the names there that are not of these pictures.
 
     Raises
     ------
@@ -44,10 +44,10 @@ def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> int:
             contours = [_contour(dataset, index) for index in range(starts[row], starts[row + 1])]
             caption = name.removesuffix(".png")
             overlay(*dataset[row], contours, caption).save(folder / name, optimize=False)
+        return sorted({path.name for path in folder.iterdir()} - set(names))
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
         raise EtlError(f"Overlays not written: {folder}: {reason}.") from error
-    return len(names)
 
 
 def file_names(dataset: Dataset) -> list[str]:

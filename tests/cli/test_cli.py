@@ -64,6 +64,12 @@ def test_build_then_report(root, tmp_path):
     assert result.exit_code == 0
     assert (tmp_path / "f.csv").read_text("utf-8-sig").count("\n") == 2
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
+    (tmp_path / "pictures/P1_slice0077.png").touch()
+    result = run("report", out, "--overlays", tmp_path / "pictures", "--force")
+    assert result.stderr == (
+        f"Note: {tmp_path / 'pictures'} also has what is not of {out}, left as it was: "
+        "1 in all, such as P1_slice0077.png.\n"
+    )
 
 
 def test_a_number_that_json_cannot_say_is_told(root, tmp_path):
@@ -351,10 +357,15 @@ def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "Interrupted: nothing was written.\n"),
+        (signal.SIGTERM, 143, "Stopped by SIGTERM: nothing was written.\n"),
+        (signal.SIGHUP, 129, "Stopped by SIGHUP: nothing was written.\n"),
+    ],
 )
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_real_signal_leaves_nothing_behind(tmp_path, number, status, workers):
+def test_a_real_signal_leaves_nothing_behind(tmp_path, number, status, message, workers):
     root = write_tree(tmp_path / "data", slices=[1])
     content = (root / "dicoms/P1/1.dcm").read_bytes()
     for slice_number in range(2, 3000):
@@ -368,6 +379,7 @@ def test_a_real_signal_leaves_nothing_behind(tmp_path, number, status, workers):
     process.send_signal(number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == status, messages
+    assert messages.endswith(message)
     assert "Traceback" not in messages
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 

@@ -112,6 +112,11 @@ def test_an_id_too_long_for_a_name_stops_nothing(root):
         found = discover(root, kinds, partial=False)
         assert slices(found) == ALL
         assert codes(found) == {"link-unknown-patient": 4}
+        folder = f"dicoms/{'P' * 300}"
+        message = (
+            f"line 4: patient {'P' * 300!r} has no folder {folder}. Add it or remove the line."
+        )
+        assert message in {finding.message for finding in found.findings}
 
 
 @pytest.mark.parametrize(("kind", "words"), [("folder", "is a folder"), ("fifo", "is a device or")])
