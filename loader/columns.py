@@ -1,12 +1,22 @@
 """Columns of a table of the file, and text in them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, Final, Never, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Column: TypeAlias = npt.NDArray[np.generic]
+
+# NumPy's functions of two sets, which compare without its operators.
+_OF_SETS: Final = (
+    np.isin,
+    np.array_equal,
+    np.setdiff1d,
+    np.intersect1d,
+    np.union1d,
+    np.setxor1d,
+)
 
 
 class Text(np.ndarray):
@@ -17,12 +27,19 @@ class Text(np.ndarray):
     """
 
     def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: object, **options: object
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: object,
+        out: tuple[object, ...] = (),
+        **options: object,
     ) -> object:
         """Call the function, a comparison say, with bytes for text; it returns plain arrays."""
-        plain = [value.view(np.ndarray) if isinstance(value, Text) else value for value in inputs]
-        if any(isinstance(value, np.ndarray) and value.dtype.kind == "S" for value in plain):
+        plain = [_plain(value) for value in inputs]
+        if any(isinstance(value, np.ndarray) and value.dtype.kind in "SO" for value in plain):
             plain = [_as_bytes(value) for value in plain]
+        if out:
+            options["out"] = tuple(_plain(value) for value in out)
         return getattr(ufunc, method)(*plain, **options)
 
     def __array_function__(
@@ -32,14 +49,17 @@ class Text(np.ndarray):
         arguments: Iterable[Any],
         options: Mapping[str, Any],
     ) -> object:
-        """Call the function; `numpy.isin` with bytes for text."""
-        if function is np.isin:
+        """Call the function; one of two sets, such as `numpy.isin`, with bytes for text."""
+        if function in _OF_SETS:
             arguments = tuple(_as_bytes(value) for value in arguments)
+            options = {k: v if k == "kind" else _as_bytes(v) for k, v in options.items()}
         return super().__array_function__(function, types, arguments, options)
 
 
-class Columns(Mapping[str, Column]):
+class Columns(dict[str, Column]):
     """The columns of a table by name, all of one length; read-only.
+
+    A `dict`, because that is what pandas makes a table of.
 
     Parameters
     ----------
@@ -49,41 +69,43 @@ class Columns(Mapping[str, Column]):
     """
 
     def __init__(self, name: str, columns: Mapping[str, Column]) -> None:
-        self._name = name
-        self._columns = {
-            column: values.view(Text) if values.dtype.kind == "S" else values
+        super().__init__(
+            (column, values.view(Text) if values.dtype.kind == "S" else values)
             for column, values in columns.items()
-        }
+        )
+        self._name = name
 
-    def __getitem__(self, column: str) -> Column:
-        """Return a column."""
-        try:
-            return self._columns[column]
-        except KeyError:
-            names = ", ".join(self)
-            raise KeyError(f"{self._name}: no column {column!r}; there are {names}.") from None
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the names of the columns."""
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        """Return the number of columns."""
-        return len(self._columns)
+    def __missing__(self, column: str) -> Never:
+        """Name the columns there are."""
+        raise KeyError(f"{self._name}: no column {column!r}; there are {', '.join(self)}.")
 
     def __repr__(self) -> str:
         """Return the number of rows, and the columns."""
-        n_rows = len(next(iter(self._columns.values()), ()))
+        n_rows = len(next(iter(self.values()), ()))
         return f"<{self._name}: {n_rows} rows of {', '.join(self)}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle as what it was made from."""
+        return Columns, (self._name, dict(self))
+
+    def _refuse(self, *_: object, **__: object) -> Never:
+        raise TypeError(f"{self._name}: the columns are read-only; change a copy, dict(...).")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+
+def _plain(value: object) -> object:
+    return value.view(np.ndarray) if isinstance(value, Text) else value
 
 
 def _as_bytes(value: object) -> object:
-    """Return text, one string or an array-like of strings, as bytes; and anything else as it is."""
+    """Return text, one string or many of them, as bytes; and anything else as it is."""
     if isinstance(value, str):
         return value.encode()
-    array = np.asarray(value)
+    array = np.asarray(list(value) if isinstance(value, Set) else value)
     kind = array.dtype.kind
     if kind not in "UTO":  # NumPy's strings of fixed and of any length, and objects, as pandas has
-        return value
+        return array if isinstance(value, Set) else value
     texts = [text.encode() if isinstance(text, str) else text for text in array.flat]
     return np.array(texts, "O" if kind == "O" else "S").reshape(array.shape)
