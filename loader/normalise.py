@@ -13,6 +13,7 @@ from loader.sampler import Indices
 
 Normalize: TypeAlias = Literal["minmax", "zscore", "percentile", "dataset"]
 Floats: TypeAlias = npt.NDArray[np.float32]
+_Doubles: TypeAlias = npt.NDArray[np.float64]
 
 # The manifest columns of what becomes 0 and 1; for "zscore", of the shift and the divisor.
 _RANGES: Final[Mapping[str, tuple[str, str]]] = {
@@ -22,7 +23,7 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class Scaling(NamedTuple):
-    """What `normalize` does to an image: (values - shift) * factor, in float32.
+    """What `normalize` does to an image: (values - shift) * factor, as float32.
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
@@ -31,8 +32,9 @@ class Scaling(NamedTuple):
     | "zscore" | mean | std | of the image itself |
     | "dataset" | image_mean | image_std | of all rows of the file |
 
-    The factor is 1 / divisor in float32, rounded so that the highest value does not exceed 1; a
-    divisor of 0, of a constant image, counts as 1.
+    The difference is taken in float32 of 16-bit values, which it holds exactly, and in float64 of
+    others. The factor is 1 / divisor in float32, rounded so that the highest value does not exceed
+    1; a divisor of 0, of a constant image, counts as 1.
     """
 
     dataset: Dataset
@@ -43,15 +45,19 @@ class Scaling(NamedTuple):
         images = self.dataset.images
         shifts, factors = self._shifts_and_factors(rows)
         is_clipped = self.kind == "percentile"
+        is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
         # A row fits the processor's cache, so that it travels from and to memory once.
         for row, shift, factor, scaled in zip(rows.tolist(), shifts, factors, out, strict=True):
-            np.copyto(scaled, images[row], casting="same_kind")
-            np.subtract(scaled, shift, out=scaled)
+            if is_short:
+                np.copyto(scaled, images[row], casting="same_kind")
+                np.subtract(scaled, np.float32(shift), out=scaled)
+            else:
+                np.subtract(images[row], shift, out=scaled, dtype="f8", casting="same_kind")
             np.multiply(scaled, factor, out=scaled)
             if is_clipped:
                 np.clip(scaled, 0, 1, out=scaled)
 
-    def _shifts_and_factors(self, rows: Indices) -> tuple[Floats, Floats]:
+    def _shifts_and_factors(self, rows: Indices) -> tuple[_Doubles, Floats]:
         shifts, divisors = self._shifts_and_divisors(rows)
         if not np.all(np.isfinite(shifts) & np.isfinite(divisors)):
             raise LoaderError(
@@ -63,11 +69,9 @@ class Scaling(NamedTuple):
         factors = np.reciprocal(divisors)
         is_above = divisors * factors > 1
         factors[is_above] = np.nextafter(factors[is_above], np.float32(0))
-        return shifts.astype(np.float32), factors
+        return shifts, factors
 
-    def _shifts_and_divisors(
-        self, rows: Indices
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _shifts_and_divisors(self, rows: Indices) -> tuple[_Doubles, _Doubles]:
         attributes, manifest = self.dataset.attributes, self.dataset.manifest
         if self.kind == "dataset":
             mean, std = (attributes[name] for name in (Attribute.IMAGE_MEAN, Attribute.IMAGE_STD))

@@ -42,6 +42,7 @@ def write_dataset(
     rows=4,
     columns=5,
     image_dtype="<i2",
+    offset=0,
     split=None,
     fold=None,
     seed=0,
@@ -53,6 +54,7 @@ def write_dataset(
     """Write a valid file and return what it holds, by dataset name.
 
     Each image holds its own row number in its first pixel, and each row is a patient of its own.
+    `offset` is added to all pixels.
     `attributes` replaces some of ATTRIBUTES, `manifest` some columns.
     """
     rng = np.random.default_rng(seed)
@@ -61,6 +63,7 @@ def write_dataset(
         "images": rng.integers(0, 1000, (n, rows, columns)).astype(image_dtype),
     }
     arrays["images"][:, 0, 0] = np.arange(n)
+    arrays["images"] += np.array(offset, image_dtype)
     columns_of = {
         "manifest": (MANIFEST, n),
         "contours": (CONTOURS, n),
@@ -112,7 +115,7 @@ def _created(path, alignment, attributes):
 def _statistics(images, masks):
     if not len(images):
         return {}
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), -1).astype(np.float64)
     p01, p99 = np.percentile(flat, (1, 99), axis=1)
     columns = {"minimum": flat.min(1), "maximum": flat.max(1), "p01": p01, "p99": p99}
     columns |= {"mean": flat.mean(1), "std": flat.std(1)}

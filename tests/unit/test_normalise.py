@@ -55,6 +55,19 @@ def test_scaled_values_lie_within_0_and_1(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])
+@pytest.mark.parametrize(
+    ("image_dtype", "offset"), [("<i4", -917_096_192), ("<i4", 2**31 - 2000), ("<f4", 2.0**24)]
+)
+def test_small_differences_of_large_values_are_kept(tmp_path, kind, image_dtype, offset):
+    written = write_dataset(tmp_path / "a.h5", image_dtype=image_dtype, offset=offset)
+    found = images_of(tmp_path / "a.h5", normalize=kind)
+    np.testing.assert_allclose(found, by_hand(written["images"], kind), rtol=1e-6, atol=1e-6)
+    if kind != "zscore":
+        assert found.min() == 0
+        assert found.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])
 def test_constant_image_becomes_0(tmp_path, kind):
     constant = dict.fromkeys(("minimum", "maximum", "mean", "p01", "p99"), [500] * 7)
     write_dataset(tmp_path / "a.h5", manifest=constant | {"std": [0] * 7})
