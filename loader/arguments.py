@@ -1,12 +1,17 @@
 """Checks of arguments that can never be right, whatever the file holds."""
 
+from typing import TypeVar
+
 import numpy as np
 
+_Choice = TypeVar("_Choice", bound=str)
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a string that is not one of the choices."""
-    if value not in choices:
+
+def choice(name: str, value: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
+    """Return the one of the choices that a string equals, as a plain string."""
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.")
+    return choices[choices.index(value)]
 
 
 def check_bool(name: str, value: bool) -> None:

@@ -6,14 +6,13 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final, Literal, Self, TypeAlias, get_args
+from typing import Final, Literal, Self, TypeAlias, cast, get_args
 
 import numpy as np
 
-from loader.arguments import check_bool, check_choice, whole
+from loader.arguments import check_bool, choice, whole
 from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
-from loader.layout import SPLITS
 from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
 from loader.sampler import EpochPlan, Indices, Remainder
@@ -36,6 +35,7 @@ from loader.stream import Arrays, Drawn, Form, Gatherer, Layout, Order, Padding,
 Values: TypeAlias = Literal["stored", "float32"]
 
 _MAX_PREFETCH: Final = 1024
+_MAX_SIZE: Final = 2**31  # of a batch, and of the world: their product is below 2**63
 
 
 class Batches:
@@ -132,23 +132,24 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if split is not None:
-            check_choice("split", split, SPLITS)
-        check_choice("fold_role", fold_role, get_args(FoldRole))
-        check_choice("remainder", remainder, get_args(Remainder))
+        split = None if split is None else choice("split", split, get_args(Split))
+        fold_role = choice("fold_role", fold_role, get_args(FoldRole))
+        remainder = choice("remainder", remainder, get_args(Remainder))
         check_bool("shuffle", shuffle)
         check_bool("allow_shared_patients", allow_shared_patients)
+        balance = None if balance is None else choice("balance", balance, get_args(Balance))
         _check_weighting(weights, balance, shuffle=shuffle)
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = whole("batch_size", batch_size, 1, _MAX_SIZE)
         fold = None if fold is None else whole("fold", fold, 0)
         seed = whole("seed", seed, 0, 2**64)
-        world_size = whole("world_size", world_size, 1)
+        world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
         self._form = _form(layout, dtype, normalize)
         self._prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         self._criteria = Criteria(split, fold, fold_role)
         self._has_where = where is not None
+        self.dataset.check_whole()
         selection = select(self.dataset, self._criteria, where)
         if not allow_shared_patients:
             check_patients(self.dataset, self._criteria, selection)
@@ -199,6 +200,7 @@ class Batches:
         where = None
         if isinstance(packed, np.ndarray):
             where = np.unpackbits(packed, count=len(self.dataset)).view(np.bool_)
+        self.dataset.check_whole()
         selection = select(self.dataset, self._criteria, where)
         if selection.digest != self._digests["selection"]:
             raise LoaderError(
@@ -258,9 +260,7 @@ class Batches:
         LoaderError
             The file was cut short, or lacks the statistics for `normalize`.
         """
-        arrays = self._next(out, None)
-        assert arrays is not None  # noqa: S101 only an epoch that has ended gives none
-        return arrays
+        return cast("Arrays", self._next(out, None))  # only an epoch that has ended gives none
 
     def close(self) -> None:
         """End the prefetch thread, if there is one; the next batch would start another."""
@@ -358,30 +358,58 @@ class Batches:
             self._position = position
 
     def _next(self, out: Arrays | None, epoch: int | None) -> Arrays | None:
-        """Return the next batch; none where `epoch` is given and has ended."""
-        runtime = self._runtime
+        """Return the next batch; none where `epoch` is given and has ended.
+
+        Whatever happens on the way, a batch that is not handed out is the next one again.
+        """
+        runtime, drawn = self._runtime, None
         if out is not None:
             out = self._gatherer.samples_of(out, self._order.plan.batch_size)
-        with runtime.lock:
-            if epoch is not None and self.epochs_completed != epoch:
-                return None
+        try:
+            with runtime.lock:
+                before = self._position
+                if epoch is not None and before[0] != epoch:
+                    return None
+                try:
+                    stream, drawn, arrays = self._draw(runtime)
+                except BaseException:
+                    self._go_to(before)
+                    raise
+            if arrays is None:
+                arrays = stream.gather(drawn, out)
+            elif out is not None:
+                arrays = self._gatherer.copy(arrays, out, len(drawn.rows))
+            self._handed_out.rows, self._handed_out.is_padding = drawn.rows, drawn.is_padding
+            return arrays
+        except BaseException:
+            with runtime.lock:
+                if drawn is not None and self._position == drawn.after:  # no thread has gone on
+                    self._go_to(before)
+            raise
+
+    def _draw(self, runtime: "_Runtime") -> tuple[Stream, Drawn, Arrays | None]:
+        """Go past the next batch; return it, without its pixels where nobody has prepared them."""
+        while True:
             stream = runtime.stream or self._start_stream(runtime)
-            drawn, arrays = runtime.take(stream)
-            # In one assignment, so that a fork at any moment finds a whole position.
-            self._position = drawn.after
-        if arrays is None:
-            arrays = stream.gather(drawn, out)
-        elif out is not None:
-            arrays = self._gatherer.copy(arrays, out, len(drawn.rows))
-        self._handed_out.rows, self._handed_out.is_padding = drawn.rows, drawn.is_padding
-        return arrays
+            try:
+                drawn, arrays = runtime.take(stream)
+            except LoaderError:
+                if runtime.stream is stream:
+                    raise
+                continue  # a signal's handler has closed it while this waited
+            if runtime.stream is stream:  # not so where a handler has gone elsewhere
+                # In one assignment, so that a fork at any moment finds a whole position.
+                self._position = drawn.after
+                return stream, drawn, arrays
 
     def _start_stream(self, runtime: "_Runtime") -> Stream:
         stream = Stream(self.dataset, self._order, self._gatherer, self._position)
         runtime.stream = stream
         if self._prefetch:
-            runtime.prefetcher = Prefetcher(stream.make, self._prefetch)
-            runtime.end = weakref.finalize(self, runtime.prefetcher.close)
+            prefetcher = Prefetcher(stream.make, self._prefetch)
+            runtime.end = weakref.finalize(self, prefetcher.close)
+            runtime.prefetcher = prefetcher
+            prefetcher.start()
         return stream
 
 
@@ -389,20 +417,15 @@ class _Runtime:
     """What draws the batches in one process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Reentrant, for the handler of a signal that closes the batches or loads a state.
+        self.lock = threading.RLock()
         self.stream: Stream | None = None
         self.prefetcher: Prefetcher[tuple[Drawn, Arrays]] | None = None
         self.end: Callable[[], object] = lambda: None  # of the prefetcher; once, at exit at last
 
     def take(self, stream: Stream) -> tuple[Drawn, Arrays | None]:
         """Return the next batch; without its pixels where nobody has prepared them."""
-        if self.prefetcher is None:
-            return stream.draw(), None
-        try:
-            return self.prefetcher.get()
-        except BaseException:
-            self.stop()
-            raise
+        return (stream.draw(), None) if self.prefetcher is None else self.prefetcher.get()
 
     def stop(self) -> None:
         """Forget what was prepared; the next batch is drawn from the position then."""
@@ -411,11 +434,11 @@ class _Runtime:
 
 
 def _form(layout: Layout, dtype: Values | None, normalize: Normalize | None) -> Form:
-    check_choice("layout", layout, get_args(Layout))
+    layout = choice("layout", layout, get_args(Layout))
     if dtype is not None:
-        check_choice("dtype", dtype, get_args(Values))
+        dtype = choice("dtype", dtype, get_args(Values))
     if normalize is not None:
-        check_choice("normalize", normalize, get_args(Normalize))
+        normalize = choice("normalize", normalize, get_args(Normalize))
         if dtype == "stored":
             raise ValueError(
                 'dtype: normalised images are float32, found "stored". Leave dtype out, or use '
@@ -425,10 +448,8 @@ def _form(layout: Layout, dtype: Values | None, normalize: Normalize | None) -> 
 
 
 def _check_weighting(weights: Weights | None, balance: Balance | None, *, shuffle: bool) -> None:
-    if balance is not None:
-        check_choice("balance", balance, get_args(Balance))
-        if weights is not None:
-            raise ValueError("balance: expected either weights or balance, found both.")
+    if balance is not None and weights is not None:
+        raise ValueError("balance: expected either weights or balance, found both.")
     if (weights is not None or balance is not None) and not shuffle:
         raise ValueError("shuffle: weighted draws have no order of the file; expected True.")
 

@@ -1,5 +1,6 @@
 """Prepare values in a background thread."""
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -16,8 +17,9 @@ _CHECK_SECONDS: Final = 1.0  # how often someone who waits looks whether the thr
 class Prefetcher(Generic[_Value]):
     """Values made by a thread before they are asked for, in order.
 
-    The thread ends with `close`, or with the first exception of `make`, which `get` raises once
-    what was made before it has been taken.
+    The thread begins with `start`, so that who makes a prefetcher can first see to its end. It ends
+    with `close`, or with the first exception of `make`, which `get` raises once what was made
+    before it has been taken.
 
     Parameters
     ----------
@@ -34,10 +36,14 @@ class Prefetcher(Generic[_Value]):
         self._ready: deque[_Value] = deque()
         self._error: BaseException | None = None
         self._is_closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pid = os.getpid()
         # A daemon, so that it never keeps a process from ending.
         self._thread = threading.Thread(target=self._run, name="loader-prefetch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def get(self) -> _Value:
@@ -51,7 +57,11 @@ class Prefetcher(Generic[_Value]):
             The thread has ended without one.
         """
         with self._changed:
-            while not self._ready:
+            while True:
+                # Not asked for before: a signal's handler may close this at any moment.
+                with contextlib.suppress(IndexError):
+                    value = self._ready.popleft()
+                    break
                 if self._error is not None:
                     raise self._error
                 if self._is_closed or not self._thread.is_alive():
@@ -60,19 +70,23 @@ class Prefetcher(Generic[_Value]):
                         "prefetch=0."
                     )
                 self._changed.wait(_CHECK_SECONDS)
-            value = self._ready.popleft()
             self._changed.notify_all()
             return value
 
     def close(self) -> None:
-        """End the thread and wait for it; at most one value's time."""
+        """End the thread and wait for it, at most one value's time.
+
+        The handler of a signal does not wait where the calls that it interrupted hold the lock,
+        which the other thread needs to end.
+        """
         if os.getpid() != self._pid:
             return  # a forked child has neither the thread nor a lock it could trust
         with self._changed:
             self._is_closed = True
             self._ready.clear()
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
+        is_other = self._thread.ident not in {None, threading.get_ident()}  # None: not started
+        if is_other and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._thread.join()
 
     def _run(self) -> None:

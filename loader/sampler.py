@@ -108,7 +108,8 @@ class EpochPlan:
         """
         n_full = self.n_positions // self.n_per_step
         starts = np.arange(first, min(stop, n_full), dtype=np.int64) * self.n_per_step
-        within = np.arange(self.batch_size, dtype=np.int64) + rank * self.batch_size
+        size = self.batch_size if len(starts) else 0  # it may be far more than there are samples
+        within = np.arange(size, dtype=np.int64) + rank * self.batch_size
         full = (starts[:, np.newaxis] + within).reshape(-1)
         if not first <= n_full < stop:
             return full

@@ -174,7 +174,8 @@ def _is_in_role(folds: npt.NDArray[np.int16], fold: int, fold_role: FoldRole) ->
 
 
 def _flags_of(dataset: Dataset, where: Where) -> Flags:
-    flags = np.asarray(where(dataset.manifest) if callable(where) else where)
+    # What a mask hides is not chosen.
+    flags = np.ma.filled(where(dataset.manifest) if callable(where) else where, fill_value=False)
     if flags.dtype != np.bool_:
         raise TypeError(
             "where: expected an array of booleans, or a function of the manifest that returns one, "
@@ -254,6 +255,9 @@ def _rarity(groups: npt.NDArray[np.generic]) -> Table:
 
 def _checked_weights(dataset: Dataset, values: Numbers) -> npt.NDArray[np.number]:
     weights = np.asarray(values)
+    if weights.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # beyond its range: infinite
+            weights = weights.astype(np.float64, copy=False)
     if weights.dtype.kind not in "iuf":
         raise TypeError(
             "weights: expected an array of numbers, or a function of the manifest that returns "

@@ -168,11 +168,11 @@ class Gatherer:
         """
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
-        images, masks = out
-        return (
-            self._samples_of(images, self.image_dtype, n_samples),
-            self._samples_of(masks, np.dtype(np.uint8), n_samples),
-        )
+        images = self._samples_of(out[0], self.image_dtype, n_samples)
+        masks = self._samples_of(out[1], np.dtype(np.uint8), n_samples)
+        if np.may_share_memory(images, masks):
+            raise ValueError("out: images and masks overlap in memory; give each an array.")
+        return images, masks
 
     def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
         """Return a batch that was gathered before as views of the caller's buffers."""

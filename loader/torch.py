@@ -237,6 +237,8 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         if batches._prefetch:
             prefetcher = Prefetcher(stream.make, batches._prefetch)
         try:
+            if prefetcher:
+                prefetcher.start()
             for batch in todo:
                 _, arrays = prefetcher.get() if prefetcher else stream.make()
                 self._at = start._replace(batch=batch + start.stride)

@@ -138,6 +138,14 @@ def test_out_may_be_arrays_of_the_caller(path):
     assert rows_in(images) == batches.indices.tolist() == [5, 3]
 
 
+def test_out_that_overlaps_itself(path):
+    batches = loader.Batches(path, batch_size=2, layout="NHW")
+    images = np.zeros((2, *batches.dataset.images.shape[1:]), np.int16)
+    masks = images.view(np.uint8).reshape(-1)[: images.size].reshape(images.shape)
+    with pytest.raises(ValueError, match="out: images and masks overlap in memory"):
+        batches.next_batch(out=(images, masks))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "why"),
     [
@@ -199,6 +207,9 @@ def test_file_cut_short_under_an_open_loader_is_an_error(tmp_path, prefetch):
         os.truncate(tmp_path / "out.h5", 65536)
         with pytest.raises(loader.LoaderError, match=r"cut short while it was open .* found 65536"):
             list(batches)
+        for options in ({"where": lambda manifest: manifest["slice"] > 3}, {"balance": "patient"}):
+            with pytest.raises(loader.LoaderError, match="cut short while it was open"):
+                loader.Batches(batches.dataset, batch_size=2, **options)
 
 
 # Epochs
@@ -368,6 +379,8 @@ def test_argument_that_is_not_an_integer(path, name, value):
         ("seed", 2**64),
         ("rank", 1),
         ("world_size", 0),
+        ("batch_size", 2**31),
+        ("world_size", 2**31),
     ],
 )
 def test_argument_out_of_range(path, name, value):
@@ -392,6 +405,18 @@ def test_argument_that_is_not_a_choice(path, name, choices):
 def test_shuffle_that_is_not_a_bool(path):
     with pytest.raises(TypeError, match="shuffle: expected True or False, found 1"):
         loader.Batches(path, batch_size=1, shuffle=1)
+
+
+def test_strings_of_other_classes_are_strings(path):
+    batches = loader.Batches(path, batch_size=1, split=np.str_("train"), remainder=np.str_("keep"))
+    batches.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+
+
+def test_all_rows_in_one_batch(path):
+    batches = loader.Batches(path, batch_size=2**31 - 1, remainder="keep")
+    images, _ = batches.next_batch()
+    assert images.shape[-1] == len(batches.dataset)
+    assert batches.epochs_completed == 1
 
 
 def test_integers_of_numpy_are_integers(path):

@@ -56,6 +56,7 @@ def counter():
 def test_values_come_in_order_and_no_more_than_depth_are_made():
     made, make = counter()
     prefetcher = Prefetcher(make, 3)
+    prefetcher.start()
     wait_until(lambda: len(made) == 3)
     time.sleep(0.02)
     assert len(made) == 3
@@ -74,6 +75,7 @@ def test_exception_reaches_who_asks_after_what_was_made_before(error):
 
     made = []
     prefetcher = Prefetcher(make, 8)
+    prefetcher.start()
     assert [prefetcher.get(), prefetcher.get()] == [1, 2]
     for _ in range(2):
         with pytest.raises(type(error)) as caught:
@@ -85,6 +87,7 @@ def test_exception_reaches_who_asks_after_what_was_made_before(error):
 def test_closing_wakes_who_waits():
     release = threading.Event()
     prefetcher = Prefetcher(release.wait, 1)
+    prefetcher.start()
     errors = []
 
     def ask():
@@ -105,6 +108,7 @@ def test_closing_wakes_who_waits():
 
 def test_closing_twice_is_harmless():
     prefetcher = Prefetcher(counter()[1], 1)
+    prefetcher.start()
     prefetcher.close()
     prefetcher.close()
 

@@ -1,0 +1,116 @@
+"""Exceptions and signals' handlers at any moment: no batch is lost, none comes twice."""
+
+import itertools
+import linecache
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+from dataset_builder import write_dataset
+
+import loader
+
+N, BATCH = 40, 4
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_dataset(tmp_path / "out.h5", n=N)
+    return tmp_path / "out.h5"
+
+
+def make(path, **options):
+    return loader.Batches(path, batch_size=BATCH, seed=3, **options)
+
+
+def drawn(batches, n):
+    """Return the rows of the next n batches, checked against the pixels."""
+    rows = []
+    for _ in range(n):
+        images, _ = batches.next_batch()
+        assert images[0, 0].tolist() == batches.indices.tolist()
+        rows.append(batches.indices.tolist())
+    return rows
+
+
+def raise_at(step):
+    """Return a trace function that interrupts at so manyth line of the loader.
+
+    Not at `with`, which is traced again when its block is left: no signal comes in between.
+    """
+    lines = itertools.count()
+    folder = os.path.dirname(loader.__file__)
+
+    def trace(frame, event, _argument):
+        if not frame.f_code.co_filename.startswith(folder):
+            return None
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not line.lstrip().startswith("with ") and next(lines) == step:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("n_before", [0, 3, 9])
+def test_an_interrupted_batch_is_the_next_one_again(path, prefetch, n_before):
+    expected = drawn(make(path), 25)
+    before = sys.gettrace()
+    for step in range(500):
+        with make(path, prefetch=prefetch) as batches:
+            assert drawn(batches, n_before) == expected[:n_before]
+            state = batches.state_dict()
+            sys.settrace(raise_at(step))
+            try:
+                batches.next_batch()
+                break  # there is no such line
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            assert batches.state_dict() == state
+            assert drawn(batches, 12) == expected[n_before : n_before + 12]
+    assert step > 20
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_batch_that_failed_is_the_next_one_again(tmp_path, prefetch):
+    std = np.ones(N)
+    std[7] = np.nan
+    write_dataset(tmp_path / "out.h5", n=N, manifest={"std": std})
+    batches = make(tmp_path / "out.h5", normalize="zscore", shuffle=False, prefetch=prefetch)
+    batches.next_batch()
+    for _ in range(3):
+        with pytest.raises(loader.LoaderError, match="found NaN"):
+            batches.next_batch()
+        assert batches.state_dict()["batch"] == 1
+    batches.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the platform has no timer signals")
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    "handle",
+    [
+        lambda batches: batches.close(),
+        lambda batches: batches.load_state_dict(batches.state_dict()),
+    ],
+    ids=["close", "load_state_dict"],
+)
+def test_the_handler_of_a_signal_may_close_and_load(path, prefetch, handle):
+    batches = make(path, prefetch=prefetch)
+    expected = drawn(make(path), 400)
+    before = signal.signal(signal.SIGALRM, lambda *_: handle(batches))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        found = drawn(batches, 400)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        batches.close()
+    # A state loaded between the draw of a batch and its return has that batch still to come.
+    assert found == expected
