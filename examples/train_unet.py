@@ -183,6 +183,8 @@ def main() -> None:
     n_batches = len(
         loader.Batches(options.path, split="train", batch_size=options.batch_size, remainder="pad")
     )
+    if options.check_resume and n_batches < 2:  # noqa: PLR2004
+        parser.error("--check-resume: an epoch has one batch, without a middle to resume from")
 
     def make() -> Training:
         n_steps = n_batches * options.epochs

@@ -4,6 +4,8 @@
 Imported only where it is asked for: ``import loader.torch``.
 """
 
+import multiprocessing
+import operator
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,14 +25,17 @@ from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
 from loader.sampler import Remainder
 from loader.selection import Balance, FoldRole, Split, Weights, Where
-from loader.stream import Arrays, Order, Stream
+from loader.stream import Arrays, Order, Position, Stream
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 State: TypeAlias = dict[str, str | int | None]
 
-_MAX_WORKERS: Final = 4096
+# So few that torch does all with their words in one thread: its other threads survive no fork.
+_MAX_WORKERS: Final = 1024
 _MAIN: Final = _MAX_WORKERS  # the main process's place beside those of the workers
+_LOADED: Final = slice(_MAIN + 1, _MAIN + 3)  # epoch and batch that were loaded
+_N_WORDS: Final = _MAIN + 3
 _TAG_BITS: Final = 32
 _N_SLOTS: Final = 2  # pinned buffers: one on its way to the device, one being filled
 
@@ -41,6 +46,44 @@ class _Place(NamedTuple):
     epoch: int
     batch: int
     stride: int
+
+
+class _Counters:
+    """How many epochs the workers of one process's DataLoaders have begun, and the process itself.
+
+    Shared memory, so that workers agree: a word for each place, the number of epochs begun by it
+    and a tag, and two words for the position that was loaded.
+
+    Attributes
+    ----------
+    pid : int
+        The process.
+    words : int64 tensor
+    """
+
+    def __init__(self, before: "_Counters | None" = None) -> None:
+        self.pid = os.getpid()
+        self.words = torch.zeros(_N_WORDS, dtype=torch.int64).share_memory_()
+        if before is not None:
+            self.words[_MAIN] = before.n_begun << _TAG_BITS
+            self.words[_LOADED] = before.words[_LOADED]
+
+    @property
+    def n_begun(self) -> int:
+        """Epochs begun by anyone."""
+        return int(self.words[: _MAIN + 1].max()) >> _TAG_BITS
+
+    @property
+    def loaded(self) -> Position:
+        """The position that was loaded; at first the beginning."""
+        epoch, batch = self.words[_LOADED].tolist()
+        return epoch, batch
+
+    def load(self, position: Position) -> None:
+        """Begin the next epoch at a position."""
+        self.words.zero_()
+        self.words[_LOADED] = torch.tensor(position)
+        self.words[_MAIN] = position[0] << _TAG_BITS
 
 
 class Selecting(TypedDict):
@@ -104,22 +147,21 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self._follows_distributed = not {"rank", "world_size"} & set(options)
         self._batches = Batches(source, layout="NCHW", **options)
         self._at = _Place(0, 0, 1)  # of the next batch that this process hands out
-        self._loaded: _Place | None = None
-        self._loaded_by = 0  # the process that has loaded it and not yet begun
+        self._loaded: _Place | None = None  # in a worker that has not yet begun there
         self._n_begun_here = 0
-        # For each worker and the main process, how many epochs it has begun; see _begin.
-        self._begun = torch.zeros(_MAX_WORKERS + 1, dtype=torch.int64).share_memory_()
+        self._counters = _Counters()  # of this process, whose workers count in them
+        self._counters_before: _Counters | None = None  # of the process that this came from
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle with the rank that this process has."""
         self._order()
-        return self.__dict__.copy()
+        return self.__dict__ | {"_counters_before": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Go on from the position of the original."""
         self.__dict__.update(state)
-        if not self._begun.is_shared():
-            self._begun.share_memory_()
+        # This may be a worker, which counts where its parent does; or a process with workers.
+        self._counters_before, self._counters = self._counters, _Counters(self._counters)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
@@ -129,11 +171,13 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         """Begin the next epoch: images and masks, each (samples, 1, rows, columns)."""
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch = self._begin()
-        if self._loaded is not None and self._loaded.epoch == epoch:
+        counters, loaded = self._counters_here(), self._loaded
+        epoch, self._loaded = self._begin(counters), None
+        if loaded is not None:
             # A worker's own position already counts from its first batch.
-            is_own = self._loaded.stride == stride > 1
-            first = self._loaded.batch + (0 if is_own else first)
+            first = loaded.batch + (0 if loaded.stride == stride > 1 else first)
+        elif counters.loaded[0] == epoch:
+            first += counters.loaded[1]
         self._at = _Place(epoch, first, stride)
         return self._epoch(self._at)
 
@@ -145,14 +189,14 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         LoaderError
             Workers of a DataLoader iterate, so that their positions are not known here.
         """
+        self._order()
         if torch.utils.data.get_worker_info() is None:
-            n_begun = self._begun >> _TAG_BITS
-            if n_begun[:_MAIN].max() > n_begun[_MAIN]:
+            counters = self._counters
+            if counters.n_begun > int(counters.words[_MAIN]) >> _TAG_BITS:
                 raise LoaderError(
                     "State not saved: workers of a DataLoader iterate, and how far is not known "
                     "here. Use StatefulDataLoader of torchdata, or num_workers=0 with prefetch=2."
                 )
-        self._order()
         epoch, batch, stride = self._at
         if stride == 1 and batch >= len(self):
             epoch, batch = epoch + 1, 0
@@ -173,34 +217,54 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         n_workers = worker.num_workers if worker else 1
         known = dict(state) if isinstance(state, Mapping) else {}
         stride, batch = known.pop("stride", None), known.get("batch")
+        where = f"State not loaded: {self._batches.dataset.path}"
+        if stride is None:
+            raise LoaderError(
+                f"{where}: not of an IterableDataset: it has no stride. Give what state_dict "
+                "returned, of the same class."
+            )
         if not isinstance(stride, int) or stride not in {1, n_workers}:
             raise LoaderError(
-                f"State not loaded: {self._batches.dataset.path}: stride (expected {n_workers}, "
-                f"found {stride!r}). Use as many workers as when it was saved."
+                f"{where}: stride (expected {n_workers}, found {stride!r}). Use as many workers "
+                "as when it was saved."
             )
         # A worker that has handed out its last batch stands beyond the end of the epoch.
         is_over = stride > 1 and isinstance(batch, int) and batch >= len(self)
         self._batches.load_state_dict(known | ({"batch": 0} if is_over else {}))
         epoch = self._batches.epochs_completed
-        self._at = self._loaded = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
-        self._loaded_by = os.getpid()
+        self._at = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
         if worker is None:
-            self._begun.zero_()
-            self._begun[_MAIN] = epoch << _TAG_BITS
+            self._counters.load(self._at[:2])
+        else:
+            self._loaded = self._at
 
     def _order(self) -> Order:
         """Return the order, of the rank that torch.distributed gives where it runs."""
-        batches = self._batches
-        order = batches._order
-        rank, world_size = _rank_and_world_size()
-        # It does not run in a spawned worker: there the rank is the one that was pickled.
-        if self._follows_distributed and world_size > 1 and _rank_of(order) != (rank, world_size):
-            plan = replace(order.plan, world_size=world_size)
-            check_plan(plan, batches.dataset)
-            order = batches._order = replace(order, plan=plan, rank=rank)
-        return order
+        if torch.utils.data.get_worker_info() is None:
+            self._counters_here()
+        return _order_of(self._batches, follows_distributed=self._follows_distributed)
 
-    def _begin(self) -> int:
+    def _counters_here(self) -> _Counters:
+        """Return the counters of this process, or in a worker those of its parent.
+
+        Not one for all copies: each of several processes, the ranks of a training say, has its own
+        epochs.
+        """
+        if torch.utils.data.get_worker_info() is None:
+            if self._counters.pid != os.getpid():  # a fork has brought the data set here
+                self._counters = _Counters(self._counters)
+            return self._counters
+        parent = multiprocessing.parent_process()
+        for counters in (self._counters, self._counters_before):
+            if counters is not None and parent is not None and counters.pid == parent.pid:
+                return counters
+        raise LoaderError(
+            f"Epoch not begun: {self._batches.dataset.path}: the data set came by a fork to the "
+            "process that has made this DataLoader, which has not used it yet. Make the data set "
+            "there, or call len(dataset) there first."
+        )
+
+    def _begin(self, counters: _Counters) -> int:
         """Return the number of the epoch that begins, the same in all workers of a DataLoader.
 
         Each process notes how many epochs it has begun in one word of shared memory, with a tag
@@ -208,23 +272,38 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         otherwise it begins the one after all that were begun. Two that look at the same time come
         to the same number.
         """
-        worker = torch.utils.data.get_worker_info()
-        place, tag = _MAIN, 0
-        if worker is not None:
-            self._n_begun_here += 1  # a persistent worker keeps its seed
-            tag = zlib.crc32(f"{worker.seed - worker.id} {self._n_begun_here}".encode()) or 1
-            place = worker.id
-        words: list[int] = self._begun.tolist()
+        place, tag = self._place_and_tag()
+        words: list[int] = counters.words[: _MAIN + 1].tolist()
         joined = [word for word in words if tag and word & (2**_TAG_BITS - 1) == tag]
-        if self._loaded is not None and self._loaded_by == os.getpid():
-            epoch, self._loaded_by = self._loaded.epoch, 0
+        if self._loaded is not None:
+            epoch = self._loaded.epoch
             for other, word in enumerate(words):
                 if word not in joined:
-                    self._begun[other] = 0  # it counts on from the epoch loaded
+                    counters.words[other] = 0  # it counts on from the epoch loaded
         else:
             epoch = (joined[0] >> _TAG_BITS) - 1 if joined else max(words) >> _TAG_BITS
-        self._begun[place] = (epoch + 1) << _TAG_BITS | tag
+        counters.words[place] = (epoch + 1) << _TAG_BITS | tag
         return epoch
+
+    def _place_and_tag(self) -> tuple[int, int]:
+        """Return this process's place among the words, and what the workers of an iteration share.
+
+        The processes that a process starts are numbered, and the workers of an iteration are
+        started one after the other. Their seed would not do: a program that seeds torch anew gives
+        it to more than one iteration.
+        """
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return _MAIN, 0
+        if worker.num_workers > _MAX_WORKERS:
+            raise LoaderError(
+                f"Epoch not begun: {self._batches.dataset.path}: too many workers (expected "
+                f"{_MAX_WORKERS} at most, found {worker.num_workers}). Use fewer."
+            )
+        self._n_begun_here += 1  # a persistent worker keeps its number
+        (*_, number) = multiprocessing.current_process()._identity
+        shared = f"{worker.seed - worker.id} {number - worker.id} {self._n_begun_here}"
+        return worker.id, zlib.crc32(shared.encode()) or 1
 
     def _epoch(self, start: _Place) -> Iterator[Tensors]:
         order, batches = self._order(), self._batches
@@ -276,7 +355,7 @@ class Dataset(torch.utils.data.Dataset[Tensors]):
     def __getitems__(self, indices: list[int]) -> list[Tensors]:
         """Return some samples, gathered together; DataLoader asks so for a batch."""
         n_samples = len(self)
-        samples = np.array(indices, np.int64)
+        samples = np.array([operator.index(index) for index in indices], np.int64)
         if np.any((samples < -n_samples) | (samples >= n_samples)):
             raise IndexError(f"sample out of range (there are {n_samples}): {indices}")
         batches = self._batches
@@ -314,26 +393,34 @@ class DeviceBatches:
         device: "torch.device | str",
         **options: Unpack[Batching],
     ) -> None:
-        if not {"rank", "world_size"} & set(options):
-            options["rank"], options["world_size"] = _rank_and_world_size()
+        self._follows_distributed = not {"rank", "world_size"} & set(options)
         self._batches = Batches(source, layout="NCHW", **options)
         self._device = torch.device(device)
-        if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise LoaderError(
-                f"Batches not made: {self._batches.dataset.path}: torch {torch.__version__} finds "
-                "no CUDA device (driver, or a build of torch for CPUs?). Use device='cpu', or look "
-                "at what `nvidia-smi` and torch.version.cuda say."
-            )
+        if self._device.type == "cuda":
+            self._check_cuda()
+        self._copies: torch.cuda.Stream | None = None
+        self._iteration: object = None  # the one that may hand out batches
+        self._n_loads = 0
         self._state: State = self._batches.state_dict()
+        self._order()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return len(self._batches)
+        return self._order().plan.n_batches
 
     def __iter__(self) -> Iterator[Tensors]:
-        """Hand out what is left of this epoch: images and masks, (samples, 1, rows, columns)."""
+        """Hand out what is left of this epoch: images and masks, (samples, 1, rows, columns).
+
+        Raises
+        ------
+        LoaderError
+            In an iteration that another one has followed.
+        """
+        self._order()
         self._batches.load_state_dict(self._state)  # forgets a batch in flight never handed out
-        return self._pinned() if self._device.type == "cuda" else self._plain()
+        self._iteration = iteration = object()
+        batches = self._pinned() if self._device.type == "cuda" else self._plain()
+        return self._handed_out(batches, iteration)
 
     def close(self) -> None:
         """End the prefetch thread, if there is one; see `loader.Batches.close`."""
@@ -341,35 +428,72 @@ class DeviceBatches:
 
     def state_dict(self) -> State:
         """Return the position and what it belongs to, as plain JSON."""
+        self._order()
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a position that `state_dict` returned; see `loader.Batches`."""
+        self._order()
         self._batches.load_state_dict(state)
         self._state = self._batches.state_dict()
+        self._n_loads += 1
 
-    def _plain(self) -> Iterator[Tensors]:
+    def _order(self) -> Order:
+        """Return the order, of the rank that torch.distributed gives where it runs."""
+        before = self._batches._order
+        order = _order_of(self._batches, follows_distributed=self._follows_distributed)
+        if order is not before and not self._state["batch"]:
+            self._state["world_size"] = order.plan.world_size
+        return order
+
+    def _check_cuda(self) -> None:
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if n_devices <= (self._device.index or 0):
+            raise LoaderError(
+                f"Batches not made: {self._batches.dataset.path}: no CUDA device {self._device} "
+                f"(torch {torch.__version__} finds {n_devices}). Use another device, such as "
+                "'cpu'; or look at what nvidia-smi and torch.version.cuda say."
+            )
+
+    def _handed_out(
+        self, batches: Iterator[tuple[Tensors, State]], iteration: object
+    ) -> Iterator[Tensors]:
+        while self._iteration is iteration:
+            with_state = next(batches, None)
+            if with_state is None:
+                return
+            tensors, self._state = with_state
+            yield tensors
+        raise LoaderError(
+            f"Batch not handed out: {self._batches.dataset.path}: another iteration over these "
+            "batches has begun. Iterate them once at a time."
+        )
+
+    def _plain(self) -> Iterator[tuple[Tensors, State]]:
         for arrays in self._batches:
-            self._state = self._batches.state_dict()
             images, masks = _as_tensors(arrays)
-            yield images.to(self._device), masks.to(self._device)
+            yield (images.to(self._device), masks.to(self._device)), self._batches.state_dict()
 
-    def _pinned(self) -> Iterator[Tensors]:
-        sent = self._send()
-        coming = next(sent, None)
+    def _pinned(self) -> Iterator[tuple[Tensors, State]]:
+        # One for all epochs: freed memory is used again only on the stream that it was taken on.
+        copies = self._copies = self._copies or torch.cuda.Stream(self._device)
+        sent = self._send(copies)
+        coming, n_loads = next(sent, None), self._n_loads
         while coming is not None:
             (tensors, has_arrived, state), coming = coming, next(sent, None)
-            stream = torch.cuda.current_stream(self._device)
+            stream = torch.cuda.current_stream(copies.device)
             stream.wait_event(has_arrived)
             for tensor in tensors:
                 tensor.record_stream(stream)  # its memory was taken on the stream of the copies
-            self._state = state
-            yield tensors
+            yield tensors, state
+            if n_loads != self._n_loads:  # the one in flight is not what comes after this state
+                coming, n_loads = next(sent, None), self._n_loads
 
-    def _send(self) -> "Iterator[tuple[Tensors, torch.cuda.Event, State]]":
+    def _send(
+        self, copies: "torch.cuda.Stream"
+    ) -> "Iterator[tuple[Tensors, torch.cuda.Event, State]]":
         """Start the copy of batch after batch to the device."""
         batches, epoch = self._batches, self._batches.epochs_completed
-        copies = torch.cuda.Stream(self._device)
         slots = [(*self._pinned_memory(), torch.cuda.Event()) for _ in range(_N_SLOTS)]
         for images, masks, has_arrived in cycle(slots):
             if batches.epochs_completed != epoch:
@@ -378,8 +502,8 @@ class DeviceBatches:
             gathered, _ = batches.next_batch(out=(images.numpy(), masks.numpy()))
             with torch.cuda.stream(copies):
                 sent = (
-                    images[: len(gathered)].to(self._device, non_blocking=True),
-                    masks[: len(gathered)].to(self._device, non_blocking=True),
+                    images[: len(gathered)].to(copies.device, non_blocking=True),
+                    masks[: len(gathered)].to(copies.device, non_blocking=True),
                 )
                 has_arrived.record(copies)
             yield sent, has_arrived, batches.state_dict()
@@ -392,8 +516,17 @@ class DeviceBatches:
         return images.pin_memory(), torch.empty(shape, dtype=torch.uint8).pin_memory()
 
 
-def _rank_of(order: Order) -> tuple[int, int]:
-    return order.rank, order.plan.world_size
+def _order_of(batches: Batches, *, follows_distributed: bool) -> Order:
+    """Return the order of some batches, of the rank that torch.distributed gives where it runs."""
+    order = batches._order
+    rank, world_size = _rank_and_world_size()
+    # It does not run in a spawned worker: there the rank is the one that was pickled.
+    is_other = (rank, world_size) != (order.rank, order.plan.world_size)
+    if follows_distributed and world_size > 1 and is_other:
+        plan = replace(order.plan, world_size=world_size)
+        check_plan(plan, batches.dataset)
+        order = batches._order = replace(order, plan=plan, rank=rank)
+    return order
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -96,6 +96,40 @@ def test_any_number_of_workers_gives_the_same_epochs(path, n_workers):
     assert epochs_of(batches, 2) == expected_epochs(path, 2, where=lambda m: m["slice"] > 9)
 
 
+@pytest.mark.parametrize("persistent_workers", [False, True])
+@pytest.mark.parametrize("new_loader", [False, True])
+def test_seeding_torch_anew_does_not_repeat_an_epoch(path, persistent_workers, new_loader):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+
+    def make():
+        generator = torch.Generator().manual_seed(5)
+        options = workers(2, persistent_workers=persistent_workers, generator=generator)
+        return DataLoader(dataset, batch_size=None, **options)
+
+    batches = make()
+    found = []
+    for _ in range(4):
+        batches = make() if new_loader else batches
+        batches.generator.manual_seed(5)
+        found += epochs_of(batches, 1)
+    assert found == expected_epochs(path, 4)
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "options"), [(0, {}), (2, {}), (2, {"persistent_workers": True})]
+)
+def test_state_loaded_between_iterations(path, n_workers, options):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    state = dataset.state_dict() | {"epoch": 1, "batch": 5}
+    batches = DataLoader(dataset, batch_size=None, **workers(n_workers, **options))
+    expected = expected_epochs(path, 5)
+    assert epochs_of(batches, 1) == expected[:1]
+    dataset.load_state_dict(state)
+    assert epochs_of(batches, 2) == [expected[1][5:], expected[2]]
+    assert epochs_of(dataset, 1) == expected[3:4]
+    assert epochs_of(batches, 1) == expected[4:]
+
+
 def test_epoch_that_was_left_early_is_followed_by_another(path):
     dataset = loader_torch.IterableDataset(path, **OPTIONS)
     batches = DataLoader(dataset, batch_size=None, **workers(2))
@@ -149,6 +183,26 @@ def test_stateful_data_loader_resumes_exactly(path, n_workers, n_drawn):
     found = [rows for epoch in epochs_of(resumed, 3) for rows in epoch]
     assert found == together[n_drawn : n_drawn + len(found)]
     assert len(found) >= 28
+
+
+def test_stateful_data_loader_resumes_where_torch_is_seeded_at_the_start(path):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def make():
+        torch.manual_seed(3)
+        dataset = loader_torch.IterableDataset(path, **OPTIONS)
+        return stateful(dataset, batch_size=None, **workers(2))
+
+    together = [rows for epoch in expected_epochs(path, 5) for rows in epoch]
+    batches = make()
+    epochs_of(batches, 1)
+    for _ in zip(range(5), batches, strict=False):
+        state = batches.state_dict()
+    resumed = make()
+    resumed.load_state_dict(state)
+    found = [rows for epoch in epochs_of(resumed, 3) for rows in epoch]
+    assert found == together[19 : 19 + len(found)]
+    assert len(found) == 9 + 2 * 14
 
 
 def test_state_of_plain_workers_is_refused_and_not_guessed(path):
@@ -222,8 +276,11 @@ class Stream:
 
     entered = None
 
-    def __init__(self, _=None):
-        self.todo = []
+    n_made = 0
+
+    def __init__(self, device=None):
+        self.device, self.todo = device, []
+        Stream.n_made += 1
 
     def wait_event(self, event):
         todo = event.todo  # as recorded now
@@ -257,9 +314,10 @@ def finish(todo):
 def current_stream(monkeypatch):
     """Stand in for CUDA: memory of the CPU, with rubbish in it until a copy is done."""
 
-    def send(tensor, device, *, non_blocking):
-        assert device.type == "cuda"
-        assert non_blocking
+    def send(tensor, device, *, non_blocking=False):
+        assert non_blocking == (device.type == "cuda")
+        if not non_blocking:
+            return tensor
         sent = torch.full_like(tensor, 77)
         Stream.entered.todo.append(lambda: sent.copy_(tensor))
         return sent
@@ -270,6 +328,7 @@ def current_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", Stream.enter)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current_stream)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "to", send)
@@ -281,11 +340,42 @@ def test_no_buffer_is_filled_again_before_it_has_left_for_a_slow_device(
     path, current_stream, prefetch
 ):
     batches = loader_torch.DeviceBatches(path, "cuda", prefetch=prefetch, **OPTIONS)
+    n_made = Stream.n_made
     for epoch in expected_epochs(path, 3):
         arrived = list(batches)
         finish(current_stream.todo)
         assert [rows_of(tensors) for tensors in arrived] == epoch
+    assert Stream.n_made == n_made + 1
     batches.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_state_loaded_within_an_iteration_is_where_it_goes_on(path, current_stream, device):
+    batches = loader_torch.DeviceBatches(path, device, **OPTIONS)
+    (together,) = expected_epochs(path, 1)
+    state = batches.state_dict()
+    found = []
+    for n, tensors in enumerate(batches):
+        finish(current_stream.todo)
+        found.append(rows_of(tensors))
+        if n == 2:
+            batches.load_state_dict(state)
+    assert found == together[:3] + together
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_iterations_of_one_object_do_not_mix(path, current_stream, device):
+    batches = loader_torch.DeviceBatches(path, device, **OPTIONS)
+    (together,) = expected_epochs(path, 1)
+    first = iter(batches)
+    next(first)
+    second = iter(batches)
+    found = [next(second)]
+    with pytest.raises(loader.LoaderError, match="another iteration over these batches has begun"):
+        next(first)
+    found += second
+    finish(current_stream.todo)
+    assert [rows_of(tensors) for tensors in found] == together[1:]
 
 
 def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path, current_stream):
@@ -308,8 +398,13 @@ def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_device_batches_without_cuda(path):
-    with pytest.raises(loader.LoaderError, match=r"no CUDA device .* Use device='cpu'"):
+    with pytest.raises(loader.LoaderError, match=r"no CUDA device cuda .* finds 0\)\. Use another"):
         loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
+
+
+def test_device_batches_on_a_device_that_is_not_there(path, current_stream):
+    with pytest.raises(loader.LoaderError, match=r"no CUDA device cuda:7 .* finds 1\)"):
+        loader_torch.DeviceBatches(path, "cuda:7", **OPTIONS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -322,18 +417,69 @@ def test_device_batches_on_cuda(path):
             assert rows_of((images.cpu(), masks.cpu())) == rows
 
 
+# A data set that several processes were given
+
+
+def send_epochs(dataset, n_workers, context, is_used, connection):
+    if is_used:
+        len(dataset)
+    batches = DataLoader(dataset, batch_size=None, **workers(n_workers, context))
+    try:
+        connection.send(epochs_of(batches, 2))
+    except loader.LoaderError as error:
+        connection.send(str(error))
+
+
+@pytest.mark.parametrize(
+    ("context", "n_workers", "context_of_workers", "is_used"),
+    [
+        ("fork", 0, None, False),
+        ("fork", 2, "fork", False),
+        ("fork", 2, "fork", True),
+        ("fork", 2, "spawn", False),
+        ("spawn", 0, None, False),
+        ("spawn", 2, "fork", False),
+        ("spawn", 2, "spawn", False),
+    ],
+)
+def test_each_process_has_its_own_epochs(path, context, n_workers, context_of_workers, is_used):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    epochs_of(dataset, 1)
+    start = multiprocessing.get_context(context)
+    pipes = [start.Pipe(duplex=False) for _ in range(2)]
+    rest = n_workers, context_of_workers, is_used
+    processes = [
+        start.Process(target=send_epochs, args=(dataset, *rest, sender)) for _, sender in pipes
+    ]
+    for process in processes:
+        process.start()
+    found = [receiver.recv() for receiver, _ in pipes]
+    for process in processes:
+        process.join()
+    if (context, context_of_workers, is_used) == ("fork", "fork", False):
+        assert all("Epoch not begun" in message for message in found)
+        assert all("len(dataset) there first" in message for message in found)
+    else:
+        assert found == [expected_epochs(path, 3)[1:]] * 2
+    assert epochs_of(dataset, 1) == expected_epochs(path, 2)[1:]
+
+
 # Several processes under torch.distributed
 
 
 def send_rows(path, rank, store, n_workers, connection):
     from torch import distributed
 
-    dataset = loader_torch.IterableDataset(path, **OPTIONS)  # before the group: taken up later
+    # Before the group: the rank is taken up later.
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    on_device = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
     distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=4)
     batches = DataLoader(dataset, batch_size=None, **workers(n_workers, "spawn"))
     epochs = epochs_of(batches, 2)
     n_batches = torch.tensor([len(epochs[0])])
     distributed.all_reduce(n_batches)
+    assert on_device.state_dict()["world_size"] == 4
+    assert epochs_of(on_device, 2) == epochs
     connection.send((epochs, int(n_batches)))
     distributed.destroy_process_group()
 
