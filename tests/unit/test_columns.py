@@ -2,6 +2,7 @@ import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from loader.columns import Columns, Text
@@ -77,6 +78,15 @@ def test_text_is_an_array_of_bytes_otherwise(ids):
     other = pickle.loads(pickle.dumps(ids))
     assert isinstance(other, Text)
     assert (other == "P1").tolist() == [True, False, False]
+
+
+def test_columns_are_a_table_in_pandas(columns):
+    table = pd.DataFrame(columns)
+    assert list(table) == ["patient_id", "slice"]
+    assert table["patient_id"].tolist() == columns["patient_id"].tolist()
+    wanted = pd.DataFrame({"patient_id": ["Zoë", "P1"]})["patient_id"]
+    assert np.isin(columns["patient_id"], wanted).tolist() == [True, False, True]
+    assert list(columns["patient_id"] == pd.Series(IDS)) == [True] * 3
 
 
 def test_columns_name_what_there_is(columns):
