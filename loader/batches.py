@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Final, Literal, Self, TypeAlias, cast, get_args
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
@@ -260,7 +260,8 @@ class Batches:
         LoaderError
             The file was cut short, or lacks the statistics for `normalize`.
         """
-        return cast("Arrays", self._next(out, None))  # only an epoch that has ended gives none
+        # With nothing after it that Ctrl-C could interrupt; only an epoch that ended gives none.
+        return self._next(out, None)  # type: ignore[return-value]
 
     def close(self) -> None:
         """End the prefetch thread, if there is one; the next batch would start another."""
@@ -393,10 +394,10 @@ class Batches:
             stream = runtime.stream or self._start_stream(runtime)
             try:
                 drawn, arrays = runtime.take(stream)
-            except LoaderError:
+            except Exception:
                 if runtime.stream is stream:
                     raise
-                continue  # a signal's handler has closed it while this waited
+                continue  # a signal's handler has closed it meanwhile
             if runtime.stream is stream:  # not so where a handler has gone elsewhere
                 # In one assignment, so that a fork at any moment finds a whole position.
                 self._position = drawn.after
@@ -425,10 +426,14 @@ class _Runtime:
 
     def take(self, stream: Stream) -> tuple[Drawn, Arrays | None]:
         """Return the next batch; without its pixels where nobody has prepared them."""
-        return (stream.draw(), None) if self.prefetcher is None else self.prefetcher.get()
+        prefetcher = self.prefetcher  # a signal's handler may come in between
+        return (stream.draw(), None) if prefetcher is None else prefetcher.get()
 
     def stop(self) -> None:
         """Forget what was prepared; the next batch is drawn from the position then."""
+        prefetcher = self.prefetcher
+        if prefetcher is not None:
+            prefetcher.close()  # before `end`, which does it once alone, interrupted or not
         self.end()
         self.stream = self.prefetcher = None
 

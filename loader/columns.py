@@ -1,6 +1,6 @@
 """Columns of a table of the file, and text in them."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set, ValuesView
 from typing import Any, Final, Never, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ Column: TypeAlias = npt.NDArray[np.generic]
 _OF_SETS: Final = (
     np.isin,
     np.array_equal,
+    np.array_equiv,
     np.setdiff1d,
     np.intersect1d,
     np.union1d,
@@ -103,9 +104,11 @@ def _as_bytes(value: object) -> object:
     """Return text, one string or many of them, as bytes; and anything else as it is."""
     if isinstance(value, str):
         return value.encode()
-    array = np.asarray(list(value) if isinstance(value, Set) else value)
+    if isinstance(value, Set | ValuesView):  # NumPy takes one for a single object
+        value = list(value)
+    array = np.asarray(value)
     kind = array.dtype.kind
     if kind not in "UTO":  # NumPy's strings of fixed and of any length, and objects, as pandas has
-        return array if isinstance(value, Set) else value
+        return value
     texts = [text.encode() if isinstance(text, str) else text for text in array.flat]
     return np.array(texts, "O" if kind == "O" else "S").reshape(array.shape)

@@ -4,14 +4,19 @@
 Imported only where it is asked for: ``import loader.torch``.
 """
 
+import contextlib
+import json
 import multiprocessing
+import multiprocessing.queues
 import operator
 import os
-import zlib
+import tempfile
+import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
-from typing import Final, NamedTuple, NotRequired, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, NotRequired, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
@@ -27,16 +32,17 @@ from loader.sampler import Remainder
 from loader.selection import Balance, FoldRole, Split, Weights, Where
 from loader.stream import Arrays, Order, Position, Stream
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 State: TypeAlias = dict[str, str | int | None]
 
-# So few that torch does all with their words in one thread: its other threads survive no fork.
-_MAX_WORKERS: Final = 1024
-_MAIN: Final = _MAX_WORKERS  # the main process's place beside those of the workers
-_LOADED: Final = slice(_MAIN + 1, _MAIN + 3)  # epoch and batch that were loaded
-_N_WORDS: Final = _MAIN + 3
-_TAG_BITS: Final = 32
+_BEGINNING: Final = {"begun": 0, "begun_here": 0, "loaded": (0, 0)}
+_N_JOINED: Final = 64  # iterations that are remembered, in which a worker may still begin
 _N_SLOTS: Final = 2  # pinned buffers: one on its way to the device, one being filled
 
 
@@ -48,42 +54,98 @@ class _Place(NamedTuple):
     stride: int
 
 
-class _Counters:
-    """How many epochs the workers of one process's DataLoaders have begun, and the process itself.
+class _Epochs:
+    """How many epochs a process and the workers of its DataLoaders have begun, in a small file.
 
-    Shared memory, so that workers agree: a word for each place, the number of epochs begun by it
-    and a tag, and two words for the position that was loaded.
+    Workers have nothing else in common that lasts from one iteration to the next, for fork and
+    spawn alike. Each change is made under a lock, which ends with the process that holds it.
 
-    Attributes
+    Parameters
     ----------
+    folder : str
+        Of the data set and of all that other processes have of it.
     pid : int
         The process.
-    words : int64 tensor
+    start : mapping
+        What `read` returned of whom it goes on from.
     """
 
-    def __init__(self, before: "_Counters | None" = None) -> None:
-        self.pid = os.getpid()
-        self.words = torch.zeros(_N_WORDS, dtype=torch.int64).share_memory_()
-        if before is not None:
-            self.words[_MAIN] = before.n_begun << _TAG_BITS
-            self.words[_LOADED] = before.words[_LOADED]
+    def __init__(self, folder: str, pid: int, start: "Mapping[str, object] | None" = None) -> None:
+        self._folder = folder
+        self._path = os.path.join(folder, str(pid))
+        self._start = dict(start or _BEGINNING) | {"joined": {}}
 
-    @property
-    def n_begun(self) -> int:
-        """Epochs begun by anyone."""
-        return int(self.words[: _MAIN + 1].max()) >> _TAG_BITS
+    def read(self) -> dict[str, Any]:
+        """Return the record: epochs begun by anyone and by the process itself, what was loaded."""
+        with self._changed() as record:
+            return record
 
-    @property
-    def loaded(self) -> Position:
-        """The position that was loaded; at first the beginning."""
-        epoch, batch = self.words[_LOADED].tolist()
-        return epoch, batch
+    def begin(self, token: str | None) -> Position:
+        """Return where the epoch begins that an iteration is to have, new or begun by others of it.
+
+        Parameters
+        ----------
+        token : str, optional
+            What the workers of the iteration have in common; none for the process itself.
+        """
+        with self._changed() as record:
+            epoch: int = record["begun"]
+            if token is None:
+                record["begun"] = record["begun_here"] = epoch + 1
+            elif token in record["joined"]:
+                epoch = record["joined"][token]
+            else:
+                record["begun"] = epoch + 1
+                self._join(record, token, epoch)
+            loaded_epoch, loaded_batch = record["loaded"]
+            return epoch, loaded_batch if epoch == loaded_epoch else 0
+
+    def begin_loaded(self, token: str, epoch: int) -> None:
+        """Begin an epoch that the workers of an iteration have loaded, and count on from there."""
+        with self._changed() as record:
+            record["begun"], record["begun_here"] = epoch + 1, 0
+            self._join(record, token, epoch)
 
     def load(self, position: Position) -> None:
-        """Begin the next epoch at a position."""
-        self.words.zero_()
-        self.words[_LOADED] = torch.tensor(position)
-        self.words[_MAIN] = position[0] << _TAG_BITS
+        """Have the next iteration begin at a position."""
+        with self._changed() as record:
+            record["begun"] = record["begun_here"] = position[0]
+            record["loaded"] = position
+
+    def remove(self) -> None:
+        """Remove the file, and the folder with the last one."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+            os.rmdir(self._folder)
+
+    @staticmethod
+    def _join(record: dict[str, Any], token: str, epoch: int) -> None:
+        joined = {**record["joined"], token: epoch}
+        record["joined"] = dict(list(joined.items())[-_N_JOINED:])
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        """Hand out the record, and write it when it has changed."""
+        file = self._opened()
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            text = os.read(file, os.fstat(file).st_size)
+            record = json.loads(text) if text else dict(self._start)
+            yield record
+            changed = json.dumps(record).encode()
+            if changed != text:
+                os.ftruncate(file, len(changed))
+                os.pwrite(file, changed, 0)
+        finally:
+            os.close(file)
+
+    def _opened(self) -> int:
+        while True:
+            os.makedirs(self._folder, 0o700, exist_ok=True)
+            # Another process may just have removed the folder.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 class Selecting(TypedDict):
@@ -149,19 +211,55 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self._at = _Place(0, 0, 1)  # of the next batch that this process hands out
         self._loaded: _Place | None = None  # in a worker that has not yet begun there
         self._n_begun_here = 0
-        self._counters = _Counters()  # of this process, whose workers count in them
-        self._counters_before: _Counters | None = None  # of the process that this came from
+        self._pid = 0  # the process that has used it
+        self._start: Mapping[str, object] | None = None  # its epochs then
+        self._make_family()
 
     def __getstate__(self) -> dict[str, object]:
-        """Pickle with the rank that this process has."""
+        """Pickle with the rank and the epochs that this process has."""
         self._order()
-        return self.__dict__ | {"_counters_before": None}
+        return self.__dict__ | {"_start": self._epochs().read(), "_pickled_by": os.getpid()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Go on from the position of the original."""
+        is_own_copy = state.pop("_pickled_by") == os.getpid()  # not one for a worker or a rank
         self.__dict__.update(state)
-        # This may be a worker, which counts where its parent does; or a process with workers.
-        self._counters_before, self._counters = self._counters, _Counters(self._counters)
+        self._pid = 0
+        if is_own_copy:
+            self._make_family()
+
+    def _make_family(self) -> None:
+        name = f"dicom-etl-loader-{uuid.uuid4().hex}"
+        self._folder = os.path.join(tempfile.gettempdir(), name)
+        self._own_epochs()
+
+    def _epochs(self) -> _Epochs:
+        """Return the epochs of this process; in a worker those of its parent.
+
+        Not one for all copies: each of several processes, the ranks of a training say, has its own
+        epochs.
+        """
+        is_worker = torch.utils.data.get_worker_info() is not None
+        parent = multiprocessing.parent_process()
+        if not is_worker or self._pid == os.getpid() or parent is None:  # or made in the worker
+            return self._own_epochs()
+        return self._epochs_of(int(parent.pid or 0))
+
+    def _own_epochs(self) -> _Epochs:
+        pid = os.getpid()
+        epochs = self._epochs_of(pid)
+        self._start = epochs.read()
+        if self._pid != pid:
+            self._pid = pid
+            weakref.finalize(self, _remove, epochs, pid)
+        return epochs
+
+    def _epochs_of(self, pid: int) -> _Epochs:
+        """Return the epochs of a process; at first they go on from those of the original."""
+        start = self._start
+        if self._pid not in {0, pid}:  # a fork has brought the data set there
+            start = _Epochs(self._folder, self._pid, start).read()
+        return _Epochs(self._folder, pid, start)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
@@ -171,13 +269,16 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         """Begin the next epoch: images and masks, each (samples, 1, rows, columns)."""
         worker = torch.utils.data.get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        counters, loaded = self._counters_here(), self._loaded
-        epoch, self._loaded = self._begin(counters), None
-        if loaded is not None:
+        epochs, token, loaded = self._epochs(), self._token(), self._loaded
+        self._loaded = None
+        if loaded is not None and token is not None:
+            epochs.begin_loaded(token, loaded.epoch)
             # A worker's own position already counts from its first batch.
             first = loaded.batch + (0 if loaded.stride == stride > 1 else first)
-        elif counters.loaded[0] == epoch:
-            first += counters.loaded[1]
+            epoch = loaded.epoch
+        else:
+            epoch, batch = epochs.begin(token)
+            first += batch
         self._at = _Place(epoch, first, stride)
         return self._epoch(self._at)
 
@@ -191,8 +292,8 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         """
         self._order()
         if torch.utils.data.get_worker_info() is None:
-            counters = self._counters
-            if counters.n_begun > int(counters.words[_MAIN]) >> _TAG_BITS:
+            record = self._epochs().read()
+            if record["begun"] > record["begun_here"]:
                 raise LoaderError(
                     "State not saved: workers of a DataLoader iterate, and how far is not known "
                     "here. Use StatefulDataLoader of torchdata, or num_workers=0 with prefetch=2."
@@ -234,76 +335,30 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         epoch = self._batches.epochs_completed
         self._at = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
         if worker is None:
-            self._counters.load(self._at[:2])
+            self._epochs().load(self._at[:2])
         else:
             self._loaded = self._at
 
     def _order(self) -> Order:
         """Return the order, of the rank that torch.distributed gives where it runs."""
-        if torch.utils.data.get_worker_info() is None:
-            self._counters_here()
         return _order_of(self._batches, follows_distributed=self._follows_distributed)
 
-    def _counters_here(self) -> _Counters:
-        """Return the counters of this process, or in a worker those of its parent.
+    def _token(self) -> str | None:
+        """Return what the workers of one iteration have in common, and no other iteration has.
 
-        Not one for all copies: each of several processes, the ranks of a training say, has its own
-        epochs.
-        """
-        if torch.utils.data.get_worker_info() is None:
-            if self._counters.pid != os.getpid():  # a fork has brought the data set here
-                self._counters = _Counters(self._counters)
-            return self._counters
-        parent = multiprocessing.parent_process()
-        for counters in (self._counters, self._counters_before):
-            if counters is not None and parent is not None and counters.pid == parent.pid:
-                return counters
-        raise LoaderError(
-            f"Epoch not begun: {self._batches.dataset.path}: the data set came by a fork to the "
-            "process that has made this DataLoader, which has not used it yet. Make the data set "
-            "there, or call len(dataset) there first."
-        )
-
-    def _begin(self, counters: _Counters) -> int:
-        """Return the number of the epoch that begins, the same in all workers of a DataLoader.
-
-        Each process notes how many epochs it has begun in one word of shared memory, with a tag
-        that all workers of one iteration have. Who finds a word with its own tag joins that epoch;
-        otherwise it begins the one after all that were begun. Two that look at the same time come
-        to the same number.
-        """
-        place, tag = self._place_and_tag()
-        words: list[int] = counters.words[: _MAIN + 1].tolist()
-        joined = [word for word in words if tag and word & (2**_TAG_BITS - 1) == tag]
-        if self._loaded is not None:
-            epoch = self._loaded.epoch
-            for other, word in enumerate(words):
-                if word not in joined:
-                    counters.words[other] = 0  # it counts on from the epoch loaded
-        else:
-            epoch = (joined[0] >> _TAG_BITS) - 1 if joined else max(words) >> _TAG_BITS
-        counters.words[place] = (epoch + 1) << _TAG_BITS | tag
-        return epoch
-
-    def _place_and_tag(self) -> tuple[int, int]:
-        """Return this process's place among the words, and what the workers of an iteration share.
-
-        The processes that a process starts are numbered, and the workers of an iteration are
-        started one after the other. Their seed would not do: a program that seeds torch anew gives
-        it to more than one iteration.
+        It is the pipe by which all of them hand out batches. Their seed would not do: a program
+        that seeds torch anew gives it to more than one iteration.
         """
         worker = torch.utils.data.get_worker_info()
         if worker is None:
-            return _MAIN, 0
-        if worker.num_workers > _MAX_WORKERS:
-            raise LoaderError(
-                f"Epoch not begun: {self._batches.dataset.path}: too many workers (expected "
-                f"{_MAX_WORKERS} at most, found {worker.num_workers}). Use fewer."
-            )
-        self._n_begun_here += 1  # a persistent worker keeps its number
-        (*_, number) = multiprocessing.current_process()._identity
-        shared = f"{worker.seed - worker.id} {number - worker.id} {self._n_begun_here}"
-        return worker.id, zlib.crc32(shared.encode()) or 1
+            return None
+        self._n_begun_here += 1  # a persistent worker keeps its pipe
+        arguments = getattr(multiprocessing.current_process(), "_args", ())
+        queues = [one for one in arguments if isinstance(one, multiprocessing.queues.Queue)]
+        pipe = 0
+        if len(queues) == len(("indices", "batches")):
+            pipe = os.fstat(queues[1]._reader.fileno()).st_ino  # type: ignore[attr-defined]
+        return f"{pipe} {worker.seed - worker.id} {self._n_begun_here}"
 
     def _epoch(self, start: _Place) -> Iterator[Tensors]:
         order, batches = self._order(), self._batches
@@ -514,6 +569,11 @@ class DeviceBatches:
         shape = (batches._order.plan.batch_size, 1, rows, columns)
         images = torch.from_numpy(np.empty(shape, batches._gatherer.image_dtype))
         return images.pin_memory(), torch.empty(shape, dtype=torch.uint8).pin_memory()
+
+
+def _remove(epochs: _Epochs, pid: int) -> None:
+    if os.getpid() == pid:  # a fork has the finalizers too
+        epochs.remove()
 
 
 def _order_of(batches: Batches, *, follows_distributed: bool) -> Order:
