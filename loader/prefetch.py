@@ -11,7 +11,7 @@ from loader.errors import LoaderError
 
 _Value = TypeVar("_Value")
 
-_CHECK_SECONDS: Final = 1.0  # how often someone who waits looks whether the thread still lives
+_CHECK_SECONDS: Final = 0.1  # how often someone who waits looks whether the thread still lives
 
 
 class Prefetcher(Generic[_Value]):

@@ -104,8 +104,13 @@ def test_a_batch_that_failed_is_the_next_one_again(tmp_path, prefetch):
 def test_the_handler_of_a_signal_may_close_and_load(path, prefetch, handle):
     batches = make(path, prefetch=prefetch)
     expected = drawn(make(path), 400)
-    before = signal.signal(signal.SIGALRM, lambda *_: handle(batches))
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+
+    def handler(*_):
+        handle(batches)
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # the next one, never within this one
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
     try:
         found = drawn(batches, 400)
     finally:
