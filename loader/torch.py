@@ -8,11 +8,11 @@ import contextlib
 import json
 import multiprocessing
 import multiprocessing.queues
+import multiprocessing.util
 import operator
 import os
 import tempfile
 import uuid
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
@@ -251,7 +251,8 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self._start = epochs.read()
         if self._pid != pid:
             self._pid = pid
-            weakref.finalize(self, _remove, epochs, pid)
+            # Unlike weakref.finalize, it does its work at the end of processes of multiprocessing.
+            multiprocessing.util.Finalize(self, epochs.remove, exitpriority=0)
         return epochs
 
     def _epochs_of(self, pid: int) -> _Epochs:
@@ -569,11 +570,6 @@ class DeviceBatches:
         shape = (batches._order.plan.batch_size, 1, rows, columns)
         images = torch.from_numpy(np.empty(shape, batches._gatherer.image_dtype))
         return images.pin_memory(), torch.empty(shape, dtype=torch.uint8).pin_memory()
-
-
-def _remove(epochs: _Epochs, pid: int) -> None:
-    if os.getpid() == pid:  # a fork has the finalizers too
-        epochs.remove()
 
 
 def _order_of(batches: Batches, *, follows_distributed: bool) -> Order:

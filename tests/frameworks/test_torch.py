@@ -502,6 +502,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(path, monkeypatch, tm
     dataset = loader_torch.IterableDataset(path, **OPTIONS)
     other = copy.deepcopy(dataset)
     epochs_of(DataLoader(dataset, batch_size=None, **workers(2, "spawn")), 1)
+    next(iter(DataLoader(Wrapped(path), batch_size=None, **workers(2))))
     assert len(list(tmp_path.glob("dicom-etl-loader-*/*"))) == 2
     del dataset, other
     gc.collect()
