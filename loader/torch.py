@@ -4,8 +4,6 @@
 Imported only where it is asked for: ``import loader.torch``.
 """
 
-import contextlib
-import json
 import multiprocessing
 import multiprocessing.queues
 import multiprocessing.util
@@ -16,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
-from typing import Any, Final, NamedTuple, NotRequired, TypeAlias, TypedDict, Unpack
+from typing import Final, NamedTuple, NotRequired, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
@@ -25,24 +23,18 @@ from torch import distributed  # type: ignore[import-not-found, unused-ignore]
 
 import loader
 from loader.batches import Batches, Values, check_plan
+from loader.epochs import Epochs
 from loader.errors import LoaderError
 from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
 from loader.sampler import Remainder
 from loader.selection import Balance, FoldRole, Split, Weights, Where
-from loader.stream import Arrays, Order, Position, Stream
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from loader.stream import Arrays, Order, Stream
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 State: TypeAlias = dict[str, str | int | None]
 
-_BEGINNING: Final = {"begun": 0, "begun_here": 0, "loaded": (0, 0)}
-_N_JOINED: Final = 64  # iterations that are remembered, in which a worker may still begin
 _N_SLOTS: Final = 2  # pinned buffers: one on its way to the device, one being filled
 
 
@@ -52,100 +44,6 @@ class _Place(NamedTuple):
     epoch: int
     batch: int
     stride: int
-
-
-class _Epochs:
-    """How many epochs a process and the workers of its DataLoaders have begun, in a small file.
-
-    Workers have nothing else in common that lasts from one iteration to the next, for fork and
-    spawn alike. Each change is made under a lock, which ends with the process that holds it.
-
-    Parameters
-    ----------
-    folder : str
-        Of the data set and of all that other processes have of it.
-    pid : int
-        The process.
-    start : mapping
-        What `read` returned of whom it goes on from.
-    """
-
-    def __init__(self, folder: str, pid: int, start: "Mapping[str, object] | None" = None) -> None:
-        self._folder = folder
-        self._path = os.path.join(folder, str(pid))
-        self._start = dict(start or _BEGINNING) | {"joined": {}}
-
-    def read(self) -> dict[str, Any]:
-        """Return the record: epochs begun by anyone and by the process itself, what was loaded."""
-        with self._changed() as record:
-            return record
-
-    def begin(self, token: str | None) -> Position:
-        """Return where the epoch begins that an iteration is to have, new or begun by others of it.
-
-        Parameters
-        ----------
-        token : str, optional
-            What the workers of the iteration have in common; none for the process itself.
-        """
-        with self._changed() as record:
-            epoch: int = record["begun"]
-            if token is None:
-                record["begun"] = record["begun_here"] = epoch + 1
-            elif token in record["joined"]:
-                epoch = record["joined"][token]
-            else:
-                record["begun"] = epoch + 1
-                self._join(record, token, epoch)
-            loaded_epoch, loaded_batch = record["loaded"]
-            return epoch, loaded_batch if epoch == loaded_epoch else 0
-
-    def begin_loaded(self, token: str, epoch: int) -> None:
-        """Begin an epoch that the workers of an iteration have loaded, and count on from there."""
-        with self._changed() as record:
-            record["begun"], record["begun_here"] = epoch + 1, 0
-            self._join(record, token, epoch)
-
-    def load(self, position: Position) -> None:
-        """Have the next iteration begin at a position."""
-        with self._changed() as record:
-            record["begun"] = record["begun_here"] = position[0]
-            record["loaded"] = position
-
-    def remove(self) -> None:
-        """Remove the file, and the folder with the last one."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
-            os.rmdir(self._folder)
-
-    @staticmethod
-    def _join(record: dict[str, Any], token: str, epoch: int) -> None:
-        joined = {**record["joined"], token: epoch}
-        record["joined"] = dict(list(joined.items())[-_N_JOINED:])
-
-    @contextlib.contextmanager
-    def _changed(self) -> Iterator[dict[str, Any]]:
-        """Hand out the record, and write it when it has changed."""
-        file = self._opened()
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            text = os.read(file, os.fstat(file).st_size)
-            record = json.loads(text) if text else dict(self._start)
-            yield record
-            changed = json.dumps(record).encode()
-            if changed != text:
-                os.ftruncate(file, len(changed))
-                os.pwrite(file, changed, 0)
-        finally:
-            os.close(file)
-
-    def _opened(self) -> int:
-        while True:
-            os.makedirs(self._folder, 0o700, exist_ok=True)
-            # Another process may just have removed the folder.
-            with contextlib.suppress(FileNotFoundError):
-                return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 class Selecting(TypedDict):
@@ -233,7 +131,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self._folder = os.path.join(tempfile.gettempdir(), name)
         self._own_epochs()
 
-    def _epochs(self) -> _Epochs:
+    def _epochs(self) -> Epochs:
         """Return the epochs of this process; in a worker those of its parent.
 
         Not one for all copies: each of several processes, the ranks of a training say, has its own
@@ -245,7 +143,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
             return self._own_epochs()
         return self._epochs_of(int(parent.pid or 0))
 
-    def _own_epochs(self) -> _Epochs:
+    def _own_epochs(self) -> Epochs:
         pid = os.getpid()
         epochs = self._epochs_of(pid)
         self._start = epochs.read()
@@ -255,12 +153,12 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
             multiprocessing.util.Finalize(self, epochs.remove, exitpriority=0)
         return epochs
 
-    def _epochs_of(self, pid: int) -> _Epochs:
+    def _epochs_of(self, pid: int) -> Epochs:
         """Return the epochs of a process; at first they go on from those of the original."""
         start = self._start
         if self._pid not in {0, pid}:  # a fork has brought the data set there
-            start = _Epochs(self._folder, self._pid, start).read()
-        return _Epochs(self._folder, pid, start)
+            start = Epochs(self._folder, self._pid, start).read()
+        return Epochs(self._folder, pid, start)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
