@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from etl.model import Finding, Kind, Rasterizer
+    from etl.report import Summary
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "i": ("i",),
@@ -434,8 +435,17 @@ def report(
         for what, where in (("Findings", csv_file), ("Overlays", overlays)):
             if where is not None:
                 _print(f"{what} written to {where}.")
+    _check_findings(summary, fail_on)
+
+
+def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
+    if unchecked := [code for code in fail_on if code in summary.unchecked]:
+        raise EtlError(
+            f"--fail-on: {summary.path} was built without a look for {', '.join(unchecked)}. "
+            "Build it again without --no-qc and --no-audit."
+        )
     if found := [group.code for group in summary.findings if group.code in fail_on]:
-        raise EtlError(f"--fail-on: {file} has findings of {', '.join(found)}.")
+        raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
 
 
 @cli.command()

@@ -89,6 +89,13 @@ FLAG_CODES: Final = (
     "instance-number-differs",
 )
 
+# What a build with --no-qc, and one with --no-audit, has not looked for.
+AUDIT_CODES: Final = ("alignment-dataset", "alignment-patient")
+QUALITY_CODES: Final = (
+    *(code for code in FLAG_CODES if code != "contour-partly-outside"),
+    *AUDIT_CODES,
+)
+
 _RANGES: Final = (  # of the options that are whole numbers
     ("rows", 1, 65535),
     ("columns", 1, 65535),

@@ -39,11 +39,9 @@ def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
                 "Give a new one, or use --force to write over them."
             )
         names = file_names(dataset)
-        starts = np.searchsorted(dataset.contours["row"], np.arange(len(dataset) + 1))
         for row, name in enumerate(tqdm(names, desc="overlays", unit=" pictures", disable=None)):
-            contours = [_contour(dataset, index) for index in range(starts[row], starts[row + 1])]
-            caption = name.removesuffix(".png")
-            overlay(*dataset[row], contours, caption).save(folder / name, optimize=False)
+            picture = overlay(*dataset[row], dataset.polygons(row), name.removesuffix(".png"))
+            picture.save(folder / name, optimize=False)
         return sorted({path.name for path in folder.iterdir()} - set(names))
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
@@ -58,7 +56,7 @@ def file_names(dataset: Dataset) -> list[str]:
     for row, (patient, number) in enumerate(
         zip(patients, dataset.manifest["slice"].tolist(), strict=True)
     ):
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", patient.decode())[:100]
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", patient)[:100]
         name = f"{plain}_slice{number:04d}"
         if name.casefold() in taken:
             name = f"{name}_row{row}"
@@ -97,15 +95,6 @@ def overlay(
         draw.line(list(map(tuple, points.tolist())), fill=_COLOURS[label])
     _write_caption(draw, caption, labels)
     return canvas
-
-
-def _contour(dataset: Dataset, index: int) -> tuple[int, Vertices]:
-    """Return label and vertices of one contour of the file."""
-    start, length, label = (
-        int(dataset.contours[name][index]) for name in ("start", "length", "label")
-    )
-    x, y = (dataset.contours[name][start : start + length] for name in ("x", "y"))
-    return label, np.stack([x, y], axis=1).astype(np.float64)
 
 
 def _windowed(image: Image) -> npt.NDArray[np.uint8]:

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import textwrap
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from etl import write
 from etl.errors import EtlError
-from etl.model import SEVERITY_ORDER, located, printable
+from etl.model import AUDIT_CODES, QUALITY_CODES, SEVERITY_ORDER, located, printable
 from loader import Dataset, layout
 from loader.layout import Attribute
 
@@ -90,6 +90,7 @@ class Summary:
     labels: list[Label]
     splits: list[Side]
     folds: list[Side]
+    unchecked: list[str]  # codes of findings that the build did not look for
     alignment: dict[str, object] | None  # what the audit measured; see `etl.alignment`
     findings: list[FindingGroup]
 
@@ -133,7 +134,7 @@ def _summarise(dataset: Dataset) -> Summary:
         options=attributes[Attribute.OPTIONS],
         sources={key: int(str(n)) for key, n in _items(attributes[Attribute.SOURCES])},
         n_rows=n_rows,
-        n_patients=len(np.unique(manifest["patient_id"])),
+        n_patients=len(np.unique(manifest.stored["patient_id"])),
         rows=rows,
         columns=columns,
         image_dtype=str(dataset.images.dtype),
@@ -145,6 +146,7 @@ def _summarise(dataset: Dataset) -> Summary:
         labels=_labels(dataset),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
+        unchecked=list(_unchecked(dict(_items(attributes[Attribute.OPTIONS])))),
         alignment=alignment,
         findings=group_findings(read_findings(dataset)),
     )
@@ -153,7 +155,7 @@ def _summarise(dataset: Dataset) -> Summary:
 def read_findings(dataset: Dataset) -> list[FindingRow]:
     """Return all findings in the file's order: errors first, then by code and path."""
     severity, code, path, message = (
-        [value.decode() for value in dataset.findings[name].tolist()]
+        [value.decode() for value in dataset.findings.stored[name].tolist()]
         for name in ("severity", "code", "path", "message")
     )
     rows = dataset.findings["row"].tolist()
@@ -197,6 +199,10 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
         if sides:
             parts = (f"{s.name} {s.n_rows} ({_count(s.n_patients, 'patient')})" for s in sides)
             yield f"  {title}     {', '.join(parts)}"
+    if set(QUALITY_CODES) <= set(summary.unchecked):
+        yield "  Checks    none: built with --no-qc"
+    elif set(AUDIT_CODES) <= set(summary.unchecked):
+        yield "  Alignment not measured: built with --no-audit"
     if summary.alignment is not None:
         yield f"  Alignment {_alignment_text(summary.alignment)}"
     counts = summary.sources
@@ -288,6 +294,13 @@ def _alignment_text(numbers: Mapping[str, object]) -> str:
     )
 
 
+def _unchecked(options: Mapping[str, object]) -> Sequence[str]:
+    """Return the codes of findings that a build with some options does not look for."""
+    if not options.get("qc", True):
+        return QUALITY_CODES
+    return () if options.get("audit", True) else AUDIT_CODES
+
+
 def _items(value: object) -> list[tuple[str, object]]:
     if not isinstance(value, dict):
         raise TypeError("expected a JSON object")
@@ -315,7 +328,7 @@ def _splits(dataset: Dataset) -> list[Side]:
 
 def _sides(dataset: Dataset, column: str, names: dict[int, str]) -> list[Side]:
     """Return how many patients and rows have each code of a column."""
-    codes, patients = dataset.manifest[column], dataset.manifest["patient_id"]
+    codes, patients = dataset.manifest[column], dataset.manifest.stored["patient_id"]
     sides = []
     for code, name in names.items():
         chosen = codes == code

@@ -20,6 +20,7 @@ from loader.selection import (
     Balance,
     Criteria,
     FoldRole,
+    HasRows,
     Selection,
     Split,
     Weights,
@@ -67,7 +68,7 @@ class Batches:
     balance : "patient" or "label", optional
         Weights under which each patient is drawn equally often; or each set of labels, so that
         rows whose masks show label 1 alone come as often as those with both labels.
-    apart_from : Batches, optional
+    apart_from : Batches, or a data set of `loader.torch`, optional
         Refuse rows of a patient that this one draws too, of this file or another.
     allow_shared_patients : bool
         Do not refuse rows of patients that the file, or `apart_from`, also has in the other role:
@@ -120,7 +121,7 @@ class Batches:
         where: Where | None = None,
         weights: Weights | None = None,
         balance: Balance | None = None,
-        apart_from: "Batches | None" = None,
+        apart_from: HasRows | None = None,
         allow_shared_patients: bool = False,
         seed: int = 0,
         shuffle: bool = True,
@@ -141,6 +142,8 @@ class Batches:
         _check_weighting(weights, balance, shuffle=shuffle)
         batch_size = whole("batch_size", batch_size, 1, _MAX_SIZE)
         fold = None if fold is None else whole("fold", fold, 0)
+        if fold is None and fold_role != "train":
+            raise ValueError("fold_role: expected a fold with it, found none.")
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
@@ -154,13 +157,7 @@ class Batches:
         if not allow_shared_patients:
             check_patients(self.dataset, self._criteria, selection)
             if apart_from is not None:
-                if not isinstance(apart_from, Batches):
-                    raise TypeError(
-                        "apart_from: expected the Batches of the other role, found "
-                        f"{type(apart_from).__name__}."
-                    )
-                others = apart_from._order.selection
-                check_apart(self.dataset, selection, apart_from.dataset, others)
+                check_apart(self.dataset, selection, apart_from)
         plan = EpochPlan(selection.n_samples, batch_size, world_size, remainder)
         check_plan(plan, self.dataset)
         table = weigh(self.dataset, selection, weights, balance)
@@ -217,11 +214,20 @@ class Batches:
     def __repr__(self) -> str:
         """Return the file, the choice of rows, and the position."""
         plan, (epoch, batch) = self._order.plan, self._position
-        chosen = f", split={self._criteria.split!r}" if self._criteria.split else ""
         return (
-            f"<Batches of {os.fspath(self.dataset.path)!r}{chosen}: {plan.n_samples} rows, "
-            f"{len(self)} batches of {plan.batch_size}, at batch {batch} of epoch {epoch}>"
+            f"<Batches of {self._chosen()}, {len(self)} batches of {plan.batch_size}, "
+            f"at batch {batch} of epoch {epoch}>"
         )
+
+    def _chosen(self) -> str:
+        """Return the file and which of its rows, in words."""
+        split, fold, fold_role = self._criteria
+        words = [repr(os.fspath(self.dataset.path))]
+        words += [f"split={split!r}"] if split is not None else []
+        words += [f"fold={fold}, fold_role={fold_role!r}"] if fold is not None else []
+        words += ["where=..."] if self._has_where else []
+        words += ["weighted"] if self._order.table is not None else []
+        return f"{', '.join(words)}: {self._order.selection.n_samples} rows"
 
     def __enter__(self) -> Self:
         """Return the object itself, to be closed where the `with` statement ends."""
@@ -273,6 +279,11 @@ class Batches:
         return self._position[0]
 
     @property
+    def rows(self) -> Indices:
+        """The rows of the file that take part, ascending; int64, shape (n,)."""
+        return self._order.selection.chosen(len(self.dataset))
+
+    @property
     def indices(self) -> Indices:
         """Rows of the file in the batch just handed out to this thread; int64, shape (n,)."""
         rows: Indices = getattr(self._handed_out, "rows", np.empty(0, np.int64))
@@ -305,8 +316,20 @@ class Batches:
         """
         where = f"State not loaded: {self.dataset.path}"
         own = self.state_dict()
-        if not isinstance(state, Mapping) or set(state) != set(own):
-            raise LoaderError(f"{where}: expected {', '.join(own)}. Give what state_dict returned.")
+        if not isinstance(state, Mapping):
+            raise LoaderError(
+                f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
+                "returned; json.loads makes it of its JSON."
+            )
+        missing, unknown = (
+            ", ".join(sorted(map(str, names))) or "nothing"
+            for names in (own.keys() - state.keys(), state.keys() - own.keys())
+        )
+        if state.keys() != own.keys():
+            raise LoaderError(
+                f"{where}: not a state of this class (expected {', '.join(own)}; found {missing} "
+                f"missing and {unknown} unknown). Give what state_dict of the same class returned."
+            )
         epoch, batch = _count(state["epoch"]), _count(state["batch"])
         if epoch is None or batch is None:
             raise LoaderError(
@@ -322,7 +345,8 @@ class Batches:
         if differing:
             raise LoaderError(
                 f"{where}: it differs in {', '.join(differing)}. "
-                "Make Batches with the file and the options that the state belongs to."
+                "Make Batches with the file and the options that the state belongs to; the "
+                "selection is what split, fold and where choose."
             )
         if batch and batch >= len(self):
             raise LoaderError(
@@ -471,10 +495,11 @@ def check_plan(plan: EpochPlan, dataset: Dataset) -> None:
         )
     if plan.n_batches == 0:
         needed = {"keep": plan.world_size, "pad": 1}.get(plan.remainder, plan.n_per_step)
+        others = '"pad"' if plan.n_samples < plan.world_size else '"keep" or "pad"'
         raise LoaderError(
             f"{where}: too few rows for one batch on every rank (expected {needed} or more for "
             f"{sizes}, found {plan.n_samples}). Choose a smaller batch_size or fewer ranks, or "
-            'remainder="pad".'
+            f"remainder={others}."
         )
 
 

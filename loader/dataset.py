@@ -6,15 +6,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.arguments import choice
 from loader.columns import Columns
 from loader.errors import LoaderError
 from loader.layout import GROUPS, IMAGES, MASKS, Attribute
-from loader.structure import Extent, Json, not_opened, read_structure
+from loader.structure import Extent, not_opened, read_structure
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
 Masks: TypeAlias = npt.NDArray[np.uint8]
@@ -40,9 +41,10 @@ class Dataset:
     masks : uint8 array, shape (n, rows, columns)
         Label maps; `attributes["labels"]` says what the codes mean.
     manifest : mapping of column to array, shape (n,)
-        The link-manifest; strings are UTF-8 in bytes, that compare with text too (`columns.Text`).
+        The link-manifest. Text is `str`; `manifest.stored` has it as UTF-8 bytes, as in the file.
     contours : mapping of column to array
-        `x` and `y` of shape (m,) in pixels; `row`, `label`, `start` and `length` of shape (c,).
+        `x` and `y` of shape (m,) in pixels; `row`, `label`, `start` and `length` of shape (c,). See
+        `polygons`.
     findings : mapping of column to array, shape (k,)
         What the build rejected or found suspicious.
     buffer : mmap.mmap
@@ -51,7 +53,7 @@ class Dataset:
 
     path: Path
     dataset_id: str
-    attributes: dict[str, Json]
+    attributes: dict[str, Any]
     images: Images
     masks: Masks
     manifest: Columns
@@ -72,6 +74,37 @@ class Dataset:
         """Return the path, and the number, size and type of the images."""
         n, rows, columns = self.images.shape
         return f"<Dataset {str(self.path)!r}: {n} samples, {rows}x{columns} {self.images.dtype}>"
+
+    def flagged(self, code: str) -> npt.NDArray[np.bool_]:
+        """Return which rows the build found suspicious in one way; shape (n,).
+
+        Parameters
+        ----------
+        code : str
+            Of a warning about single rows, such as "area-jump"; one of `attributes["flag_codes"]`.
+
+        Raises
+        ------
+        ValueError
+            No such code.
+        """
+        codes = tuple(self.attributes[Attribute.FLAG_CODES])
+        bit = codes.index(choice("code", code, codes))
+        flagged: npt.NDArray[np.bool_] = (self.manifest["flags"] >> np.uint64(bit) & 1) != 0
+        return flagged
+
+    def polygons(self, row: int) -> list[tuple[int, npt.NDArray[np.float64]]]:
+        """Return the contours of one sample: label, and vertices (k, 2), x and y in pixels."""
+        row = range(len(self))[row]
+        first, last = np.searchsorted(self.contours["row"], [row, row + 1])
+        label, start, length = (
+            self.contours[name][first:last].tolist() for name in ("label", "start", "length")
+        )
+        x, y = self.contours["x"], self.contours["y"]
+        return [
+            (code, np.stack([x[begin : begin + n], y[begin : begin + n]], axis=1))
+            for code, begin, n in zip(label, start, length, strict=True)
+        ]
 
     def check_whole(self) -> None:
         """Check that the file was not cut short since it was opened; one fstat.
@@ -111,10 +144,17 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Raises
     ------
+    TypeError
+        Not a path.
     LoaderError
         No such file, not of this format, of a newer version, damaged, cut short, or laid out so
         that it cannot be mapped.
     """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(
+            "expected the path of a file that dicom-etl built, or what open_dataset returned, "
+            f"found {type(path).__name__}."
+        )
     name = os.fsdecode(path)
     buffer = _map_file(name)
     structure = read_structure(buffer, name)
@@ -146,9 +186,10 @@ def _reopen(path: str, dataset_id: str) -> Dataset:
 
 def _map_file(path: str) -> mmap.mmap:
     try:
-        # A regular file only: opening a FIFO would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise not_opened(path, "not a regular file", "Give a file that dicom-etl has built.")
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise not_opened(path, kind, "Give a file that dicom-etl has built.")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise not_opened(path, "the file is empty")

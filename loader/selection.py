@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,16 @@ class Criteria(NamedTuple):
     fold_role: FoldRole = "train"
 
 
+class HasRows(Protocol):
+    """`Batches` and the data sets of `loader.torch`: rows of a file."""
+
+    @property
+    def dataset(self) -> Dataset: ...  # noqa: D102
+
+    @property
+    def rows(self) -> Indices: ...  # noqa: D102
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """The rows that take part.
@@ -63,6 +73,10 @@ class Selection:
     def of(self, column: Column) -> Column:
         """Return the selected values of a manifest column."""
         return column if self.rows is None else column[self.rows]
+
+    def chosen(self, n_rows: int) -> Indices:
+        """Return the rows of the file that are selected, ascending."""
+        return np.arange(n_rows) if self.rows is None else self.rows.astype(np.int64)
 
     def flags(self, n_rows: int) -> Flags:
         """Return which rows of the file are selected."""
@@ -95,7 +109,7 @@ def select(dataset: Dataset, criteria: Criteria, where: Where | None = None) -> 
     if criteria.split is not None:
         is_chosen &= _codes(dataset, "split") == SPLITS.index(criteria.split)
     if criteria.fold is not None:
-        is_chosen &= _is_in_role(_codes(dataset, "fold"), criteria.fold, criteria.fold_role)
+        is_chosen &= _is_in_role(dataset, criteria.fold, criteria.fold_role)
     if where is not None:
         is_chosen &= _flags_of(dataset, where)
     if not is_chosen.any():
@@ -121,11 +135,15 @@ def check_patients(dataset: Dataset, criteria: Criteria, selection: Selection) -
     _check_none_shared(dataset, int(np.sum(selected & opposite)), "the rows of the other role")
 
 
-def check_apart(
-    dataset: Dataset, selection: Selection, other: Dataset, other_selection: Selection
-) -> None:
-    """Refuse a selection that shares a patient with another one, of this file or another."""
-    shared = np.intersect1d(_patients(dataset, selection), _patients(other, other_selection))
+def check_apart(dataset: Dataset, selection: Selection, other: HasRows) -> None:
+    """Refuse a selection that shares a patient with rows of this file or another."""
+    if not isinstance(getattr(other, "dataset", None), Dataset):
+        raise TypeError(
+            "apart_from: expected Batches or a data set of loader.torch, those of the other role, "
+            f"found {type(other).__name__}."
+        )
+    rows = selection.chosen(len(dataset))
+    shared = np.intersect1d(_patients(dataset, rows), _patients(other.dataset, other.rows))
     _check_none_shared(dataset, len(shared), "the rows of apart_from")
 
 
@@ -154,8 +172,8 @@ def weigh(
         return _cumulative(_rarity(np.packbits(np.stack(present), axis=0)[0]))
     if weights is None:
         return None
-    values = weights(dataset.manifest) if callable(weights) else weights
-    return _cumulative(selection.of(_checked_weights(dataset, values)).astype(np.float64))
+    values = weights(dataset.manifest.copy()) if callable(weights) else weights
+    return _cumulative(_checked_weights(dataset, selection, values).astype(np.float64))
 
 
 def _codes(dataset: Dataset, column: Literal["split", "fold"]) -> npt.NDArray[np.int16]:
@@ -168,18 +186,28 @@ def _codes(dataset: Dataset, column: Literal["split", "fold"]) -> npt.NDArray[np
     return codes
 
 
-def _is_in_role(folds: npt.NDArray[np.int16], fold: int, fold_role: FoldRole) -> Flags:
+def _is_in_role(dataset: Dataset, fold: int, fold_role: FoldRole) -> Flags:
+    folds = _codes(dataset, "fold")
+    n_folds = np.max(folds) + 1
+    if fold >= n_folds:
+        raise LoaderError(
+            f"Rows not selected: {dataset.path}: no such fold (expected 0 to {n_folds - 1}, found "
+            f"{fold}). Choose one of these, or build it again with more --folds."
+        )
     is_in_fold: Flags = folds == fold
     return is_in_fold if fold_role == "validation" else (folds >= 0) & ~is_in_fold
 
 
 def _flags_of(dataset: Dataset, where: Where) -> Flags:
-    # What a mask hides is not chosen.
-    flags = np.ma.filled(where(dataset.manifest) if callable(where) else where, fill_value=False)
+    # A copy of the manifest, so that text which the function decodes does not stay in memory.
+    given = where(dataset.manifest.copy()) if callable(where) else where
+    flags = np.ma.filled(given, fill_value=False)  # what a mask hides is not chosen
     if flags.dtype != np.bool_:
+        found = type(given).__name__ if flags.dtype == object else flags.dtype
         raise TypeError(
-            "where: expected an array of booleans, or a function of the manifest that returns one, "
-            f"found {flags.dtype}."
+            "where: expected an array of booleans, one for each row of the file, or a function of "
+            f"the manifest that returns one, found {found}. Of row numbers, make it with "
+            "np.isin(np.arange(len(dataset)), row_numbers)."
         )
     _check_length(dataset, "Rows not selected", "where", flags)
     return flags
@@ -217,7 +245,7 @@ def _counterpart(dataset: Dataset, criteria: Criteria) -> Flags:
         opposite |= (splits >= 0) & ~is_train if criteria.split == "train" else is_train
     if criteria.fold is not None:
         role: FoldRole = "train" if criteria.fold_role == "validation" else "validation"
-        opposite |= _is_in_role(_codes(dataset, "fold"), criteria.fold, role)
+        opposite |= _is_in_role(dataset, criteria.fold, role)
     return opposite
 
 
@@ -232,17 +260,16 @@ def _check_none_shared(dataset: Dataset, n_shared: int, others: str) -> None:
 
 def _patient_codes(dataset: Dataset) -> _Codes:
     """Return a number for the patient of each row; equal where the patient is."""
-    ids = dataset.manifest["patient_id"]
+    ids = dataset.manifest.stored["patient_id"]
     # Rows are ordered by patient, so that only the first of each run needs sorting.
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     _, codes = np.unique(ids[starts], return_inverse=True)
     return np.repeat(codes.astype(np.uint32), np.diff(starts, append=len(ids)))
 
 
-def _patients(dataset: Dataset, selection: Selection) -> npt.NDArray[np.bytes_]:
-    codes = selection.of(_patient_codes(dataset))
-    _, first = np.unique(codes, return_index=True)
-    ids = selection.of(dataset.manifest["patient_id"])[first]
+def _patients(dataset: Dataset, rows: Indices) -> npt.NDArray[np.bytes_]:
+    _, first = np.unique(_patient_codes(dataset)[rows], return_index=True)
+    ids = dataset.manifest.stored["patient_id"][rows[first]]
     return cast("npt.NDArray[np.bytes_]", ids)
 
 
@@ -253,7 +280,10 @@ def _rarity(groups: npt.NDArray[np.generic]) -> Table:
     return weights
 
 
-def _checked_weights(dataset: Dataset, values: Numbers) -> npt.NDArray[np.number]:
+def _checked_weights(
+    dataset: Dataset, selection: Selection, values: Numbers
+) -> npt.NDArray[np.number]:
+    """Return the weights of the selected rows; what the others have does not matter."""
     weights = np.asarray(values)
     if weights.dtype.kind == "f":
         with np.errstate(over="ignore"):  # beyond its range: infinite
@@ -264,11 +294,13 @@ def _checked_weights(dataset: Dataset, values: Numbers) -> npt.NDArray[np.number
             f"one, found {weights.dtype}."
         )
     _check_length(dataset, "Weights not usable", "weights", weights)
+    weights = selection.of(weights)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise LoaderError(
-            f"Weights not usable: {dataset.path}: row {bad[0]} and {len(bad) - 1} others (expected "
-            f"numbers from 0 up, found {weights[bad[0]]}). Give 0 to a row that is never drawn."
+            f"Weights not usable: {dataset.path}: row {selection.take(bad)[0]} and {len(bad) - 1} "
+            f"others (expected numbers from 0 up, found {weights[bad[0]]}). Give 0 to those "
+            "that are never drawn."
         )
     return weights
 

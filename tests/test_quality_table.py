@@ -120,9 +120,9 @@ def findings(data, *severities):
     check_rows(data)
     columns = (data.findings[name].tolist() for name in ("severity", "code", "path"))
     return sorted(
-        (code.decode(), path.decode())
+        (code, path)
         for severity, code, path in zip(*columns, strict=True)
-        if severity.decode() in (severities or ("error", "warning"))
+        if severity in (severities or ("error", "warning"))
     )
 
 
@@ -134,14 +134,14 @@ def check_rows(data):
     for code, path, row in zip(*columns, strict=True):
         owners = {k for column in paths for k, own in enumerate(column) if own == path and path}
         assert owners == ({row} if row >= 0 else set())
-        if row >= 0 and code.decode() in FLAG_CODES:
-            flags[row] |= np.uint64(1 << FLAG_CODES.index(code.decode()))
+        if row >= 0 and code in FLAG_CODES:
+            flags[row] |= np.uint64(1 << FLAG_CODES.index(code))
     assert data.manifest["flags"].tolist() == flags.tolist()
 
 
 def messages(data, code):
     pairs = zip(data.findings["code"].tolist(), data.findings["message"].tolist(), strict=True)
-    return [message.decode() for found, message in pairs if found == code.encode()]
+    return [message for found, message in pairs if found == code]
 
 
 # ------------------------------------------------------------------------------- clean phantoms

@@ -45,10 +45,9 @@ def built(patients, tmp_path_factory):
 
 def contours(data):
     """Yield (row, label, vertices) of every contour in the file."""
-    columns = (data.contours[name].tolist() for name in ("row", "label", "start", "length"))
-    for row, label, start, length in zip(*columns, strict=True):
-        stretch = slice(start, start + length)
-        yield row, label, np.stack([data.contours["x"][stretch], data.contours["y"][stretch]], 1)
+    for row in range(len(data)):
+        for label, vertices in data.polygons(row):
+            yield row, label, vertices
 
 
 def test_56_pairs_and_15_images_without_contour(built):

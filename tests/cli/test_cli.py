@@ -323,6 +323,25 @@ def test_a_report_fails_on_the_findings_it_is_told_to(root, tmp_path):
     assert json.loads(result.stdout)["n_rows"] == 5
 
 
+@pytest.mark.parametrize(
+    ("option", "line", "code"),
+    [
+        ("--no-qc", "  Checks    none: built with --no-qc", "area-jump"),
+        ("--no-qc", "  Checks    none: built with --no-qc", "alignment-patient"),
+        ("--no-audit", "  Alignment not measured: built with --no-audit", "alignment-patient"),
+    ],
+)
+def test_a_report_says_what_was_not_looked_for(root, tmp_path, option, line, code):
+    out = tmp_path / "out.h5"
+    run("build", root, out, *SIZE, option)
+    assert line in run("report", out).stdout.splitlines()
+    assert code in json.loads(run("report", out, "--json").stdout)["unchecked"]
+    result = run("report", out, "--fail-on", f"image-size,{code}")
+    assert result.exit_code == 1
+    assert f"was built without a look for {code}. Build it again" in result.stderr
+    assert run("report", out, "--fail-on", "contour-partly-outside").exit_code == 0
+
+
 def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     def interrupt(*_arguments, **_keywords):
         raise KeyboardInterrupt
@@ -393,7 +412,7 @@ def test_phantom_builds_without_a_finding_but_info(tmp_path):
     result = run("build", tmp_path / "data", tmp_path / "out.h5", "--contours", "i,o", "--partial")
     assert result.exit_code == 0, result.output
     findings = open_dataset(tmp_path / "out.h5").findings
-    assert set(findings["severity"].tolist()) == {b"info"}
+    assert set(findings["severity"].tolist()) == {"info"}
 
 
 def test_a_message_names_the_folder_as_it_was_given(tmp_path, monkeypatch):

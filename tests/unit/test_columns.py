@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -35,20 +36,32 @@ def test_text_compares_beyond_ascii_and_in_order(ids):
     assert (ids[1:] == np.array(IDS[1:])).all()
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        ["P1", "Zoë"],
-        ("P1", "Zoë"),
-        np.array(["P1", "Zoë"]),
-        np.array(["P1", None, np.nan, "Zoë"], object),  # as pandas has them
-        [b"P1", "Zoë".encode()],
-    ],
-)
+WANTED = [
+    ["P1", "Zoë"],
+    ("P1", "Zoë"),
+    {"P1", "Zoë"},
+    {"P1": 1, "Zoë": 2},
+    {"P1": 1, "Zoë": 2}.keys(),
+    {1: "P1", 2: "Zoë"}.values(),
+    np.array(["P1", "Zoë"]),
+    np.array(["P1", None, np.nan, "Zoë"], object),  # as pandas has them
+    pd.Series(["P1", "Zoë"]),
+    [b"P1", "Zoë".encode()],
+    np.array([b"P1", "Zoë".encode()]),  # as h5py has them
+    np.array([b"P1", "Zoë".encode()], object),
+]
+
+
+@pytest.mark.parametrize("wanted", WANTED)
 def test_text_is_looked_up_among_text_and_bytes(ids, wanted):
     assert np.isin(ids, wanted).tolist() == [True, False, True]
     assert np.isin(ids, wanted, invert=True).tolist() == [False, True, False]
     assert np.isin(ids, test_elements=wanted, kind="sort").tolist() == [True, False, True]
+
+
+def test_text_is_looked_up_in_what_can_be_read_once(ids):
+    assert np.isin(ids, iter(["P1", "Zoë"])).tolist() == [True, False, True]
+    assert np.isin(ids, (text for text in IDS), invert=True).tolist() == [False] * 3
 
 
 @pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="needs NumPy 2")
@@ -61,31 +74,69 @@ def test_text_is_looked_up_among_strings_of_any_length(ids):
 def test_text_is_compared_as_sets(ids):
     assert np.array_equal(ids, IDS)
     assert not np.array_equal(ids, IDS[::-1])
-    assert np.setdiff1d(ids, ["P1"]).tolist() == [b"P2", "Zoë".encode()]
-    assert np.intersect1d(["P1", "x"], ids).tolist() == [b"P1"]
+    assert np.setdiff1d(ids, ["P1"]).tolist() == ["P2", "Zoë"]
+    assert np.intersect1d(["P1", "x"], ids).tolist() == ["P1"]
     assert (ids.astype(object) == "P1").tolist() == [True, False, False]
 
 
-def test_text_is_an_array_of_bytes_otherwise(ids):
-    assert np.char.replace(ids, b"P", b"Q").tolist() == [b"Q1", b"Q2", "Zoë".encode()]
-    assert ids.tolist() == [id_.encode() for id_ in IDS]
-    assert (ids[:2].astype(str) == "P1").tolist() == [True, False]
+def test_text_is_an_array_of_str_otherwise(ids):
+    assert ids.tolist() == list(ids) == IDS
+    assert [id_ in {"P1"} for id_ in ids] == [True, False, False]
+    assert f"{ids[2]}" == "Zoë"
+    assert json.loads(json.dumps(ids[0])) == "P1"
+    assert (np.asarray(ids) == "P1").tolist() == [True, False, False]
+    assert np.char.replace(ids, "P", "Q").tolist() == ["Q1", "Q2", "Zoë"]
+    assert np.char.startswith(ids, "P").tolist() == [True, True, False]
     assert np.isin(ids, []).tolist() == [False] * 3
     assert np.isin(ids, "P2").tolist() == [False, True, False]
-    assert np.unique(ids[[1, 0, 1]]).tolist() == [b"P1", b"P2"]
-    assert np.concatenate([ids, ids]).tolist() == 2 * ids.tolist()
-    assert np.char.startswith(ids, b"P").tolist() == [True, True, False]
+    assert np.unique(ids[[1, 0, 1]]).tolist() == ["P1", "P2"]
+    assert np.concatenate([ids, ids]).tolist() == 2 * IDS
+    assert np.searchsorted(ids, "P2") == 1
+    assert np.where([True, False, True], ids, "ë").tolist() == ["P1", "ë", "Zoë"]
     other = pickle.loads(pickle.dumps(ids))
     assert isinstance(other, Text)
-    assert (other == "P1").tolist() == [True, False, False]
+    assert (other == b"P1").tolist() == [True, False, False]
 
 
-def test_columns_are_a_table_in_pandas(columns):
+def test_text_is_decoded_when_it_is_asked_for_and_once(columns):
+    assert columns["patient_id"] is columns["patient_id"]
+    assert columns.stored["patient_id"].dtype.kind == "S"
+    assert columns.copy()["patient_id"] is not columns["patient_id"]
+    with pytest.raises(ValueError, match="read-only"):
+        columns["patient_id"][0] = "x"
+
+
+def test_text_that_is_no_utf8_is_shown_as_it_can_be():
+    assert Columns("t", {"x": np.array([b"a\xff", b"b"])})["x"].tolist() == [r"a\xff", "b"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        dict,
+        lambda columns: {**columns},
+        lambda columns: dict(columns.items()),
+        lambda columns: dict(zip(columns, columns.values(), strict=True)),
+        lambda columns: columns | {},
+        lambda columns: {name: columns.get(name) for name in columns},
+        pd.DataFrame,
+    ],
+)
+def test_all_that_copies_the_columns_has_text(columns, table):
+    copied = table(columns)
+    assert list(copied) == ["patient_id", "slice"]
+    assert list(copied["patient_id"]) == IDS
+    assert list(copied["slice"]) == [0, 1, 2]
+
+
+def test_columns_in_pandas(columns):
     table = pd.DataFrame(columns)
-    assert list(table) == ["patient_id", "slice"]
-    assert table["patient_id"].tolist() == columns["patient_id"].tolist()
-    wanted = pd.DataFrame({"patient_id": ["Zoë", "P1"]})["patient_id"]
-    assert np.isin(columns["patient_id"], wanted).tolist() == [True, False, True]
+    assert table["patient_id"].isin(["P1"]).tolist() == [True, False, False]
+    assert (pd.Series(columns["patient_id"]) == "P1").tolist() == [True, False, False]
+    assert pd.Series(IDS).isin(columns["patient_id"]).all()
+    clinical = pd.DataFrame({"patient_id": ["Zoë", "P1"], "age": [40, 50]})
+    assert table.merge(clinical, on="patient_id")["age"].tolist() == [50, 40]
+    assert np.isin(columns["patient_id"], clinical["patient_id"]).tolist() == [True, False, True]
     assert list(columns["patient_id"] == pd.Series(IDS)) == [True] * 3
 
 
@@ -96,6 +147,10 @@ def test_columns_name_what_there_is(columns):
     assert repr(columns) == "<manifest: 3 rows of patient_id, slice>"
     with pytest.raises(KeyError, match=r"manifest: no column 'x'; there are patient_id, slice\."):
         columns["x"]
+    assert columns.get("x") is None
+    assert columns.get("x", 3) == 3
+    uneven = Columns("contours", {"x": np.arange(5), "row": np.arange(2)})
+    assert repr(uneven) == "<contours: x (5), row (2)>"
 
 
 @pytest.mark.parametrize(

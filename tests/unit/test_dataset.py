@@ -57,7 +57,9 @@ def test_arrays_are_what_was_written(path, image_dtype, alignment):
     data = loader.open_dataset(path)
     found = {"images": data.images, "masks": data.masks}
     for group in ("manifest", "contours", "findings"):
-        found |= {f"{group}/{column}": array for column, array in getattr(data, group).items()}
+        found |= {
+            f"{group}/{column}": array for column, array in getattr(data, group).stored.items()
+        }
     assert found.keys() == written.keys()
     for name, array in written.items():
         assert found[name].dtype == array.dtype
@@ -67,7 +69,7 @@ def test_arrays_are_what_was_written(path, image_dtype, alignment):
 def test_arrays_are_read_only_views_of_one_map(path):
     write_dataset(path)
     data = loader.open_dataset(path)
-    arrays = [data.images, data.masks, *data.manifest.values(), *data.contours.values()]
+    arrays = [data.images, data.masks, *data.manifest.stored.values(), *data.contours.values()]
     assert {id(buffer_of(array)) for array in arrays} == {id(data.buffer)}
     for array in arrays:
         with pytest.raises(ValueError, match="read-only"):
@@ -97,6 +99,39 @@ def test_sample_is_a_view(path):
     np.testing.assert_array_equal(data[-1][0], written["images"][6])
 
 
+def test_polygons_are_those_of_the_row(path):
+    written = write_dataset(path)
+    data = loader.open_dataset(path)
+    found = [(row, *polygon) for row in range(len(data)) for polygon in data.polygons(row)]
+    names = ("row", "label", "start", "length")
+    expected = list(zip(*(written[f"contours/{name}"].tolist() for name in names), strict=True))
+    assert [(row, label) for row, label, _ in found] == [
+        (row, label) for row, label, *_ in expected
+    ]
+    for (*_, vertices), (*_, start, length) in zip(found, expected, strict=True):
+        assert vertices[:, 0].tolist() == written["contours/x"][start : start + length].tolist()
+        assert vertices[:, 1].tolist() == written["contours/y"][start : start + length].tolist()
+    assert len(data.polygons(-1)) == len(data.polygons(6))
+    with pytest.raises(IndexError):
+        data.polygons(7)
+
+
+def test_flagged_rows(path):
+    codes = {Attribute.FLAG_CODES: '["area-jump", "image-empty"]'}
+    write_dataset(path, n=4, attributes=codes, manifest={"flags": [0, 1, 2, 3]})
+    data = loader.open_dataset(path)
+    assert data.flagged("area-jump").tolist() == [False, True, False, True]
+    assert data.flagged("image-empty").tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="code: expected one of area-jump, image-empty, found 'x'"):
+        data.flagged("x")
+
+
+@pytest.mark.parametrize("source", [None, 3, ["out.h5"]])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(TypeError, match="expected the path of a file that dicom-etl built"):
+        loader.open_dataset(source)
+
+
 @pytest.mark.parametrize("index", [7, -8])
 def test_sample_out_of_range_is_an_index_error(path, index):
     write_dataset(path)
@@ -117,7 +152,7 @@ def test_tables_without_rows_are_empty_arrays(path):
     assert len(data) == 0
     assert data.images.shape == (0, 4, 5)
     assert data.findings["message"].shape == (0,)
-    assert data.findings["message"].dtype.kind == "S"
+    assert data.findings["message"].dtype.kind == "U"
     assert not data.findings["row"].flags.writeable
 
 
@@ -195,7 +230,7 @@ def test_missing_file_is_refused(path):
 
 
 def test_folder_and_fifo_are_refused(tmp_path):
-    assert "not a regular file" in refusal(tmp_path)
+    assert f"{tmp_path}: a folder" in refusal(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     assert "not a regular file" in refusal(tmp_path / "fifo")
 

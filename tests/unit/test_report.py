@@ -188,7 +188,7 @@ def test_no_picture_is_enlarged_beyond_measure(rows, columns, scale):
 def test_names_that_meet_are_told_apart():
     class Two:
         manifest = {  # noqa: RUF012
-            "patient_id": np.array([b"a/b", b"a b", b"a_b"]),
+            "patient_id": np.array(["a/b", "a b", "a_b"]),
             "slice": np.array([1, 1, 1]),
         }
 

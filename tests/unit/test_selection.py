@@ -2,6 +2,7 @@ import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from dataset_builder import write_dataset
 
@@ -47,6 +48,23 @@ def rows_drawn(path, n_epochs=1, **options):
         ({"where": np.ma.masked_array(np.ones(10, bool), np.arange(10) > 3)}, [0, 1, 2, 3]),
         ({"where": lambda manifest: manifest["patient_id"] == "c"}, [6, 7]),
         ({"where": lambda manifest: np.isin(manifest["patient_id"], ["a", "d"])}, [0, 1, 8, 9]),
+        (
+            {"where": lambda manifest: [p not in {"a", "b"} for p in manifest["patient_id"]]},
+            [6, 7, 8, 9],
+        ),
+        (
+            {"where": lambda manifest: ~pd.DataFrame(manifest)["patient_id"].isin(["b"])},
+            [0, 1, 6, 7, 8, 9],
+        ),
+        ({"where": lambda manifest: np.asarray(manifest["patient_id"]) != "b"}, [0, 1, 6, 7, 8, 9]),
+        (
+            {"where": lambda manifest: ~np.isin(manifest["patient_id"], {"b": 1, "c": 2})},
+            [0, 1, 8, 9],
+        ),
+        (
+            {"where": lambda manifest: ~np.isin(manifest["patient_id"], (p for p in "bc"))},
+            [0, 1, 8, 9],
+        ),
     ],
 )
 def test_where_chooses_rows_of_the_file(path, options, rows):
@@ -62,10 +80,41 @@ def test_where_that_does_not_fit(path):
         loader.Batches(path, batch_size=1, where=lambda m: m["patient_id"] == "A")
     with pytest.raises(KeyError, match=r"manifest: no column 'patient'; there are patient_id, "):
         loader.Batches(path, batch_size=1, where=lambda m: m["patient"] == "a")
-    with pytest.raises(TypeError, match=r"apart_from: expected the Batches .* found str"):
+    with pytest.raises(TypeError, match=r"apart_from: expected Batches or .* found str"):
         loader.Batches(path, batch_size=1, apart_from=str(path))
     with pytest.raises(TypeError, match=r"where: expected an array of booleans, .* found int64"):
         loader.Batches(path, batch_size=1, where=np.arange(10))
+    with pytest.raises(TypeError, match=r"found NoneType\. Of row numbers, make it with np\.isin"):
+        loader.Batches(path, batch_size=1, where=lambda _: None)
+
+
+def test_rows_are_those_that_take_part(path):
+    batches = loader.Batches(path, batch_size=1, split="train", where=np.arange(10) % 2 == 0)
+    assert batches.rows.tolist() == [0, 2, 4]
+    assert batches.rows.dtype == np.int64
+    assert loader.Batches(path, batch_size=2).rows.tolist() == list(range(10))
+
+
+def test_a_function_of_the_manifest_leaves_no_text_in_memory(path):
+    seen = []
+
+    def where(manifest):
+        seen.append(manifest)
+        return manifest["patient_id"] == "c"
+
+    batches = loader.Batches(path, batch_size=2, where=where, weights=lambda m: m["slice"])
+    assert seen[0] is not batches.dataset.manifest
+    assert seen[0].stored["patient_id"] is batches.dataset.manifest.stored["patient_id"]
+
+
+def test_description_says_what_is_chosen(path):
+    batches = loader.Batches(
+        path, batch_size=2, split="train", where=np.ones(10, bool), balance="patient"
+    )
+    assert repr(batches) == (
+        f"<Batches of {str(path)!r}, split='train', where=..., weighted: 6 rows, "
+        "3 batches of 2, at batch 0 of epoch 0>"
+    )
 
 
 def test_copy_has_the_rows_of_a_function_that_does_not_pickle(path):
@@ -119,6 +168,13 @@ def test_weights_are_those_of_the_selected_rows(path):
     assert not counts[0]
     assert not counts[6:].any()
     np.testing.assert_allclose(counts[1:6] / 200, [1, 2, 3, 4, 5], rtol=0.2)
+
+
+def test_weights_of_other_rows_may_be_anything(path):
+    weights = np.array([1.0] * 6 + [np.inf, np.nan, -1, 0])
+    assert rows_drawn(path, split="train", weights=weights).sum() == 6
+    with pytest.raises(loader.LoaderError, match=r"row 6 and 1 others .* found inf"):
+        loader.Batches(path, batch_size=1, split="validation", weights=weights)
 
 
 def test_each_patient_is_drawn_equally_often(path):
