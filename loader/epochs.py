@@ -52,6 +52,11 @@ class Epochs:
         token : str, optional
             What the workers of the iteration have in common; none for the process itself.
         """
+        if fcntl is None and token is not None:
+            raise LoaderError(
+                "Epoch not begun: this system has no fcntl.flock, by which the workers of a "
+                "DataLoader agree on it. Use num_workers=0 with prefetch=2."
+            )
         with self._changed() as record:
             epoch: int = record["begun"]
             if token is None:
@@ -107,7 +112,8 @@ class Epochs:
                 # In one piece, never shorter than before: whoever is killed leaves it whole.
                 changed = json.dumps(record).encode().ljust(len(text))
                 if changed != text:
-                    os.pwrite(file, changed, 0)
+                    os.lseek(file, 0, os.SEEK_SET)
+                    os.write(file, changed)
             finally:
                 os.close(file)
         except OSError as error:

@@ -27,14 +27,19 @@ from loader.epochs import Epochs
 from loader.errors import LoaderError
 from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
-from loader.sampler import Remainder
-from loader.selection import Balance, FoldRole, Split, Weights, Where
-from loader.stream import Arrays, Order, Stream
+from loader.sampler import Indices, Remainder
+from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
+from loader.stream import Arrays, Order, Padding, Stream
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 State: TypeAlias = dict[str, str | int | None]
 
+_CHANNELS_FIRST: Final = "Tensors have their channels first, always."
+_SINGLE_SAMPLES: Final = (
+    "Give batch_size, shuffle, or a sampler such as torch's WeightedRandomSampler, to the "
+    "DataLoader."
+)
 _N_SLOTS: Final = 2  # pinned buffers: one on its way to the device, one being filled
 
 
@@ -53,7 +58,7 @@ class Selecting(TypedDict):
     fold: NotRequired[int | None]
     fold_role: NotRequired[FoldRole]
     where: NotRequired[Where | None]
-    apart_from: NotRequired[Batches | None]
+    apart_from: NotRequired[HasRows | None]
     allow_shared_patients: NotRequired[bool]
     dtype: NotRequired[Values | None]
     normalize: NotRequired[Normalize | None]
@@ -76,7 +81,36 @@ class Batching(Selecting):
     world_size: NotRequired[int]
 
 
-class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
+class _OfFile:
+    """Rows of a file, chosen by the options of `loader.Batches`."""
+
+    _batches: Batches
+
+    def _refuse_others(self, options: Mapping[str, object], known: type, hint: str) -> None:
+        """Refuse options that the class does not have."""
+        unknown = ", ".join(sorted(options.keys() - known.__annotations__.keys()))
+        if unknown:
+            raise TypeError(
+                f"loader.torch.{type(self).__name__}: {unknown}: no option of this class (expected "
+                f"{', '.join(known.__annotations__)}). {hint}"
+            )
+
+    @property
+    def dataset(self) -> loader.Dataset:
+        """The open file."""
+        return self._batches.dataset
+
+    @property
+    def rows(self) -> Indices:
+        """The rows of the file that take part, ascending; int64, shape (n,)."""
+        return self._batches.rows
+
+    def __repr__(self) -> str:
+        """Return the file and the choice of rows."""
+        return f"<{type(self).__name__} of {self._batches._chosen()}>"
+
+
+class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     """The batches of one epoch after the other, for ``DataLoader(dataset, batch_size=None)``.
 
     Each time it is iterated, an epoch begins: the first, the second, and so on. The workers of a
@@ -104,6 +138,7 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
         self, source: str | os.PathLike[str] | loader.Dataset, **options: Unpack[Batching]
     ) -> None:
         super().__init__()
+        self._refuse_others(options, Batching, _CHANNELS_FIRST)
         self._follows_distributed = not {"rank", "world_size"} & set(options)
         self._batches = Batches(source, layout="NCHW", **options)
         self._at = _Place(0, 0, 1)  # of the next batch that this process hands out
@@ -281,21 +316,30 @@ class IterableDataset(torch.utils.data.IterableDataset[Tensors]):
                 prefetcher.close()
 
 
-class Dataset(torch.utils.data.Dataset[Tensors]):
+class Dataset(_OfFile, torch.utils.data.Dataset[Tensors]):
     """The samples of a file one by one, for a DataLoader that draws and batches them itself.
+
+    Sample i is row ``rows[i]`` of the file.
 
     Parameters
     ----------
     source : str, path-like or loader.Dataset
         The file.
     **options
-        As for `loader.Batches`: split, fold, where, dtype, normalize, and so on.
+        As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
+        dtype and normalize.
+
+    Raises
+    ------
+    TypeError
+        An option about batches or their order: these are the DataLoader's.
     """
 
     def __init__(
         self, source: str | os.PathLike[str] | loader.Dataset, **options: Unpack[Selecting]
     ) -> None:
         super().__init__()
+        self._refuse_others(options, Selecting, _SINGLE_SAMPLES)
         self._batches = Batches(source, batch_size=1, layout="NCHW", **options)
 
     def __len__(self) -> int:
@@ -319,7 +363,16 @@ class Dataset(torch.utils.data.Dataset[Tensors]):
         return list(zip(images, masks, strict=True))
 
 
-class DeviceBatches:
+class _Sent(NamedTuple):
+    """A batch on the device, and what belongs to it."""
+
+    tensors: Tensors
+    rows: Indices
+    is_padding: Padding
+    state: State
+
+
+class DeviceBatches(_OfFile):
     """Batches on a device, each copied there while the one before is in use.
 
     On a CUDA device, rows are gathered into pinned memory and travel on a stream of their own, one
@@ -347,6 +400,7 @@ class DeviceBatches:
         device: "torch.device | str",
         **options: Unpack[Batching],
     ) -> None:
+        self._refuse_others(options, Batching, _CHANNELS_FIRST)
         self._follows_distributed = not {"rank", "world_size"} & set(options)
         self._batches = Batches(source, layout="NCHW", **options)
         self._device = torch.device(device)
@@ -356,6 +410,7 @@ class DeviceBatches:
         self._iteration: object = None  # the one that may hand out batches
         self._n_loads = 0
         self._state: State = self._batches.state_dict()
+        self._indices, self._is_padding = self._batches.indices, self._batches.is_padding
         self._order()
 
     def __len__(self) -> int:
@@ -379,6 +434,21 @@ class DeviceBatches:
     def close(self) -> None:
         """End the prefetch thread, if there is one; see `loader.Batches.close`."""
         self._batches.close()
+
+    @property
+    def epochs_completed(self) -> int:
+        """Epochs whose last batch has been handed out."""
+        return int(self._state["epoch"] or 0)
+
+    @property
+    def indices(self) -> Indices:
+        """Rows of the file in the batch just handed out; int64, shape (n,)."""
+        return self._indices
+
+    @property
+    def is_padding(self) -> Padding:
+        """Which samples of that batch repeat others to fill it; bool, shape (n,)."""
+        return self._is_padding
 
     def state_dict(self) -> State:
         """Return the position and what it belongs to, as plain JSON."""
@@ -409,43 +479,43 @@ class DeviceBatches:
                 "'cpu'; or look at what nvidia-smi and torch.version.cuda say."
             )
 
-    def _handed_out(
-        self, batches: Iterator[tuple[Tensors, State]], iteration: object
-    ) -> Iterator[Tensors]:
+    def _handed_out(self, batches: Iterator[_Sent], iteration: object) -> Iterator[Tensors]:
         while self._iteration is iteration:
-            with_state = next(batches, None)
-            if with_state is None:
+            sent = next(batches, None)
+            if sent is None:
                 return
-            tensors, self._state = with_state
+            tensors, self._indices, self._is_padding, self._state = sent
             yield tensors
         raise LoaderError(
             f"Batch not handed out: {self._batches.dataset.path}: another iteration over these "
             "batches has begun. Iterate them once at a time."
         )
 
-    def _plain(self) -> Iterator[tuple[Tensors, State]]:
+    def _plain(self) -> Iterator[_Sent]:
         for arrays in self._batches:
             images, masks = _as_tensors(arrays)
-            yield (images.to(self._device), masks.to(self._device)), self._batches.state_dict()
+            yield self._sent((images.to(self._device), masks.to(self._device)))
 
-    def _pinned(self) -> Iterator[tuple[Tensors, State]]:
+    def _sent(self, tensors: Tensors) -> _Sent:
+        batches = self._batches
+        return _Sent(tensors, batches.indices, batches.is_padding, batches.state_dict())
+
+    def _pinned(self) -> Iterator[_Sent]:
         # One for all epochs: freed memory is used again only on the stream that it was taken on.
         copies = self._copies = self._copies or torch.cuda.Stream(self._device)
-        sent = self._send(copies)
-        coming, n_loads = next(sent, None), self._n_loads
+        all_sent = self._send(copies)
+        coming, n_loads = next(all_sent, None), self._n_loads
         while coming is not None:
-            (tensors, has_arrived, state), coming = coming, next(sent, None)
+            (sent, has_arrived), coming = coming, next(all_sent, None)
             stream = torch.cuda.current_stream(copies.device)
             stream.wait_event(has_arrived)
-            for tensor in tensors:
+            for tensor in sent.tensors:
                 tensor.record_stream(stream)  # its memory was taken on the stream of the copies
-            yield tensors, state
+            yield sent
             if n_loads != self._n_loads:  # the one in flight is not what comes after this state
-                coming, n_loads = next(sent, None), self._n_loads
+                coming, n_loads = next(all_sent, None), self._n_loads
 
-    def _send(
-        self, copies: "torch.cuda.Stream"
-    ) -> "Iterator[tuple[Tensors, torch.cuda.Event, State]]":
+    def _send(self, copies: "torch.cuda.Stream") -> "Iterator[tuple[_Sent, torch.cuda.Event]]":
         """Start the copy of batch after batch to the device."""
         batches, epoch = self._batches, self._batches.epochs_completed
         slots = [(*self._pinned_memory(), torch.cuda.Event()) for _ in range(_N_SLOTS)]
@@ -455,12 +525,12 @@ class DeviceBatches:
             has_arrived.synchronize()  # the copy that used these buffers before
             gathered, _ = batches.next_batch(out=(images.numpy(), masks.numpy()))
             with torch.cuda.stream(copies):
-                sent = (
+                tensors = (
                     images[: len(gathered)].to(copies.device, non_blocking=True),
                     masks[: len(gathered)].to(copies.device, non_blocking=True),
                 )
                 has_arrived.record(copies)
-            yield sent, has_arrived, batches.state_dict()
+            yield self._sent(tensors), has_arrived
 
     def _pinned_memory(self) -> Tensors:
         batches = self._batches

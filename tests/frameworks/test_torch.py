@@ -273,7 +273,69 @@ def test_device_batches_on_the_cpu(path, prefetch):
     batches = loader_torch.DeviceBatches(path, "cpu", prefetch=prefetch, **OPTIONS)
     assert len(batches) == 14
     assert epochs_of(batches, 3) == expected_epochs(path, 3)
+    assert batches.epochs_completed == 3
     batches.close()
+
+
+def test_device_batches_tell_which_samples_they_hold(path):
+    batches = loader_torch.DeviceBatches(path, "cpu", batch_size=6, remainder="pad", prefetch=2)
+    assert not len(batches.indices)
+    expected = loader.Batches(path, batch_size=6, remainder="pad")
+    for tensors, _ in zip(batches, expected, strict=True):
+        assert batches.indices.tolist() == expected.indices.tolist() == rows_of(tensors)
+        assert batches.is_padding.tolist() == expected.is_padding.tolist()
+    assert batches.is_padding.tolist() == [False] * 5 + [True]
+
+
+# The choice of samples, for all of them
+
+
+MAKE = {
+    "IterableDataset": lambda path, **options: loader_torch.IterableDataset(
+        path, batch_size=2, remainder="keep", **options
+    ),
+    "Dataset": loader_torch.Dataset,
+    "DeviceBatches": lambda path, **options: loader_torch.DeviceBatches(
+        path, "cpu", batch_size=2, remainder="keep", **options
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_rows_that_take_part_are_told(path, make):
+    chosen = make(path, split="validation", where=np.arange(N) % 2 == 0)
+    assert chosen.rows.tolist() == [40, 42, 44, 46, 48, 50, 52]
+    assert chosen.dataset.path == path
+    assert repr(chosen).endswith(f"of {str(path)!r}, split='validation', where=...: 7 rows>")
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@pytest.mark.parametrize("other", [*MAKE.values(), loader.Batches])
+def test_apart_from_takes_any_of_them(path, make, other):
+    options = {"batch_size": 1} if other is loader.Batches else {}
+    training = other(path, split="train", **options)
+    assert len(make(path, split="validation", apart_from=training).rows) == 13
+    with pytest.raises(loader.LoaderError, match=r"found 40 of this selection among .*apart_from"):
+        make(path, apart_from=training)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "why"),
+    [
+        (
+            "Dataset",
+            {"batch_size": 4, "seed": 5},
+            "Dataset: batch_size, seed: no option.*DataLoader",
+        ),
+        ("Dataset", {"balance": "patient"}, "Dataset: balance: .*WeightedRandomSampler"),
+        ("Dataset", {"layout": "HWN"}, "Dataset: layout: no option"),
+        ("IterableDataset", {"layout": "HWN"}, "IterableDataset: layout: .* channels first"),
+        ("DeviceBatches", {"shufle": True}, "DeviceBatches: shufle: .*expected split, fold, "),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(path, make, options, why):
+    with pytest.raises(TypeError, match=rf"loader\.torch\.{why}"):
+        MAKE[make](path, **options)
 
 
 class Stream:
@@ -391,7 +453,7 @@ def test_one_batch_is_in_flight_and_the_state_is_that_of_the_one_handed_out(path
     for n_taken in (3, 99, 14, 5):
         for taken, tensors in enumerate(batches, start=1):
             finish(current_stream.todo)
-            assert rows_of(tensors) == together[n_drawn]
+            assert rows_of(tensors) == batches.indices.tolist() == together[n_drawn]
             n_drawn += 1
             other.load_state_dict(batches.state_dict())
             following = next(iter(other))

@@ -98,7 +98,7 @@ def test_who_is_killed_before_writing_leaves_the_record_as_it_was(folder, monkey
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", die)
+        patch.setattr(os, "write", die)
         with pytest.raises(SystemExit):
             epochs.load((0, 0))  # a shorter text
     assert epochs.read() == before
@@ -126,9 +126,16 @@ def test_a_full_disk_says_what_to_do(folder, monkeypatch):
     def is_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", is_full)
+    monkeypatch.setattr(os, "write", is_full)
     with pytest.raises(LoaderError, match=r"No space left on device.*TMPDIR"):
         Epochs(folder, 1).begin(None)
+
+
+def test_workers_need_locks(folder, monkeypatch):
+    monkeypatch.setattr("loader.epochs.fcntl", None)
+    assert Epochs(folder, 1).begin(None) == (0, 0)
+    with pytest.raises(LoaderError, match=r"no fcntl.flock.*num_workers=0"):
+        Epochs(folder, 1).begin("a")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
