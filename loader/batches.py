@@ -1,6 +1,7 @@
 """Batches of a dataset: chosen samples, in a random order that can be resumed."""
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -36,6 +37,7 @@ from loader.stream import Arrays, Drawn, Form, Gatherer, Layout, Order, Padding,
 Values: TypeAlias = Literal["stored", "float32"]
 
 _MAX_PREFETCH: Final = 1024
+_MAX_COUNT: Final = 2**62  # of epochs
 _MAX_SIZE: Final = 2**31  # of a batch, and of the world: their product is below 2**63
 
 
@@ -168,8 +170,7 @@ class Batches:
         }
         self._position: Position = (0, 0)
         self._start()
-        if remainder == "sample" and plan.n_left_out and table is None:
-            _warn_left_out(plan)
+        warn_left_out(self._order)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -503,17 +504,24 @@ def check_plan(plan: EpochPlan, dataset: Dataset) -> None:
         )
 
 
-def _warn_left_out(plan: EpochPlan) -> None:
+def warn_left_out(order: Order) -> None:
+    """Tell the user once that an epoch leaves out rows."""
+    plan = order.plan
+    if plan.remainder != "sample" or not plan.n_left_out or order.table is not None:
+        return
+    depth, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == "loader":
+        depth, frame = depth + 1, frame.f_back
     warnings.warn(
         f"{plan.n_left_out} of {plan.n_samples} rows fill no whole batch and are left out, other "
         'ones at random in each epoch. remainder="keep" hands them out in a short last batch, '
         '"pad" fills that batch up.',
         UserWarning,
-        stacklevel=3,  # the line that makes the Batches
+        stacklevel=depth,  # the caller's own line
     )
 
 
 def _count(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT:
         return value
     return None

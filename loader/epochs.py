@@ -1,10 +1,15 @@
 """How many epochs have begun, where no process knows it alone: the workers of a DataLoader."""
 
 import contextlib
-import json
+import mmap
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from loader.errors import LoaderError
 from loader.stream import Position
@@ -14,117 +19,143 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_BEGINNING: Final = {"begun": 0, "begun_here": 0, "loaded": (0, 0)}
-_N_JOINED: Final = 64  # iterations that are remembered, in which a worker may still begin
+_N_JOINED: Final = 4096  # iterations that are remembered, in which a worker may still begin
+_JOINED: Final = np.dtype([("token", "<i8"), ("epoch", "<i8"), ("n_missing", "<i8")])
+
+
+class Counts(NamedTuple):
+    """What has begun.
+
+    Attributes
+    ----------
+    begun : int
+        Epochs begun by anyone: the next one to begin.
+    begun_here : int
+        The same, when the process itself last began or loaded one.
+    loaded_epoch, loaded_batch : int
+        Where the epoch of this number begins, unlike all others.
+    """
+
+    begun: int = 0
+    begun_here: int = 0
+    loaded_epoch: int = 0
+    loaded_batch: int = 0
+
+
+_NONE: Final = Counts()
 
 
 class Epochs:
-    """How many epochs a process and the workers of its DataLoaders have begun, in a small file.
+    """How many epochs a process and the workers of its DataLoaders have begun.
 
-    Workers have nothing else in common that lasts from one iteration to the next, for fork and
-    spawn alike. Each change is made under a lock, which ends with the process that holds it.
+    Workers have nothing else in common that lasts from one iteration to the next: it lies in memory
+    that they share, of a file without a name. Each change is made under a lock, which ends with the
+    process that holds it.
 
     Parameters
     ----------
-    folder : str
-        Of the data set and of all that other processes have of it.
-    pid : int
-        The process.
-    start : mapping, optional
-        What `read` returned of whom it goes on from.
+    counts : Counts
+        What has begun before.
+    file : int, optional
+        Descriptor of the memory of another process, which is taken over.
     """
 
-    def __init__(self, folder: str, pid: int, start: "Mapping[str, object] | None" = None) -> None:
-        self._folder = folder
-        self._path = os.path.join(folder, str(pid))
-        self._start = dict(start or _BEGINNING) | {"joined": {}}
+    def __init__(self, counts: Counts = _NONE, file: int | None = None) -> None:
+        n_bytes = 8 * len(counts) + _N_JOINED * _JOINED.itemsize
+        self.file = _unnamed_file(n_bytes) if file is None else file
+        weakref.finalize(self, os.close, self.file)
+        memory = mmap.mmap(self.file, n_bytes)
+        self._counts = np.frombuffer(memory, "<i8", len(counts))
+        self._joined = np.frombuffer(memory, _JOINED, _N_JOINED, self._counts.nbytes)
+        if file is None:
+            self._counts[:] = counts
 
-    def read(self) -> dict[str, Any]:
-        """Return the record: epochs begun by anyone and by the process itself, what was loaded."""
-        with self._changed() as record:
-            return record
+    def counts(self) -> Counts:
+        """Return what has begun. It takes no lock: the handler of a signal may ask for it."""
+        return Counts(*self._counts.tolist())
 
-    def begin(self, token: str | None) -> Position:
-        """Return where the epoch begins that an iteration is to have, new or begun by others of it.
+    def coming(self) -> Position:
+        """Return where the next epoch begins."""
+        return _beginning(self.counts(), self.counts().begun)
+
+    def begin(self) -> Position:
+        """Begin an epoch in the process itself, and return where."""
+        with self._locked():
+            counts = self.counts()
+            self._counts[:2] = counts.begun + 1
+        return _beginning(counts, counts.begun)
+
+    def join(self, token: int, n_workers: int, epoch: int | None = None) -> Position:
+        """Begin, in a worker, the epoch that the others of its iteration begin, and return where.
 
         Parameters
         ----------
-        token : str, optional
-            What the workers of the iteration have in common; none for the process itself.
+        token : int
+            What the workers of the iteration have in common, and no other iteration has.
+        n_workers : int
+            How many they are.
+        epoch : int, optional
+            The epoch that a worker has loaded; counting goes on from there.
         """
-        if fcntl is None and token is not None:
+        if fcntl is None:
             raise LoaderError(
-                "Epoch not begun: this system has no fcntl.flock, by which the workers of a "
+                "Epoch not begun: this system has no locks (fcntl), by which the workers of a "
                 "DataLoader agree on it. Use num_workers=0 with prefetch=2."
             )
-        with self._changed() as record:
-            epoch: int = record["begun"]
-            if token is None:
-                record["begun"] = record["begun_here"] = epoch + 1
-            elif token in record["joined"]:
-                epoch = record["joined"][token]
+        with self._locked():
+            counts, joined = self.counts(), self._joined
+            place = np.flatnonzero((joined["token"] == token) & (joined["n_missing"] > 0))
+            if len(place):
+                begun = int(joined["epoch"][place[0]])
+                joined["n_missing"][place[0]] -= 1
             else:
-                record["begun"] = epoch + 1
-                self._join(record, token, epoch)
-            loaded_epoch, loaded_batch = record["loaded"]
-            return epoch, loaded_batch if epoch == loaded_epoch else 0
-
-    def begin_loaded(self, token: str, epoch: int) -> None:
-        """Begin an epoch that the workers of an iteration have loaded, and count on from there."""
-        with self._changed() as record:
-            record["begun"], record["begun_here"] = epoch + 1, 0
-            self._join(record, token, epoch)
+                begun = counts.begun if epoch is None else epoch
+                self._counts[:2] = begun + 1, counts.begun_here if epoch is None else 0
+                # A free place; or that of the oldest, some of whose workers never came.
+                place = np.lexsort((joined["epoch"], joined["n_missing"] > 0))
+                joined[place[0]] = token, begun, n_workers - 1
+        return _beginning(counts, begun)
 
     def load(self, position: Position) -> None:
-        """Have the next iteration begin at a position."""
-        with self._changed() as record:
-            record["begun"] = record["begun_here"] = position[0]
-            record["loaded"] = position
-
-    def remove(self) -> None:
-        """Remove the file, and the folder with the last one."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
-            os.rmdir(self._folder)
-
-    @staticmethod
-    def _join(record: dict[str, Any], token: str, epoch: int) -> None:
-        joined = {**record["joined"], token: epoch}
-        record["joined"] = dict(list(joined.items())[-_N_JOINED:])
+        """Have the next epoch begin at a position."""
+        with self._locked():
+            self._counts[:] = position[0], position[0], *position
 
     @contextlib.contextmanager
-    def _changed(self) -> Iterator[dict[str, Any]]:
-        """Hand out the record, and write it when it has changed.
-
-        Raises
-        ------
-        LoaderError
-            The file cannot be written.
-        """
-        try:
-            file = self._opened()
+    def _locked(self) -> Iterator[None]:
+        with _threads:
+            if fcntl is not None:
+                fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                text = os.read(file, os.fstat(file).st_size)
-                record = json.loads(text) if text else dict(self._start)
-                yield record
-                # In one piece, never shorter than before: whoever is killed leaves it whole.
-                changed = json.dumps(record).encode().ljust(len(text))
-                if changed != text:
-                    os.lseek(file, 0, os.SEEK_SET)
-                    os.write(file, changed)
+                yield
             finally:
-                os.close(file)
-        except OSError as error:
-            raise LoaderError(
-                f"Epoch not begun: {self._path}: the file that counts epochs cannot be written "
-                f"({error.strerror}). Make room there, or set TMPDIR to another folder."
-            ) from error
+                if fcntl is not None:
+                    fcntl.lockf(self.file, fcntl.LOCK_UN)
 
-    def _opened(self) -> int:
-        while True:
-            os.makedirs(self._folder, 0o700, exist_ok=True)
-            # Another process may just have removed the folder.
-            with contextlib.suppress(FileNotFoundError):
-                return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+
+def _beginning(counts: Counts, epoch: int) -> Position:
+    return epoch, counts.loaded_batch if epoch == counts.loaded_epoch else 0
+
+
+def _unnamed_file(n_bytes: int) -> int:
+    """Return the descriptor of a new file that is gone when nobody has it open."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("loader-epochs")
+    else:
+        with tempfile.TemporaryFile() as temporary:
+            file = os.dup(temporary.fileno())
+    os.truncate(file, n_bytes)
+    return file
+
+
+# The lock on a file is between processes alone. Reentrant, for the handler of a signal.
+_threads = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _threads  # noqa: PLW0603  another thread may have held it when the process was forked
+    _threads = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

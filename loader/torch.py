@@ -4,17 +4,17 @@
 Imported only where it is asked for: ``import loader.torch``.
 """
 
-import multiprocessing
+import copy
+import multiprocessing.context
 import multiprocessing.queues
-import multiprocessing.util
+import multiprocessing.reduction
 import operator
 import os
-import tempfile
-import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
-from typing import Final, NamedTuple, NotRequired, TypeAlias, TypedDict, Unpack
+from typing import Any, Final, NamedTuple, NotRequired, Self, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
@@ -22,8 +22,8 @@ import torch.utils.data  # type: ignore[import-not-found, unused-ignore]
 from torch import distributed  # type: ignore[import-not-found, unused-ignore]
 
 import loader
-from loader.batches import Batches, Values, check_plan
-from loader.epochs import Epochs
+from loader.batches import Batches, Values, check_plan, warn_left_out
+from loader.epochs import Counts, Epochs
 from loader.errors import LoaderError
 from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
@@ -81,6 +81,36 @@ class Batching(Selecting):
     world_size: NotRequired[int]
 
 
+class _RankedBatches(Batches):
+    """Batches of the rank that torch.distributed gives where it runs, unless one was given."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | loader.Dataset,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        self._follows_distributed = not {"rank", "world_size"} & set(options)
+        super().__init__(source, **options)
+
+    @property
+    def _order(self) -> Order:
+        order: Order = self.__dict__["_order"]
+        rank, world_size = _rank_and_world_size()
+        # It does not run in a spawned worker: there the rank is the one that was pickled.
+        is_other = (rank, world_size) != (order.rank, order.plan.world_size)
+        if self._follows_distributed and world_size > 1 and is_other:
+            plan = replace(order.plan, world_size=world_size)
+            check_plan(plan, self.dataset)
+            order = self.__dict__["_order"] = replace(order, plan=plan, rank=rank)
+            if torch.utils.data.get_worker_info() is None:
+                warn_left_out(order)
+        return order
+
+    @_order.setter
+    def _order(self, order: Order) -> None:
+        self.__dict__["_order"] = order
+
+
 class _OfFile:
     """Rows of a file, chosen by the options of `loader.Batches`."""
 
@@ -113,8 +143,8 @@ class _OfFile:
 class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     """The batches of one epoch after the other, for ``DataLoader(dataset, batch_size=None)``.
 
-    Each time it is iterated, an epoch begins: the first, the second, and so on. The workers of a
-    DataLoader share an epoch out, so that its batches come in the same order for any number of
+    With the first batch of each iteration, an epoch begins: the first, the second, and so on. The
+    workers of a DataLoader share an epoch out, so that its batches come in the same order for any number of
     them.
 
     After `load_state_dict`, the first epoch is what was left of the saved one. A StatefulDataLoader
@@ -139,82 +169,77 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     ) -> None:
         super().__init__()
         self._refuse_others(options, Batching, _CHANNELS_FIRST)
-        self._follows_distributed = not {"rank", "world_size"} & set(options)
-        self._batches = Batches(source, layout="NCHW", **options)
-        self._at = _Place(0, 0, 1)  # of the next batch that this process hands out
+        self._batches = _RankedBatches(source, layout="NCHW", **options)
+        self._at: _Place | None = None  # of the next batch; none before an iteration's first
         self._loaded: _Place | None = None  # in a worker that has not yet begun there
         self._n_begun_here = 0
-        self._pid = 0  # the process that has used it
-        self._start: Mapping[str, object] | None = None  # its epochs then
-        self._make_family()
+        self._own = Epochs()
+        self._parents: Epochs | None = None
+        self._at_fork = Counts()
+        _living.add(self)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle with the rank and the epochs that this process has."""
-        self._order()
-        return self.__dict__ | {"_start": self._epochs().read(), "_pickled_by": os.getpid()}
+        len(self)  # takes up the rank
+        state = self.__dict__ | {"_own": self._own.counts(), "_parents": None}
+        is_for_child = multiprocessing.context.get_spawning_popen() is not None
+        if is_for_child and hasattr(multiprocessing.reduction, "DupFd"):
+            state["_parents"] = multiprocessing.reduction.DupFd(self._own.file)
+        return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Go on from the position of the original."""
-        is_own_copy = state.pop("_pickled_by") == os.getpid()  # not one for a worker or a rank
         self.__dict__.update(state)
-        self._pid = 0
-        if is_own_copy:
-            self._make_family()
+        counts: Counts = state["_own"]  # type: ignore[assignment]
+        file: Any = state["_parents"]
+        self._parents = Epochs(counts, file.detach()) if file is not None else None
+        self._own = Epochs(counts)
+        _living.add(self)
 
-    def _make_family(self) -> None:
-        name = f"dicom-etl-loader-{uuid.uuid4().hex}"
-        self._folder = os.path.join(tempfile.gettempdir(), name)
-        self._own_epochs()
+    def _leave_parent(self) -> None:
+        """Have epochs of its own in a process that was just forked."""
+        self._parents = self._own
+        self._own = Epochs(self._at_fork)
 
+    @property
     def _epochs(self) -> Epochs:
-        """Return the epochs of this process; in a worker those of its parent.
+        """The epochs of this process; in a worker those of its parent, unless it was made there.
 
-        Not one for all copies: each of several processes, the ranks of a training say, has its own
-        epochs.
+        Not those of one process for all: the ranks of a training, say, have epochs of their own.
         """
         is_worker = torch.utils.data.get_worker_info() is not None
-        parent = multiprocessing.parent_process()
-        if not is_worker or self._pid == os.getpid() or parent is None:  # or made in the worker
-            return self._own_epochs()
-        return self._epochs_of(int(parent.pid or 0))
-
-    def _own_epochs(self) -> Epochs:
-        pid = os.getpid()
-        epochs = self._epochs_of(pid)
-        self._start = epochs.read()
-        if self._pid != pid:
-            self._pid = pid
-            # Unlike weakref.finalize, it does its work at the end of processes of multiprocessing.
-            multiprocessing.util.Finalize(self, epochs.remove, exitpriority=0)
-        return epochs
-
-    def _epochs_of(self, pid: int) -> Epochs:
-        """Return the epochs of a process; at first they go on from those of the original."""
-        start = self._start
-        if self._pid not in {0, pid}:  # a fork has brought the data set there
-            start = Epochs(self._folder, self._pid, start).read()
-        return Epochs(self._folder, pid, start)
+        return self._parents if is_worker and self._parents is not None else self._own
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return self._order().plan.n_batches
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Tensors]:
         """Begin the next epoch: images and masks, each (samples, 1, rows, columns)."""
+        if torch.utils.data.get_worker_info() is None:
+            self._at = None
+            return self._lazily()
+        return self._epoch(self._begin())
+
+    def _lazily(self) -> Iterator[Tensors]:
+        # The epoch begins with its first batch: of an iteration that has ended, StatefulDataLoader
+        # makes another one, which it never asks for a batch.
+        yield from self._epoch(self._begin())
+
+    def _begin(self) -> _Place:
         worker = torch.utils.data.get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        epochs, token, loaded = self._epochs(), self._token(), self._loaded
-        self._loaded = None
-        if loaded is not None and token is not None:
-            epochs.begin_loaded(token, loaded.epoch)
-            # A worker's own position already counts from its first batch.
-            first = loaded.batch + (0 if loaded.stride == stride > 1 else first)
-            epoch = loaded.epoch
-        else:
-            epoch, batch = epochs.begin(token)
-            first += batch
-        self._at = _Place(epoch, first, stride)
-        return self._epoch(self._at)
+        if worker is None:
+            self._at = _Place(*self._epochs.begin(), 1)
+            return self._at
+        stride, loaded, self._loaded = worker.num_workers, self._loaded, None
+        epoch = None if loaded is None else loaded.epoch
+        begun, first = self._epochs.join(self._token(worker), stride, epoch)
+        if loaded is not None:
+            begun, first = loaded.epoch, loaded.batch
+        # A worker's own position already counts from its first batch.
+        is_own = loaded is not None and loaded.stride == stride > 1
+        self._at = _Place(begun, first + (0 if is_own else worker.id), stride)
+        return self._at
 
     def state_dict(self) -> State:
         """Return the position and what it belongs to, as plain JSON.
@@ -224,17 +249,16 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         LoaderError
             Workers of a DataLoader iterate, so that their positions are not known here.
         """
-        self._order()
+        epoch, batch, stride = self._at or (*self._epochs.coming(), 1)
         if torch.utils.data.get_worker_info() is None:
-            record = self._epochs().read()
-            if record["begun"] > record["begun_here"]:
+            counts = self._epochs.counts()
+            if counts.begun > counts.begun_here:
                 raise LoaderError(
                     "State not saved: workers of a DataLoader iterate, and how far is not known "
                     "here. Use StatefulDataLoader of torchdata, or num_workers=0 with prefetch=2."
                 )
-        epoch, batch, stride = self._at
-        if stride == 1 and batch >= len(self):
-            epoch, batch = epoch + 1, 0
+            if batch >= len(self):
+                epoch, batch = epoch + 1, 0
         own = self._batches.state_dict()
         return {**own, "epoch": epoch, "batch": batch, "stride": stride}
 
@@ -247,7 +271,6 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
             As `loader.Batches.load_state_dict`; or it was saved in a worker, and there is another
             number of workers here.
         """
-        self._order()
         worker = torch.utils.data.get_worker_info()
         n_workers = worker.num_workers if worker else 1
         known = dict(state) if isinstance(state, Mapping) else {}
@@ -264,51 +287,43 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
                 "as when it was saved."
             )
         # A worker that has handed out its last batch stands beyond the end of the epoch.
-        is_over = stride > 1 and isinstance(batch, int) and batch >= len(self)
+        is_over = worker is not None and isinstance(batch, int) and batch >= len(self)
         self._batches.load_state_dict(known | ({"batch": 0} if is_over else {}))
         epoch = self._batches.epochs_completed
         self._at = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
         if worker is None:
-            self._epochs().load(self._at[:2])
+            self._epochs.load(self._at[:2])
         else:
             self._loaded = self._at
 
-    def _order(self) -> Order:
-        """Return the order, of the rank that torch.distributed gives where it runs."""
-        return _order_of(self._batches, follows_distributed=self._follows_distributed)
-
-    def _token(self) -> str | None:
+    def _token(self, worker: Any) -> int:  # noqa: ANN401  torch has no name for its type
         """Return what the workers of one iteration have in common, and no other iteration has.
 
         It is the pipe by which all of them hand out batches. Their seed would not do: a program
         that seeds torch anew gives it to more than one iteration.
         """
-        worker = torch.utils.data.get_worker_info()
-        if worker is None:
-            return None
         self._n_begun_here += 1  # a persistent worker keeps its pipe
         arguments = getattr(multiprocessing.current_process(), "_args", ())
         queues = [one for one in arguments if isinstance(one, multiprocessing.queues.Queue)]
         pipe = 0
         if len(queues) == len(("indices", "batches")):
             pipe = os.fstat(queues[1]._reader.fileno()).st_ino  # type: ignore[attr-defined]
-        return f"{pipe} {worker.seed - worker.id} {self._n_begun_here}"
+        return hash((pipe, worker.seed - worker.id, self._n_begun_here))
 
     def _epoch(self, start: _Place) -> Iterator[Tensors]:
-        order, batches = self._order(), self._batches
+        batches, order = self._batches, self._batches._order
         todo = range(start.batch, order.plan.n_batches, start.stride)
         if not todo:
             return
         position = start.epoch, start.batch
         stream = Stream(batches.dataset, order, batches._gatherer, position, start.stride)
-        prefetcher = None
-        if batches._prefetch:
-            prefetcher = Prefetcher(stream.make, batches._prefetch)
+        made = (stream.make()[1] for _ in todo)  # none beyond the epoch
+        prefetcher = Prefetcher(made.__next__, batches._prefetch) if batches._prefetch else None
         try:
             if prefetcher:
                 prefetcher.start()
             for batch in todo:
-                _, arrays = prefetcher.get() if prefetcher else stream.make()
+                arrays = prefetcher.get() if prefetcher else next(made)
                 self._at = start._replace(batch=batch + start.stride)
                 yield _as_tensors(arrays)
         finally:
@@ -353,9 +368,12 @@ class Dataset(_OfFile, torch.utils.data.Dataset[Tensors]):
     def __getitems__(self, indices: list[int]) -> list[Tensors]:
         """Return some samples, gathered together; DataLoader asks so for a batch."""
         n_samples = len(self)
-        samples = np.array([operator.index(index) for index in indices], np.int64)
-        if np.any((samples < -n_samples) | (samples >= n_samples)):
+        whole = [operator.index(index) for index in indices]
+        if not all(-n_samples <= index < n_samples for index in whole):
             raise IndexError(f"sample out of range (there are {n_samples}): {indices}")
+        if not whole:
+            return []
+        samples = np.array(whole, np.int64)
         batches = self._batches
         batches.dataset.check_whole()
         rows = batches._order.selection.take(samples % n_samples)
@@ -401,8 +419,7 @@ class DeviceBatches(_OfFile):
         **options: Unpack[Batching],
     ) -> None:
         self._refuse_others(options, Batching, _CHANNELS_FIRST)
-        self._follows_distributed = not {"rank", "world_size"} & set(options)
-        self._batches = Batches(source, layout="NCHW", **options)
+        self._batches = _RankedBatches(source, layout="NCHW", **options)
         self._device = torch.device(device)
         if self._device.type == "cuda":
             self._check_cuda()
@@ -411,11 +428,14 @@ class DeviceBatches(_OfFile):
         self._n_loads = 0
         self._state: State = self._batches.state_dict()
         self._indices, self._is_padding = self._batches.indices, self._batches.is_padding
-        self._order()
+
+    def __copy__(self) -> Self:
+        """Return a copy that iterates on its own."""
+        return copy.deepcopy(self)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return self._order().plan.n_batches
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Tensors]:
         """Hand out what is left of this epoch: images and masks, (samples, 1, rows, columns).
@@ -425,8 +445,7 @@ class DeviceBatches(_OfFile):
         LoaderError
             In an iteration that another one has followed.
         """
-        self._order()
-        self._batches.load_state_dict(self._state)  # forgets a batch in flight never handed out
+        self._batches.load_state_dict(self.state_dict())  # forgets a batch in flight
         self._iteration = iteration = object()
         batches = self._pinned() if self._device.type == "cuda" else self._plain()
         return self._handed_out(batches, iteration)
@@ -452,23 +471,15 @@ class DeviceBatches(_OfFile):
 
     def state_dict(self) -> State:
         """Return the position and what it belongs to, as plain JSON."""
-        self._order()
-        return dict(self._state)
+        if self._state["batch"]:
+            return dict(self._state)
+        return self._state | {"world_size": self._batches._order.plan.world_size}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a position that `state_dict` returned; see `loader.Batches`."""
-        self._order()
         self._batches.load_state_dict(state)
         self._state = self._batches.state_dict()
         self._n_loads += 1
-
-    def _order(self) -> Order:
-        """Return the order, of the rank that torch.distributed gives where it runs."""
-        before = self._batches._order
-        order = _order_of(self._batches, follows_distributed=self._follows_distributed)
-        if order is not before and not self._state["batch"]:
-            self._state["world_size"] = order.plan.world_size
-        return order
 
     def _check_cuda(self) -> None:
         n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -540,19 +551,6 @@ class DeviceBatches(_OfFile):
         return images.pin_memory(), torch.empty(shape, dtype=torch.uint8).pin_memory()
 
 
-def _order_of(batches: Batches, *, follows_distributed: bool) -> Order:
-    """Return the order of some batches, of the rank that torch.distributed gives where it runs."""
-    order = batches._order
-    rank, world_size = _rank_and_world_size()
-    # It does not run in a spawned worker: there the rank is the one that was pickled.
-    is_other = (rank, world_size) != (order.rank, order.plan.world_size)
-    if follows_distributed and world_size > 1 and is_other:
-        plan = replace(order.plan, world_size=world_size)
-        check_plan(plan, batches.dataset)
-        order = batches._order = replace(order, plan=plan, rank=rank)
-    return order
-
-
 def _rank_and_world_size() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -562,3 +560,21 @@ def _rank_and_world_size() -> tuple[int, int]:
 def _as_tensors(arrays: Arrays) -> Tensors:
     images, masks = arrays
     return torch.from_numpy(images), torch.from_numpy(masks)
+
+
+# Those that a fork would bring into another process.
+_living: "weakref.WeakSet[IterableDataset]" = weakref.WeakSet()
+
+
+def _note_counts() -> None:
+    for dataset in list(_living):
+        dataset._at_fork = dataset._own.counts()  # the parent may soon have gone on
+
+
+def _leave_parents() -> None:
+    for dataset in list(_living):
+        dataset._leave_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_note_counts, after_in_child=_leave_parents)

@@ -5,10 +5,10 @@ import copy
 import gc
 import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
@@ -190,6 +190,22 @@ def test_stateful_data_loader_resumes_exactly(path, n_workers, n_drawn):
     assert len(found) >= 28
 
 
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
+@pytest.mark.parametrize("n_ended", [1, 2])
+def test_stateful_data_loader_resumes_between_epochs(path, n_workers, n_ended):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def make():
+        dataset = loader_torch.IterableDataset(path, **OPTIONS)
+        return stateful(dataset, batch_size=None, **workers(n_workers))
+
+    batches = make()
+    epochs_of(batches, n_ended)
+    resumed = make()
+    resumed.load_state_dict(pickle.loads(pickle.dumps(batches.state_dict())))
+    assert epochs_of(resumed, 2) == expected_epochs(path, n_ended + 2)[n_ended:]
+
+
 def test_stateful_data_loader_resumes_where_torch_is_seeded_at_the_start(path):
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
@@ -259,10 +275,14 @@ def test_samples_are_those_of_the_selection(path, n_workers):
     assert sorted(row for rows in drawn for row in rows) == list(range(40, 53))
 
 
-@pytest.mark.parametrize("index", [13, -14])
+@pytest.mark.parametrize("index", [13, -14, 10**30])
 def test_sample_out_of_range(path, index):
     with pytest.raises(IndexError, match="there are 13"):
         loader_torch.Dataset(path, split="validation")[index]
+
+
+def test_no_samples(path):
+    assert loader_torch.Dataset(path).__getitems__([]) == []
 
 
 # Batches on a device
@@ -285,6 +305,16 @@ def test_device_batches_tell_which_samples_they_hold(path):
         assert batches.indices.tolist() == expected.indices.tolist() == rows_of(tensors)
         assert batches.is_padding.tolist() == expected.is_padding.tolist()
     assert batches.is_padding.tolist() == [False] * 5 + [True]
+
+
+def test_a_copy_of_device_batches_iterates_on_its_own(path):
+    batches = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
+    expected = expected_epochs(path, 1)[0]
+    drawn = iter(batches)
+    assert rows_of(next(drawn)) == expected[0]
+    for other in (copy.copy(batches), copy.deepcopy(batches), pickle.loads(pickle.dumps(batches))):
+        assert rows_of(next(iter(other))) == expected[1]
+    assert rows_of(next(drawn)) == expected[1]
 
 
 # The choice of samples, for all of them
@@ -559,16 +589,131 @@ def test_copies_have_epochs_of_their_own(path, n_workers, duplicate):
         assert epochs_of(batches, 1) == expected_epochs(path, 2)[1:]
 
 
-def test_nothing_is_left_in_the_folder_for_temporary_files(path, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_nothing_is_left_behind(path):
     dataset = loader_torch.IterableDataset(path, **OPTIONS)
-    other = copy.deepcopy(dataset)
     epochs_of(DataLoader(dataset, batch_size=None, **workers(2, "spawn")), 1)
-    next(iter(DataLoader(Wrapped(path), batch_size=None, **workers(2))))
-    assert len(list(tmp_path.glob("dicom-etl-loader-*/*"))) == 2
+    del dataset
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        dataset = loader_torch.IterableDataset(path, **OPTIONS)
+        other = copy.deepcopy(dataset)
+        epochs_of(DataLoader(other, batch_size=None, **workers(2)), 1)
+        epochs_of(DataLoader(other, batch_size=None, **workers(2, "spawn")), 1)
+        next(iter(DataLoader(Wrapped(path), batch_size=None, **workers(2))))
     del dataset, other
     gc.collect()
-    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_iteration_that_asks_for_no_batch_begins_no_epoch(path):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    first, second, third = expected_epochs(path, 3)
+    unused = iter(dataset)
+    assert dataset.state_dict()["batch"] == 0
+    assert epochs_of(dataset, 1) == [first]
+    iter(dataset)
+    assert (dataset.state_dict()["epoch"], dataset.state_dict()["batch"]) == (1, 0)
+    left_early = iter(dataset)
+    assert rows_of(next(left_early)) == second[0]
+    again = iter(dataset)
+    assert (dataset.state_dict()["epoch"], dataset.state_dict()["batch"]) == (2, 0)
+    assert [rows_of(tensors) for tensors in again] == third
+    assert rows_of(next(unused)) == expected_epochs(path, 4)[3][0]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_no_batch_is_prepared_beyond_the_epoch(path, monkeypatch, n_workers):
+    made = multiprocessing.get_context("fork").Value("i", 0)
+    gather = loader_torch.Stream.gather
+
+    def count(stream, drawn, out=None):
+        with made:
+            made.value += 1
+        return gather(stream, drawn, out)
+
+    monkeypatch.setattr(loader_torch.Stream, "gather", count)
+    dataset = loader_torch.IterableDataset(path, prefetch=5, **OPTIONS)
+    batches = DataLoader(dataset, batch_size=None, **workers(n_workers))
+    found = epochs_of(batches, 3)
+    assert made.value == 3 * 14
+    assert found == expected_epochs(path, 3)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Epoch after epoch, so that workers whose share is smaller run ahead."""
+
+    def __init__(self, dataset, n_epochs):
+        super().__init__()
+        self.dataset = dataset
+        self.n_epochs = n_epochs
+
+    def __iter__(self):
+        for _ in range(self.n_epochs):
+            yield from self.dataset
+
+
+def test_workers_that_run_ahead_share_each_epoch(path):
+    n_epochs = 300
+    dataset = loader_torch.IterableDataset(path, batch_size=18, seed=7, remainder="keep")
+    batches = DataLoader(Endless(dataset, n_epochs), batch_size=None, **workers(2))
+    found = sorted(tuple(rows_of(tensors)) for tensors in batches)
+    expected = expected_epochs(path, n_epochs, batch_size=18)
+    assert len(expected[0]) == 3
+    assert found == sorted(tuple(rows) for epoch in expected for rows in epoch)
+
+
+def send_epochs_of_two_copies(pickled, connection):
+    one, two = pickle.loads(pickled), pickle.loads(pickled)
+    found = [epochs_of(one, 2), epochs_of(two, 1)]
+    del two
+    connection.send([*found, epochs_of(one, 1)])
+
+
+def test_copies_in_another_process_have_epochs_of_their_own(path):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    epochs_of(dataset, 1)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = pickle.dumps(dataset), sender
+    process = context.Process(target=send_epochs_of_two_copies, args=arguments)
+    process.start()
+    expected = expected_epochs(path, 4)
+    assert receiver.poll(60)
+    assert receiver.recv() == [expected[1:3], expected[1:2], expected[3:4]]
+    process.join()
+
+
+def send_one_epoch(dataset, may_begin, connection):
+    may_begin.wait(60)
+    connection.send(epochs_of(dataset, 1))
+
+
+def test_a_fork_goes_on_from_where_its_parent_was_though_that_is_gone(path):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    context = multiprocessing.get_context("fork")
+    epochs_of(DataLoader(dataset, batch_size=None, **workers(2)), 2)
+    receiver, sender = context.Pipe(duplex=False)
+    may_begin = context.Event()
+    process = context.Process(target=send_one_epoch, args=(dataset, may_begin, sender))
+    process.start()
+    epochs_of(dataset, 1)
+    del dataset
+    gc.collect()
+    may_begin.set()
+    assert receiver.poll(60)
+    assert receiver.recv() == expected_epochs(path, 3)[2:]
+    process.join()
+
+
+def test_rows_left_out_of_a_rank_are_told_at_the_callers_line(path, monkeypatch):
+    monkeypatch.setattr(loader_torch, "_rank_and_world_size", lambda: (1, 3))
+    dataset = loader_torch.IterableDataset(path, batch_size=4, remainder="keep")
+    batches = [dataset, loader_torch.DeviceBatches(path, "cpu", batch_size=4, remainder="keep")]
+    assert [len(each) for each in batches] == [5, 5]
+    with pytest.warns(UserWarning, match="5 of 53 rows fill no whole batch") as warned:
+        loader_torch.DeviceBatches(path, "cpu", batch_size=4)
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 # A data set that several processes were given

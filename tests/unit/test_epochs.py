@@ -1,144 +1,209 @@
-"""The file by which processes agree on the epoch that is to begin."""
+"""The memory by which processes agree on the epoch that is to begin."""
 
-import json
+import gc
 import multiprocessing
 import os
-from pathlib import Path
+import signal
+import threading
+import time
 
 import pytest
 
-from loader.epochs import Epochs
+from loader.epochs import Counts, Epochs
 from loader.errors import LoaderError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return str(tmp_path / "epochs")
+def joined(epochs, tokens, n_workers=2):
+    return [epochs.join(token, n_workers) for token in tokens]
 
 
-def test_the_process_itself_begins_one_epoch_after_the_other(folder):
-    epochs = Epochs(folder, 1)
-    assert [epochs.begin(None) for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
+def test_the_process_itself_begins_one_epoch_after_the_other():
+    epochs = Epochs()
+    assert [epochs.begin() for _ in range(3)] == [(0, 0), (1, 0), (2, 0)]
+    assert epochs.coming() == (3, 0)
 
 
-def test_workers_of_an_iteration_begin_the_same_epoch_and_others_the_next(folder):
-    epochs = Epochs(folder, 1)
-    assert [epochs.begin(token) for token in "aabbab"] == [(0, 0)] * 2 + [(1, 0)] * 2 + [
-        (0, 0),
-        (1, 0),
-    ]
+def test_workers_of_an_iteration_begin_the_same_epoch_and_others_the_next():
+    assert joined(Epochs(), [7, 7, 8, 9, 9, 8]) == [(e, 0) for e in (0, 0, 1, 2, 2, 1)]
 
 
-def test_another_object_of_the_same_process_goes_on(folder):
-    Epochs(folder, 1).begin(None)
-    assert Epochs(folder, 1).begin(None) == (1, 0)
+def test_counting_goes_on_from_what_had_begun():
+    first = Epochs()
+    first.begin()
+    other = Epochs(first.counts())
+    assert other.begin() == (1, 0)
+    assert first.begin() == (1, 0)
 
 
-def test_another_process_counts_on_its_own_from_where_it_started(folder):
-    epochs = Epochs(folder, 1)
-    epochs.begin("a")
-    other = Epochs(folder, 2, epochs.read())
-    assert other.begin("a") == (1, 0)  # an iteration of the first is none of the second's
-    assert epochs.begin("b") == (1, 0)
+def test_who_has_begun_is_told():
+    epochs = Epochs()
+    epochs.begin()
+    assert epochs.counts() == Counts(begun=1, begun_here=1)
+    epochs.join(7, 2)
+    assert epochs.counts() == Counts(begun=2, begun_here=1)
+    epochs.begin()
+    assert epochs.counts() == Counts(begun=3, begun_here=3)
 
 
-def test_who_has_begun_is_told(folder):
-    epochs = Epochs(folder, 1)
-    epochs.begin(None)
-    assert epochs.read()["begun"] == epochs.read()["begun_here"] == 1
-    epochs.begin("a")
-    assert (epochs.read()["begun"], epochs.read()["begun_here"]) == (2, 1)
-
-
-def test_a_loaded_position_is_where_the_next_iteration_begins_once(folder):
-    epochs = Epochs(folder, 1)
+def test_a_loaded_position_is_where_the_next_iteration_begins_once():
+    epochs = Epochs()
     epochs.load((5, 3))
-    assert [epochs.begin(token) for token in ("a", "a", "b")] == [(5, 3), (5, 3), (6, 0)]
+    assert epochs.coming() == (5, 3)
+    assert joined(epochs, [7, 7, 8]) == [(5, 3), (5, 3), (6, 0)]
 
 
-def test_workers_that_loaded_count_on_from_their_epoch(folder):
-    epochs = Epochs(folder, 1)
-    epochs.begin_loaded("a", 7)
-    assert epochs.begin("b") == (8, 0)
+def test_workers_that_loaded_count_on_from_their_epoch():
+    epochs = Epochs()
+    epochs.begin()
+    assert [epochs.join(7, 2, epoch=4) for _ in range(2)] == [(4, 0), (4, 0)]
+    assert epochs.counts() == Counts(begun=5, begun_here=0)
+    assert joined(epochs, [8]) == [(5, 0)]
 
 
-def test_iterations_long_past_are_forgotten(folder):
-    epochs = Epochs(folder, 1)
-    for n in range(200):
-        epochs.begin(str(n))
-    assert epochs.begin("199") == (199, 0)
-    size = Path(folder, "1").stat().st_size
-    for n in range(200, 400):
-        epochs.begin(str(n))
-    assert Path(folder, "1").stat().st_size == size
+def test_a_late_worker_that_loaded_does_not_turn_back_what_others_began():
+    epochs = Epochs()
+    epochs.join(7, 2, epoch=4)
+    assert joined(epochs, [8]) == [(5, 0)]
+    epochs.join(7, 2, epoch=4)
+    assert joined(epochs, [9]) == [(6, 0)]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_at_once_agree(folder, method):
-    n_iterations, n_workers = 20, 3
-    context = multiprocessing.get_context(method)
-    with context.Pool(n_workers) as pool:
-        asked = [(folder, str(n)) for n in range(n_iterations) for _ in range(n_workers)]
-        found = pool.starmap(begin, asked, chunksize=1)
-    of_token = {token: epoch for (_, token), epoch in zip(asked, found, strict=True)}
-    assert [of_token[token] for _, token in asked] == found
-    assert sorted(of_token.values()) == [(n, 0) for n in range(n_iterations)]
+def test_a_worker_may_be_far_behind_the_others():
+    epochs = Epochs()
+    assert joined(epochs, range(1, 3001)) == [(n, 0) for n in range(3000)]
+    assert joined(epochs, range(1, 3001)) == [(n, 0) for n in range(3000)]
 
 
-def begin(folder, token):
-    return Epochs(folder, 1).begin(token)
+def test_iterations_whose_workers_never_came_give_way_from_the_oldest_on():
+    epochs = Epochs()
+    joined(epochs, range(1, 5001))
+    assert joined(epochs, [5000, 1]) == [(4999, 0), (5000, 0)]
 
 
-def test_who_is_killed_before_writing_leaves_the_record_as_it_was(folder, monkeypatch):
-    epochs = Epochs(folder, 1)
-    epochs.load((123456, 7))
-    before = epochs.read()
+@pytest.fixture
+def slow(monkeypatch):
+    """Make the time between reading and writing long enough for others to come in."""
+    counts = Epochs.counts
 
-    def die(*_):
-        raise SystemExit
+    def slowly(epochs):
+        found = counts(epochs)
+        time.sleep(0.01)
+        return found
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", die)
-        with pytest.raises(SystemExit):
-            epochs.load((0, 0))  # a shorter text
-    assert epochs.read() == before
+    monkeypatch.setattr(Epochs, "counts", slowly)
 
 
-def test_a_shorter_record_leaves_nothing_of_a_longer_one(folder):
-    epochs = Epochs(folder, 1)
-    epochs.load((123456, 7))
-    epochs.load((0, 0))
-    assert json.loads(Path(folder, "1").read_bytes())["loaded"] == [0, 0]
+def send_begun(epochs, connection, n):
+    connection.send([epochs.begin()[0] for _ in range(n)])
 
 
-def test_removed_with_its_folder(folder):
-    one, other = Epochs(folder, 1), Epochs(folder, 2)
-    one.begin(None)
-    other.begin(None)
-    one.remove()
-    assert os.listdir(folder) == ["2"]
-    other.remove()
-    assert not os.path.exists(folder)
-    other.remove()  # nothing is left to do
+def begun_by_processes(epochs, n_processes, n):
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(n_processes)]
+    processes = [context.Process(target=send_begun, args=(epochs, to, n)) for _, to in pipes]
+    for process in processes:
+        process.start()
+    found = [epoch for receiver, _ in pipes for epoch in receiver.recv()]
+    for process in processes:
+        process.join()
+    return found
 
 
-def test_a_full_disk_says_what_to_do(folder, monkeypatch):
-    def is_full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", is_full)
-    with pytest.raises(LoaderError, match=r"No space left on device.*TMPDIR"):
-        Epochs(folder, 1).begin(None)
+def test_processes_at_once_do_not_begin_the_same_epoch(slow):
+    assert sorted(begun_by_processes(Epochs(), 3, 4)) == list(range(12))
 
 
-def test_workers_need_locks(folder, monkeypatch):
+def test_threads_at_once_do_not_begin_the_same_epoch(slow):
+    epochs, found = Epochs(), []
+    threads = [
+        threading.Thread(target=lambda: found.extend(epochs.begin() for _ in range(4)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(n, 0) for n in range(12)]
+
+
+def test_a_fork_while_a_thread_holds_the_lock_waits_for_nobody():
+    epochs = Epochs()
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with epochs._locked():
+            is_held.set()
+            may_end.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(10)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_begun, args=(epochs, sender, 1))
+    process.start()
+    time.sleep(0.05)
+    may_end.set()
+    assert receiver.poll(10)
+    assert receiver.recv() == [0]
+    process.join()
+    thread.join()
+
+
+def hold_for_ever(epochs, connection):
+    with epochs._locked():
+        connection.send("held")
+        time.sleep(60)
+
+
+def test_the_lock_ends_with_the_process_that_holds_it():
+    epochs = Epochs()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=hold_for_ever, args=(epochs, sender))
+    process.start()
+    receiver.recv()
+    process.kill()
+    assert epochs.begin() == (0, 0)
+    process.join()
+
+
+def test_the_handler_of_a_signal_may_ask_and_begin():
+    epochs, seen = Epochs(), []
+
+    def handle(*_):
+        seen.append((epochs.counts(), epochs.coming(), epochs.begin()))
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with epochs._locked():
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [(Counts(), (0, 0), (0, 0))]
+
+
+def test_nothing_stays_open():
+    before = len(os.listdir("/proc/self/fd"))
+    epochs = [Epochs() for _ in range(20)]
+    epochs += [Epochs(file=os.dup(one.file)) for one in epochs]
+    assert len(os.listdir("/proc/self/fd")) > before
+    del epochs
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_memory_files_one_in_the_folder_for_temporary_files_serves(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    epochs = Epochs()
+    assert sorted(begun_by_processes(epochs, 2, 2)) == [0, 1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_need_locks_between_processes(monkeypatch):
     monkeypatch.setattr("loader.epochs.fcntl", None)
-    assert Epochs(folder, 1).begin(None) == (0, 0)
-    with pytest.raises(LoaderError, match=r"no fcntl.flock.*num_workers=0"):
-        Epochs(folder, 1).begin("a")
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LoaderError, match=r"file/folder/1: .*Not a directory.*TMPDIR"):
-        Epochs(str(tmp_path / "file" / "folder"), 1).begin(None)
+    epochs = Epochs()
+    assert epochs.begin() == (0, 0)
+    with pytest.raises(LoaderError, match=r"no locks \(fcntl\).*num_workers=0"):
+        epochs.join(7, 2)
