@@ -29,6 +29,7 @@ from loader.selection import (
     check_apart,
     check_patients,
     digest,
+    rows_of,
     select,
     weigh,
 )
@@ -156,10 +157,11 @@ class Batches:
         self._has_where = where is not None
         self.dataset.check_whole()
         selection = select(self.dataset, self._criteria, where)
+        others = None if apart_from is None else rows_of(apart_from)
         if not allow_shared_patients:
             check_patients(self.dataset, self._criteria, selection)
-            if apart_from is not None:
-                check_apart(self.dataset, selection, apart_from)
+            if others is not None:
+                check_apart(self.dataset, selection, *others)
         plan = EpochPlan(selection.n_samples, batch_size, world_size, remainder)
         check_plan(plan, self.dataset)
         table = weigh(self.dataset, selection, weights, balance)
@@ -386,7 +388,8 @@ class Batches:
     def _next(self, out: Arrays | None, epoch: int | None) -> Arrays | None:
         """Return the next batch; none where `epoch` is given and has ended.
 
-        Whatever happens on the way, a batch that is not handed out is the next one again.
+        Whatever happens on the way, a batch that is not handed out is the next one again; unless
+        another thread has drawn one meanwhile.
         """
         runtime, drawn = self._runtime, None
         if out is not None:
@@ -456,10 +459,10 @@ class _Runtime:
 
     def stop(self) -> None:
         """Forget what was prepared; the next batch is drawn from the position then."""
-        prefetcher = self.prefetcher
+        prefetcher = self.prefetcher  # a signal's handler may come in between
         if prefetcher is not None:
-            prefetcher.close()  # before `end`, which does it once alone, interrupted or not
-        self.end()
+            prefetcher.close()  # directly, for an interruption may have spent the finalizer
+        self.end()  # spends it: one that is unspent would keep each old prefetcher alive
         self.stream = self.prefetcher = None
 
 

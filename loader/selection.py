@@ -135,15 +135,21 @@ def check_patients(dataset: Dataset, criteria: Criteria, selection: Selection) -
     _check_none_shared(dataset, int(np.sum(selected & opposite)), "the rows of the other role")
 
 
-def check_apart(dataset: Dataset, selection: Selection, other: HasRows) -> None:
-    """Refuse a selection that shares a patient with rows of this file or another."""
-    if not isinstance(getattr(other, "dataset", None), Dataset):
+def rows_of(apart_from: HasRows) -> tuple[Dataset, Indices]:
+    """Return the file and rows of what a selection is to be apart from."""
+    dataset = getattr(apart_from, "dataset", None)
+    if not isinstance(dataset, Dataset):
         raise TypeError(
             "apart_from: expected Batches or a data set of loader.torch, those of the other role, "
-            f"found {type(other).__name__}."
+            f"found {type(apart_from).__name__}."
         )
-    rows = selection.chosen(len(dataset))
-    shared = np.intersect1d(_patients(dataset, rows), _patients(other.dataset, other.rows))
+    return dataset, apart_from.rows
+
+
+def check_apart(dataset: Dataset, selection: Selection, other: Dataset, rows: Indices) -> None:
+    """Refuse a selection that shares a patient with rows of this file or another."""
+    own = selection.chosen(len(dataset))
+    shared = np.intersect1d(_patients(dataset, own), _patients(other, rows))
     _check_none_shared(dataset, len(shared), "the rows of apart_from")
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
-from loader.normalise import Floats, Normalize, Scaling, convert
+from loader.normalise import Floats, Normalize, convert, scale
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
 
@@ -113,7 +113,7 @@ class Form(NamedTuple):
     is_float32 : bool
         Images as float32 rather than as stored.
     normalize : str, optional
-        A kind of `Scaling`.
+        A kind of `scale`.
     """
 
     layout: Layout
@@ -137,7 +137,7 @@ class Gatherer:
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that lies unaligned in
         # the file.
-        self._image_bytes = _as_bytes(dataset.images)
+        self._image_bytes = _memory_of(dataset.images)
 
     def gather(self, rows: Indices, out: Arrays | None) -> Arrays:
         """Return the images and masks of some rows.
@@ -183,11 +183,11 @@ class Gatherer:
 
     def _fill_images(self, rows: Indices, images: Images) -> None:
         if self._is_copied:
-            self._image_bytes.take(rows, 0, _as_bytes(images), "clip")
+            self._image_bytes.take(rows, 0, _memory_of(images), "clip")
         elif self._form.normalize is None:
             convert(self._dataset.images, rows, cast("Floats", images))
         else:
-            Scaling(self._dataset, self._form.normalize).apply(rows, cast("Floats", images))
+            scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
         if self._form.layout == "HWN":
@@ -260,5 +260,5 @@ class Stream:
         return drawn, self.gather(drawn)
 
 
-def _as_bytes(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def _memory_of(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     return samples.reshape(len(samples), -1).view(np.uint8)

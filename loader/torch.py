@@ -144,8 +144,8 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     """The batches of one epoch after the other, for ``DataLoader(dataset, batch_size=None)``.
 
     With the first batch of each iteration, an epoch begins: the first, the second, and so on. The
-    workers of a DataLoader share an epoch out, so that its batches come in the same order for any number of
-    them.
+    workers of a DataLoader share an epoch out, so that its batches come in the same order for any
+    number of them.
 
     After `load_state_dict`, the first epoch is what was left of the saved one. A StatefulDataLoader
     saves and restores the state inside its workers. With the workers of a plain DataLoader, the

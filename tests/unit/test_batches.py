@@ -407,9 +407,10 @@ def test_argument_that_is_not_a_choice(path, name, choices):
         loader.Batches(path, batch_size=1, **{name: "drop"})
 
 
-def test_shuffle_that_is_not_a_bool(path):
-    with pytest.raises(TypeError, match="shuffle: expected True or False, found 1"):
-        loader.Batches(path, batch_size=1, shuffle=1)
+@pytest.mark.parametrize("name", ["shuffle", "allow_shared_patients"])
+def test_switch_that_is_not_a_bool(path, name):
+    with pytest.raises(TypeError, match=f"{name}: expected True or False, found 1"):
+        loader.Batches(path, batch_size=1, **{name: 1})
 
 
 def test_strings_of_other_classes_are_strings(path):
@@ -676,6 +677,16 @@ def test_threads_draw_an_epoch_exactly_once(tmp_path, remainder):
         thread.join()
     assert sorted(drawn) == list(range(999))
     assert batches.epochs_completed == 1
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_indices_are_of_the_batch_that_this_thread_was_handed(path, prefetch):
+    with loader.Batches(path, batch_size=2, seed=7, prefetch=prefetch) as batches:
+        own = rows_of_next(batches)
+        other = threading.Thread(target=batches.next_batch)
+        other.start()
+        other.join()
+        assert batches.indices.tolist() == own
 
 
 def test_repr_tells_file_rows_and_position(path):

@@ -76,6 +76,9 @@ def test_text_is_compared_as_sets(ids):
     assert not np.array_equal(ids, IDS[::-1])
     assert np.setdiff1d(ids, ["P1"]).tolist() == ["P2", "Zoë"]
     assert np.intersect1d(["P1", "x"], ids).tolist() == ["P1"]
+    assert np.intersect1d(ids, np.array([b"P1", b"x"])).tolist() == ["P1"]
+    assert np.union1d(ids, [b"P1"]).tolist() == IDS
+    assert np.setxor1d(ids, {b"P1", b"P2"}).tolist() == ["Zoë"]
     assert (ids.astype(object) == "P1").tolist() == [True, False, False]
 
 
@@ -161,6 +164,7 @@ def test_columns_name_what_there_is(columns):
         lambda columns: columns.update(slice=0),
         lambda columns: columns.__ior__({"slice": 0}),
         lambda columns: columns.pop("slice"),
+        lambda columns: columns.popitem(),
         lambda columns: columns.clear(),
         lambda columns: columns.setdefault("x", 0),
     ],

@@ -265,11 +265,16 @@ def test_other_bytes_are_refused(path, content, why):
     assert why in refusal(path)
 
 
-@pytest.mark.parametrize("libver", ["earliest", ("v110", "v110")])
-def test_hdf5_of_another_program_is_refused(path, libver):
+@pytest.mark.parametrize(
+    ("libver", "why"),
+    [("earliest", "expected checksummed metadata"), (("v110", "v110"), 'the attribute "format"')],
+)
+def test_hdf5_of_another_program_is_refused(path, libver, why):
     with h5py.File(path, "w", libver=libver) as file:
         file["images"] = np.zeros((3, 4, 5))
-    assert "HDF5 of another program" in refusal(path)
+    message = refusal(path)
+    assert "HDF5 of another program" in message
+    assert why in message
 
 
 def test_truncated_file_is_refused_wherever_it_was_cut(path):
@@ -354,6 +359,14 @@ IMAGES = np.zeros((7, 4, 5), "<i2")
         (replace("masks", np.zeros((7, 4, 5), np.bool_)), "/masks: expected the type |u1"),
         (replace("masks", np.zeros((7, 5, 4), "u1")), r"expected the shape (7, 4, 5), found (7, 5"),
         (replace("images", IMAGES[0]), "expected the shape (n, rows, columns), found (4, 5)"),
+        (
+            replace("images", IMAGES[:, :0]),
+            "expected the shape (n, rows, columns), found (7, 0, 5)",
+        ),
+        (
+            replace("images", np.zeros((1, 1, 65536), "<i2")),
+            "expected the shape (n, rows, columns), found (1, 1, 65536)",
+        ),
         (replace("images", np.int16(3)), "expected an array, found a single value"),
         (
             replace("images", h5py.Empty("<i2")),

@@ -1,16 +1,20 @@
 """Exceptions and signals' handlers at any moment: no batch is lost, none comes twice."""
 
+import gc
 import itertools
 import linecache
 import os
 import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
 from dataset_builder import write_dataset
 
 import loader
+from loader.prefetch import Prefetcher
+from loader.stream import Gatherer
 
 N, BATCH = 40, 4
 
@@ -92,6 +96,7 @@ def test_a_batch_that_failed_is_the_next_one_again(tmp_path, prefetch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the platform has no timer signals")
+@pytest.mark.skipif(sys.gettrace() is not None, reason="the handler may wait for a tracer's lock")
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize(
     "handle",
@@ -119,3 +124,42 @@ def test_the_handler_of_a_signal_may_close_and_load(path, prefetch, handle):
         batches.close()
     # A state loaded between the draw of a batch and its return has that batch still to come.
     assert found == expected
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_batch_that_failed_does_not_turn_back_another_thread(path, monkeypatch, prefetch):
+    # Its copy fails only when another thread has drawn the batch after it.
+    batches = make(path, prefetch=prefetch)
+    expected = drawn(make(path), 4)
+    found, out = [], batches.next_batch()
+    failing = threading.current_thread()
+    gather, copy = Gatherer.gather, Gatherer.copy
+
+    def fail(fill):
+        def filled(gatherer, arrays, buffers, *rest):
+            if threading.current_thread() is failing and buffers is not None:
+                other = threading.Thread(target=lambda: found.append(drawn(batches, 1)))
+                other.start()
+                other.join()
+                raise OSError(5, "Input/output error")
+            return fill(gatherer, arrays, buffers, *rest)
+
+        return filled
+
+    monkeypatch.setattr(Gatherer, "gather", fail(gather))
+    monkeypatch.setattr(Gatherer, "copy", fail(copy))
+    with pytest.raises(OSError, match="Input/output"):
+        batches.next_batch(out=out)
+    assert found == [[expected[2]]]
+    assert drawn(batches, 1) == [expected[3]]
+    batches.close()
+
+
+def test_closing_keeps_nothing_of_what_was_prepared(path):
+    batches = make(path, prefetch=2)
+    for _ in range(5):
+        batches.next_batch()
+        batches.close()
+    gc.collect()
+    kept = [one for one in gc.get_objects() if isinstance(one, Prefetcher)]
+    assert [one for one in kept if one._make.__self__._dataset is batches.dataset] == []

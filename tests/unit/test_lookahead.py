@@ -100,14 +100,19 @@ def test_large_batches_are_asked_for_one_at_a_time(data, read):
         assert look_ahead.n_batches == n_batches
 
 
+@NEEDS_ADVICE
 def test_batches_looked_ahead_are_the_batches(data, monkeypatch):
     options = {"batch_size": 7, "seed": 7, "remainder": "keep"}
     expected = loader.Batches(data, **options)
     rows = [expected.indices.tolist() for _ in range(200) if expected.next_batch()]
     reads = iter(range(10**6))
     monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
+    asked = []
+    monkeypatch.setattr(LookAhead, "ask", lambda _, coming: asked.append(coming.tolist()))
     batches = loader.Batches(data, **options)
     assert [batches.indices.tolist() for _ in range(200) if batches.next_batch()] == rows
+    assert asked[:200] == rows
+    assert len(asked) == 207  # each once, and those of the next 7 in advance
 
 
 def test_file_system_that_takes_no_advice(data, read):

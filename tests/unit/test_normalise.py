@@ -47,7 +47,7 @@ def test_float32_without_scaling_keeps_the_values(tmp_path, image_dtype):
 
 @pytest.mark.parametrize("kind", ["minmax", "percentile"])
 def test_scaled_values_lie_within_0_and_1(tmp_path, kind):
-    for seed in range(30):
+    for seed in range(3):
         write_dataset(tmp_path / "a.h5", rows=9, seed=seed)
         images = images_of(tmp_path / "a.h5", normalize=kind)
         assert images.min() == 0
@@ -65,6 +65,15 @@ def test_small_differences_of_large_values_are_kept(tmp_path, kind, image_dtype,
     if kind != "zscore":
         assert found.min() == 0
         assert found.max() <= 1
+
+
+@pytest.mark.parametrize("divisor", [1.5, 3.0, 1e-30, 2**-127, 1e-45])
+def test_no_divisor_is_too_small(tmp_path, divisor):
+    options = {"image_dtype": "<f4", "manifest": {"mean": [0] * 7, "std": [divisor] * 7}}
+    written = write_dataset(tmp_path / "a.h5", **options)
+    found = images_of(tmp_path / "a.h5", normalize="zscore")
+    by = divisor if divisor >= 2**-126 else 1
+    np.testing.assert_allclose(found, written["images"] / np.float64(by), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])

@@ -81,7 +81,7 @@ def test_where_that_does_not_fit(path):
     with pytest.raises(KeyError, match=r"manifest: no column 'patient'; there are patient_id, "):
         loader.Batches(path, batch_size=1, where=lambda m: m["patient"] == "a")
     with pytest.raises(TypeError, match=r"apart_from: expected Batches or .* found str"):
-        loader.Batches(path, batch_size=1, apart_from=str(path))
+        loader.Batches(path, batch_size=1, apart_from=str(path), allow_shared_patients=True)
     with pytest.raises(TypeError, match=r"where: expected an array of booleans, .* found int64"):
         loader.Batches(path, batch_size=1, where=np.arange(10))
     with pytest.raises(TypeError, match=r"found NoneType\. Of row numbers, make it with np\.isin"):
@@ -247,6 +247,8 @@ def test_weights_that_cannot_be_used(path, weights, message):
 def test_weights_that_are_never_right(path):
     with pytest.raises(TypeError, match="weights: expected an array of numbers"):
         loader.Batches(path, batch_size=1, weights=["a"] * 10)
+    with pytest.raises(TypeError, match=r"weights: expected an array of numbers, .* found bool"):
+        loader.Batches(path, batch_size=1, weights=np.ones(10, bool))
     with pytest.raises(ValueError, match="either weights or balance"):
         loader.Batches(path, batch_size=1, weights=np.ones(10), balance="label")
     with pytest.raises(ValueError, match="shuffle: weighted draws"):
