@@ -10,7 +10,10 @@ import loader
 path = sys.argv[1] if len(sys.argv) > 1 else "out.h5"
 options = {"batch_size": 8, "remainder": "keep", "seed": 7}
 
-batches = loader.Batches(path, **options)
+try:
+    batches = loader.Batches(path, **options)
+except loader.LoaderError as error:
+    sys.exit(str(error))
 print(f"{len(batches.dataset)} samples, {len(batches)} batches in an epoch")
 
 state = batches.state_dict()

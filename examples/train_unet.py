@@ -9,6 +9,7 @@ the share of the time that training spent waiting for data.
 
 import argparse
 import io
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -216,4 +217,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except loader.LoaderError as error:
+        sys.exit(str(error))

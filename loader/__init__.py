@@ -24,7 +24,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = "; import loader.torch first" if name == "torch" else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -99,6 +99,17 @@ class Batches:
     rank, world_size : int
         This process's share of each epoch, and how many share it.
 
+    Attributes
+    ----------
+    dataset : Dataset
+        The open file.
+    rows : int64 array, shape (n,)
+        The rows of the file that take part.
+    indices, is_padding : int64 and bool array, shape (samples,)
+        Which rows the batch just handed out to this thread holds, and which of them fill it up.
+    epochs_completed : int
+        Epochs whose last batch has been handed out.
+
     Raises
     ------
     TypeError, ValueError

@@ -31,6 +31,8 @@ from loader.sampler import Indices, Remainder
 from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
 from loader.stream import Arrays, Order, Padding, Stream
 
+__all__ = ["Dataset", "DeviceBatches", "IterableDataset"]
+
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 State: TypeAlias = dict[str, str | int | None]
@@ -449,6 +451,14 @@ class DeviceBatches(_OfFile):
         self._iteration = iteration = object()
         batches = self._pinned() if self._device.type == "cuda" else self._plain()
         return self._handed_out(batches, iteration)
+
+    def __enter__(self) -> Self:
+        """Return the object itself, to be closed where the `with` statement ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """End the prefetch thread, if there is one; see `loader.Batches.close`."""
