@@ -14,7 +14,7 @@ import worker_tasks
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
-from etl import engine, local_pool
+from etl import engine, local_pool, pipeline
 from etl.engine import Work, local_engine
 from etl.errors import EtlError
 from etl.model import BuildOptions
@@ -158,7 +158,7 @@ def test_workers_that_see_other_folders_stop_the_build_before_any_work(
     (tmp_path / "results").mkdir()
     look = engine.look
     monkeypatch.setattr(engine, "look", lambda *paths: look(*paths)._replace(**seen))
-    monkeypatch.setattr(etl.pipeline.examine, "examine", None)  # would fail if it were called
+    monkeypatch.setattr(pipeline.examine, "examine", None)  # would fail if it were called
     with ThreadPoolExecutor(2) as executor, pytest.raises(EtlError, match=words):
         etl.build(root, tmp_path / "results" / "out.h5", OPTIONS, executor=executor)
     assert list((tmp_path / "results").iterdir()) == []
@@ -185,7 +185,7 @@ def test_a_script_that_is_run_again_by_every_worker_is_told_so(tmp_path):
     command = [sys.executable, script.name]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     last = run.stderr.splitlines()[-1]
-    assert "no worker process starts" in last
+    assert "no worker process starts" in last, run.stderr
     assert "__main__" in last
     assert "died" not in last  # no file is blamed
     assert not list(tmp_path.glob("*.h5*"))
