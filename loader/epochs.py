@@ -1,12 +1,10 @@
 """How many epochs have begun, where no process knows it alone: the workers of a DataLoader."""
 
-import contextlib
 import mmap
 import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,7 +15,13 @@ from loader.stream import Position
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    _HAS_LOCKS, _LOCK, _UNLOCK = False, 0, 0
+
+    def _lock_file(file: int, how: int) -> None:
+        """Do nothing."""
+else:
+    _HAS_LOCKS, _LOCK, _UNLOCK = True, fcntl.LOCK_EX, fcntl.LOCK_UN
+    _lock_file = fcntl.lockf  # type: ignore[assignment]
 
 _N_JOINED: Final = 4096  # iterations that are remembered, in which a worker may still begin
 _JOINED: Final = np.dtype([("token", "<i8"), ("epoch", "<i8"), ("n_missing", "<i8")])
@@ -78,11 +82,18 @@ class Epochs:
         """Return where the next epoch begins."""
         return _beginning(self.counts(), self.counts().begun)
 
+    # In each of these the lock is taken within `try`, and released by a call into C alone: whatever
+    # interrupts them, no lock stays behind.
+
     def begin(self) -> Position:
         """Begin an epoch in the process itself, and return where."""
-        with self._locked():
-            counts = self.counts()
-            self._counts[:2] = counts.begun + 1
+        with _threads:
+            try:
+                _lock_file(self.file, _LOCK)
+                counts = self.counts()
+                self._counts[:2] = counts.begun + 1
+            finally:
+                _lock_file(self.file, _UNLOCK)
         return _beginning(counts, counts.begun)
 
     def join(self, token: int, n_workers: int, epoch: int | None = None) -> Position:
@@ -97,40 +108,41 @@ class Epochs:
         epoch : int, optional
             The epoch that a worker has loaded; counting goes on from there.
         """
-        if fcntl is None:
+        if not _HAS_LOCKS:
             raise LoaderError(
                 "Epoch not begun: this system has no locks (fcntl), by which the workers of a "
                 "DataLoader agree on it. Use num_workers=0 with prefetch=2."
             )
-        with self._locked():
-            counts, joined = self.counts(), self._joined
-            place = np.flatnonzero((joined["token"] == token) & (joined["n_missing"] > 0))
-            if len(place):
-                begun = int(joined["epoch"][place[0]])
-                joined["n_missing"][place[0]] -= 1
-            else:
-                begun = counts.begun if epoch is None else epoch
-                self._counts[:2] = begun + 1, counts.begun_here if epoch is None else 0
-                # A free place; or that of the oldest, some of whose workers never came.
-                place = np.lexsort((joined["epoch"], joined["n_missing"] > 0))
-                joined[place[0]] = token, begun, n_workers - 1
+        with _threads:
+            try:
+                _lock_file(self.file, _LOCK)
+                counts = self.counts()
+                begun = self._join(counts, token, n_workers, epoch)
+            finally:
+                _lock_file(self.file, _UNLOCK)
         return _beginning(counts, begun)
+
+    def _join(self, counts: Counts, token: int, n_workers: int, epoch: int | None) -> int:
+        joined = self._joined
+        place = np.flatnonzero((joined["token"] == token) & (joined["n_missing"] > 0))
+        if len(place):
+            joined["n_missing"][place[0]] -= 1
+            return int(joined["epoch"][place[0]])
+        begun = counts.begun if epoch is None else epoch
+        self._counts[:2] = begun + 1, counts.begun_here if epoch is None else 0
+        # A free place; or that of the oldest, some of whose workers never came.
+        place = np.lexsort((joined["epoch"], joined["n_missing"] > 0))
+        joined[place[0]] = token, begun, n_workers - 1
+        return begun
 
     def load(self, position: Position) -> None:
         """Have the next epoch begin at a position."""
-        with self._locked():
-            self._counts[:] = position[0], position[0], *position
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
         with _threads:
-            if fcntl is not None:
-                fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
-                yield
+                _lock_file(self.file, _LOCK)
+                self._counts[:] = position[0], position[0], *position
             finally:
-                if fcntl is not None:
-                    fcntl.lockf(self.file, fcntl.LOCK_UN)
+                _lock_file(self.file, _UNLOCK)
 
 
 def _beginning(counts: Counts, epoch: int) -> Position:

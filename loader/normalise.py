@@ -61,19 +61,21 @@ def _shifts_and_factors(
     dataset: Dataset, kind: Normalize, rows: Indices
 ) -> tuple[_Doubles, Floats]:
     shifts, divisors = _shifts_and_divisors(dataset, kind, rows)
+    with np.errstate(over="ignore"):  # beyond its range: infinite
+        divisors = divisors.astype(np.float32)
     if not np.all(np.isfinite(shifts) & np.isfinite(divisors)):
         raise LoaderError(
             f"Images not normalised: {dataset.path}: normalize={kind!r} needs statistics that are "
             "numbers, found NaN or infinity. Build the file again, or leave these rows out with "
             "where."
         )
-    divisors = np.where(divisors >= np.finfo(np.float32).tiny, divisors, 1)
-    return shifts, np.reciprocal(divisors.astype(np.float32))
+    divisors = np.where(divisors >= np.finfo(np.float32).tiny, divisors, np.float32(1))
+    return shifts, np.reciprocal(divisors)
 
 
 def _shifts_and_divisors(
     dataset: Dataset, kind: Normalize, rows: Indices
-) -> tuple[_Doubles, _Doubles]:
+) -> tuple[_Doubles, npt.NDArray[np.floating]]:
     attributes, manifest = dataset.attributes, dataset.manifest
     if kind == "dataset":
         mean, std = (attributes[name] for name in (Attribute.IMAGE_MEAN, Attribute.IMAGE_STD))

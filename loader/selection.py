@@ -207,6 +207,7 @@ def _is_in_role(dataset: Dataset, fold: int, fold_role: FoldRole) -> Flags:
 def _flags_of(dataset: Dataset, where: Where) -> Flags:
     # A copy of the manifest, so that text which the function decodes does not stay in memory.
     given = where(dataset.manifest.copy()) if callable(where) else where
+    _check_order("where", given)
     flags = np.ma.filled(given, fill_value=False)  # what a mask hides is not chosen
     if flags.dtype != np.bool_:
         found = type(given).__name__ if flags.dtype == object else flags.dtype
@@ -217,6 +218,21 @@ def _flags_of(dataset: Dataset, where: Where) -> Flags:
         )
     _check_length(dataset, "Rows not selected", "where", flags)
     return flags
+
+
+def _check_order(name: str, values: object) -> None:
+    """Refuse a column of pandas that was sorted: values are taken in the order of the file."""
+    index = getattr(values, "index", None)
+    if index is None or callable(index):  # as that of a list is
+        return
+    rows, in_order = np.asarray(index), np.arange(len(index))
+    if np.array_equal(rows, in_order) or rows.dtype.kind not in "iu":
+        return
+    if np.array_equal(np.sort(rows), in_order):
+        raise TypeError(
+            f"{name}: expected the order of the file, found a column in another one. Give it with "
+            ".sort_index()."
+        )
 
 
 def _check_length(dataset: Dataset, what: str, name: str, values: npt.NDArray[np.generic]) -> None:
@@ -290,7 +306,8 @@ def _checked_weights(
     dataset: Dataset, selection: Selection, values: Numbers
 ) -> npt.NDArray[np.number]:
     """Return the weights of the selected rows; what the others have does not matter."""
-    weights = np.asarray(values)
+    _check_order("weights", values)
+    weights = np.ma.filled(values, 0)  # what a mask hides is never drawn
     if weights.dtype.kind == "f":
         with np.errstate(over="ignore"):  # beyond its range: infinite
             weights = weights.astype(np.float64, copy=False)

@@ -4,6 +4,7 @@
 Imported only where it is asked for: ``import loader.torch``.
 """
 
+import atexit
 import copy
 import multiprocessing.context
 import multiprocessing.queues
@@ -11,8 +12,9 @@ import multiprocessing.reduction
 import operator
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from typing import Any, Final, NamedTuple, NotRequired, Self, TypeAlias, TypedDict, Unpack
 
@@ -145,9 +147,9 @@ class _OfFile:
 class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     """The batches of one epoch after the other, for ``DataLoader(dataset, batch_size=None)``.
 
-    With the first batch of each iteration, an epoch begins: the first, the second, and so on. The
-    workers of a DataLoader share an epoch out, so that its batches come in the same order for any
-    number of them.
+    With the first batch of each iteration, an epoch begins: the first, the second, and so on; with
+    the workers of a DataLoader, when they start. They share an epoch out, so that its batches come
+    in the same order for any number of them.
 
     After `load_state_dict`, the first epoch is what was left of the saved one. A StatefulDataLoader
     saves and restores the state inside its workers. With the workers of a plain DataLoader, the
@@ -175,33 +177,46 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         self._at: _Place | None = None  # of the next batch; none before an iteration's first
         self._loaded: _Place | None = None  # in a worker that has not yet begun there
         self._n_begun_here = 0
-        self._own = Epochs()
+        self._own: Epochs | None = None  # made when they are first asked for
         self._parents: Epochs | None = None
-        self._at_fork = Counts()
-        _living.add(self)
+        self._at_start = self._at_fork = Counts()
+        _living[id(self)] = self
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle with the rank and the epochs that this process has."""
-        len(self)  # takes up the rank
-        state = self.__dict__ | {"_own": self._own.counts(), "_parents": None}
-        is_for_child = multiprocessing.context.get_spawning_popen() is not None
-        if is_for_child and hasattr(multiprocessing.reduction, "DupFd"):
-            state["_parents"] = multiprocessing.reduction.DupFd(self._own.file)
+        len(self._batches)  # takes up the rank
+        own = self._own_epochs
+        state = self.__dict__ | {"_own": None, "_at_start": own.counts(), "_parents": None}
+        child: Any = multiprocessing.context.get_spawning_popen()
+        if child is not None and hasattr(multiprocessing.reduction, "DupFd"):
+            # It is sent later, when this may be a copy that was dropped meanwhile.
+            child.kept_by_loader = [*getattr(child, "kept_by_loader", ()), own]
+            state["_parents"] = os.getpid(), multiprocessing.reduction.DupFd(own.file)
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Go on from the position of the original."""
+        parents: Any = state.pop("_parents")
         self.__dict__.update(state)
-        counts: Counts = state["_own"]  # type: ignore[assignment]
-        file: Any = state["_parents"]
-        self._parents = Epochs(counts, file.detach()) if file is not None else None
-        self._own = Epochs(counts)
-        _living.add(self)
+        self._parents = None
+        if parents is not None and parents[0] != os.getpid():  # a child's, not a copy
+            self._parents = Epochs(file=parents[1].detach())
+        _living[id(self)] = self
+
+    @property
+    def _own_epochs(self) -> Epochs:
+        """The epochs of this process, which count on from those of whom it comes from."""
+        if self._own is None:
+            self._own = Epochs(self._at_start)
+        return self._own
+
+    def _prepare_fork(self) -> None:
+        """Note what has begun: the parent may soon have gone on."""
+        self._at_fork = self._own_epochs.counts()
 
     def _leave_parent(self) -> None:
         """Have epochs of its own in a process that was just forked."""
-        self._parents = self._own
-        self._own = Epochs(self._at_fork)
+        self._parents, self._own, self._at_start = self._own, None, self._at_fork
 
     @property
     def _epochs(self) -> Epochs:
@@ -210,7 +225,7 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         Not those of one process for all: the ranks of a training, say, have epochs of their own.
         """
         is_worker = torch.utils.data.get_worker_info() is not None
-        return self._parents if is_worker and self._parents is not None else self._own
+        return self._parents if is_worker and self._parents is not None else self._own_epochs
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
@@ -231,6 +246,8 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
     def _begin(self) -> _Place:
         worker = torch.utils.data.get_worker_info()
         if worker is None:
+            # Before it begins too, for a signal's handler that saves the state in between.
+            self._at = _Place(*self._epochs.coming(), 1)
             self._at = _Place(*self._epochs.begin(), 1)
             return self._at
         stride, loaded, self._loaded = worker.num_workers, self._loaded, None
@@ -259,7 +276,7 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
                     "State not saved: workers of a DataLoader iterate, and how far is not known "
                     "here. Use StatefulDataLoader of torchdata, or num_workers=0 with prefetch=2."
                 )
-            if batch >= len(self):
+            if batch >= len(self._batches):
                 epoch, batch = epoch + 1, 0
         own = self._batches.state_dict()
         return {**own, "epoch": epoch, "batch": batch, "stride": stride}
@@ -289,7 +306,8 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
                 "as when it was saved."
             )
         # A worker that has handed out its last batch stands beyond the end of the epoch.
-        is_over = worker is not None and isinstance(batch, int) and batch >= len(self)
+        n_batches = len(self._batches)
+        is_over = worker is not None and isinstance(batch, int) and batch >= n_batches
         self._batches.load_state_dict(known | ({"batch": 0} if is_over else {}))
         epoch = self._batches.epochs_completed
         self._at = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
@@ -323,6 +341,8 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         prefetcher = Prefetcher(made.__next__, batches._prefetch) if batches._prefetch else None
         try:
             if prefetcher:
+                # So that no thread runs on while a spawned worker ends.
+                atexit.register(prefetcher.close)
                 prefetcher.start()
             for batch in todo:
                 arrays = prefetcher.get() if prefetcher else next(made)
@@ -331,6 +351,7 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         finally:
             if prefetcher:
                 prefetcher.close()
+                atexit.unregister(prefetcher.close)
 
 
 class Dataset(_OfFile, torch.utils.data.Dataset[Tensors]):
@@ -572,19 +593,20 @@ def _as_tensors(arrays: Arrays) -> Tensors:
     return torch.from_numpy(images), torch.from_numpy(masks)
 
 
-# Those that a fork would bring into another process.
-_living: "weakref.WeakSet[IterableDataset]" = weakref.WeakSet()
+# Those that a fork would bring into another process; by identity, whatever a subclass says of
+# equality.
+_living: "weakref.WeakValueDictionary[int, IterableDataset]" = weakref.WeakValueDictionary()
 
 
-def _note_counts() -> None:
-    for dataset in list(_living):
-        dataset._at_fork = dataset._own.counts()  # the parent may soon have gone on
-
-
-def _leave_parents() -> None:
-    for dataset in list(_living):
-        dataset._leave_parent()
+def _each(do: Callable[[IterableDataset], None]) -> None:
+    for reference in _living.valuerefs():  # in one piece, whatever other threads make
+        dataset = reference()
+        if dataset is not None:
+            do(dataset)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_note_counts, after_in_child=_leave_parents)
+    os.register_at_fork(
+        before=partial(_each, IterableDataset._prepare_fork),
+        after_in_child=partial(_each, IterableDataset._leave_parent),
+    )

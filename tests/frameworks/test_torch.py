@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import json
 import multiprocessing
@@ -714,6 +715,79 @@ def test_rows_left_out_of_a_rank_are_told_at_the_callers_line(path, monkeypatch)
     with pytest.warns(UserWarning, match="5 of 53 rows fill no whole batch") as warned:
         loader_torch.DeviceBatches(path, "cpu", batch_size=4)
     assert {warning.filename for warning in warned} == {__file__}
+
+
+class Copying(torch.utils.data.IterableDataset):
+    """A wrapper that copies what it holds when it is pickled."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def __getstate__(self):
+        return copy.deepcopy(self.__dict__)
+
+    def __iter__(self):
+        return iter(self.dataset)
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_a_copy_made_while_a_process_starts_leaves_the_original_whole(path, context):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    batches = DataLoader(Copying(dataset), batch_size=None, **workers(2, context))
+    expected = expected_epochs(path, 1)
+    assert epochs_of(batches, 1) == expected
+    gc.collect()
+    assert epochs_of(dataset, 1) == expected
+
+
+@pytest.mark.parametrize("position", [(0, 0), (5, 2)])
+def test_a_state_saved_while_an_epoch_begins_is_where_it_begins(path, monkeypatch, position):
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    if position != (0, 0):
+        state = dataset.state_dict()
+        dataset.load_state_dict(state | {"epoch": position[0], "batch": position[1]})
+    begin, seen = loader_torch.Epochs.begin, []
+
+    def begin_and_save(epochs):
+        seen.append(dataset.state_dict())
+        found = begin(epochs)
+        seen.append(dataset.state_dict())
+        return found
+
+    monkeypatch.setattr(loader_torch.Epochs, "begin", begin_and_save)
+    next(iter(dataset))
+    assert [(state["epoch"], state["batch"]) for state in seen] == [position] * 2
+
+
+@dataclasses.dataclass
+class Equal(loader_torch.IterableDataset):
+    """A subclass that compares by value, and so has no hash; and has another length."""
+
+    path: str
+
+    def __post_init__(self):
+        super().__init__(self.path, **OPTIONS)
+
+    def __len__(self):
+        return N
+
+
+def test_a_subclass_may_compare_and_count_as_it_likes(path):
+    datasets = [Equal(path), Equal(path)]
+    context = multiprocessing.get_context("fork")
+    for dataset in datasets:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=send_epochs, args=(dataset, 0, None, sender))
+        process.start()
+        assert receiver.poll(60)
+        assert receiver.recv() == expected_epochs(path, 2)
+        process.join()
+        assert epochs_of(dataset, 1) == expected_epochs(path, 1)
+        state = dataset.state_dict()
+        assert (state["epoch"], state["batch"]) == (1, 0)
+        dataset.load_state_dict(state)
+        assert epochs_of(dataset, 1) == expected_epochs(path, 2)[1:]
 
 
 # A data set that several processes were given

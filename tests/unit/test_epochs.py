@@ -1,5 +1,6 @@
 """The memory by which processes agree on the epoch that is to begin."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+import loader.epochs
 from loader.epochs import Counts, Epochs
 from loader.errors import LoaderError
 
@@ -126,34 +128,48 @@ def test_threads_at_once_do_not_begin_the_same_epoch(slow):
     assert sorted(found) == [(n, 0) for n in range(12)]
 
 
-def test_a_fork_while_a_thread_holds_the_lock_waits_for_nobody():
+@contextlib.contextmanager
+def held(monkeypatch, inside):
+    """Do something within the lock of the next change."""
+    counts = Epochs.counts
+
+    def do(epochs):
+        monkeypatch.setattr(Epochs, "counts", counts)
+        inside()
+        return counts(epochs)
+
+    monkeypatch.setattr(Epochs, "counts", do)
+    yield
+    monkeypatch.setattr(Epochs, "counts", counts)
+
+
+def test_a_fork_while_a_thread_holds_the_lock_waits_for_nobody(monkeypatch):
     epochs = Epochs()
     is_held, may_end = threading.Event(), threading.Event()
 
     def hold():
-        with epochs._locked():
-            is_held.set()
-            may_end.wait(10)
+        is_held.set()
+        may_end.wait(10)
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    is_held.wait(10)
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_begun, args=(epochs, sender, 1))
-    process.start()
-    time.sleep(0.05)
-    may_end.set()
-    assert receiver.poll(10)
-    assert receiver.recv() == [0]
-    process.join()
-    thread.join()
+    with held(monkeypatch, hold):
+        thread = threading.Thread(target=epochs.begin)
+        thread.start()
+        is_held.wait(10)
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=send_begun, args=(epochs, sender, 1))
+        process.start()
+        time.sleep(0.05)
+        may_end.set()
+        assert receiver.poll(10)
+        assert receiver.recv() == [1]
+        process.join()
+        thread.join()
 
 
 def hold_for_ever(epochs, connection):
-    with epochs._locked():
-        connection.send("held")
-        time.sleep(60)
+    epochs.counts = lambda: connection.send("held") or time.sleep(60)
+    epochs.begin()
 
 
 def test_the_lock_ends_with_the_process_that_holds_it():
@@ -168,7 +184,7 @@ def test_the_lock_ends_with_the_process_that_holds_it():
     process.join()
 
 
-def test_the_handler_of_a_signal_may_ask_and_begin():
+def test_the_handler_of_a_signal_may_ask_and_begin(monkeypatch):
     epochs, seen = Epochs(), []
 
     def handle(*_):
@@ -176,11 +192,29 @@ def test_the_handler_of_a_signal_may_ask_and_begin():
 
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        with epochs._locked():
-            os.kill(os.getpid(), signal.SIGUSR1)
+        with held(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+            epochs.begin()
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen == [(Counts(), (0, 0), (0, 0))]
+
+
+@pytest.mark.parametrize("change", [Epochs.begin, lambda epochs: epochs.join(7, 2)])
+def test_an_interruption_at_any_call_leaves_no_lock(monkeypatch, change):
+    epochs = Epochs()
+    # As a signal's handler does: the call itself was made.
+    for name in ("_lock_file", "Epochs.counts"):
+        called = Epochs.counts if name == "Epochs.counts" else loader.epochs._lock_file
+
+        def interrupt(*arguments, called=called):
+            monkeypatch.undo()
+            called(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(f"loader.epochs.{name}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            change(epochs)
+        assert begun_by_processes(epochs, 1, 1) == [epochs.counts().begun - 1]
 
 
 def test_nothing_stays_open():
@@ -203,7 +237,7 @@ def test_without_memory_files_one_in_the_folder_for_temporary_files_serves(monke
 
 
 def test_workers_need_locks_between_processes(monkeypatch):
-    monkeypatch.setattr("loader.epochs.fcntl", None)
+    monkeypatch.setattr("loader.epochs._HAS_LOCKS", False)
     epochs = Epochs()
     assert epochs.begin() == (0, 0)
     with pytest.raises(LoaderError, match=r"no locks \(fcntl\).*num_workers=0"):

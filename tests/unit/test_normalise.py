@@ -86,6 +86,13 @@ def test_constant_image_becomes_0(tmp_path, kind):
     assert (images[stored == 500] == 0).all()
 
 
+def test_a_range_beyond_float32_is_refused(tmp_path):
+    limits = {"minimum": [-3e38] * 7, "maximum": [3e38] * 7}
+    write_dataset(tmp_path / "a.h5", image_dtype="<f4", manifest=limits)
+    with pytest.raises(loader.LoaderError, match="found NaN or infinity"):
+        images_of(tmp_path / "a.h5", normalize="minmax")
+
+
 def test_statistics_that_are_no_numbers_are_refused(tmp_path):
     write_dataset(tmp_path / "a.h5", manifest={"std": [1, 1, np.nan, 1, 1, 1, 1]})
     with pytest.raises(loader.LoaderError, match="statistics that are numbers, found NaN"):

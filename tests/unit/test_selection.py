@@ -170,6 +170,29 @@ def test_weights_are_those_of_the_selected_rows(path):
     np.testing.assert_allclose(counts[1:6] / 200, [1, 2, 3, 4, 5], rtol=0.2)
 
 
+def test_what_a_mask_hides_is_never_drawn(path):
+    weights = np.ma.masked_array(np.ones(10), np.arange(10) < 6)
+    assert not rows_drawn(path, weights=weights)[:6].any()
+    hidden = rows_drawn(path, weights=lambda m: np.ma.masked_where(m["slice"] > 3, np.ones(10)))
+    assert not hidden[4:].any()
+
+
+@pytest.mark.parametrize("name", ["where", "weights"])
+def test_a_sorted_column_of_pandas_is_refused(path, name):
+    def chosen(manifest):
+        table = pd.DataFrame(manifest).sort_values("patient_id", ascending=False)
+        return table["patient_id"] == "a" if name == "where" else table["n_pixels_1"]
+
+    def in_order(manifest):
+        return chosen(manifest).sort_index()
+
+    with pytest.raises(TypeError, match=rf"{name}: expected the order of the file.*sort_index"):
+        loader.Batches(path, batch_size=1, **{name: chosen})
+    loader.Batches(path, batch_size=1, **{name: in_order})
+    by_patient = lambda m: pd.DataFrame(m).set_index("patient_id")["n_pixels_1"] > 0  # noqa: E731
+    assert rows_of(loader.Batches(path, batch_size=1, where=by_patient)) == list(range(8))
+
+
 def test_weights_of_other_rows_may_be_anything(path):
     weights = np.array([1.0] * 6 + [np.inf, np.nan, -1, 0])
     assert rows_drawn(path, split="train", weights=weights).sum() == 6
