@@ -364,14 +364,17 @@ def run_apart(kind: str, name: str, path: Path) -> float:
 
 
 def import_time(modules: str, path: Path) -> float:
-    """Return the milliseconds that some imports take a new process, once they are compiled."""
+    """Return the milliseconds that imports take a new process once compiled; median of five."""
     timed = f"import time; t = time.perf_counter(); {modules}; print(time.perf_counter() - t)"
     command = [sys.executable, "-c", timed]
     environment = os.environ | {"PYTHONPYCACHEPREFIX": f"{path}.pycache"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    return 1000 * float(run.stdout)
+    runs = [
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+        for _ in range(5)
+    ]
+    return 1000 * statistics.median(float(run.stdout) for run in runs)
 
 
 @click.command()
