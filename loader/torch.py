@@ -179,7 +179,7 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
         self._n_begun_here = 0
         self._own: Epochs | None = None  # made when they are first asked for
         self._parents: Epochs | None = None
-        self._at_start = self._at_fork = Counts()
+        self._at_start = Counts()  # what had begun where these go on from
         _living[id(self)] = self
 
     def __getstate__(self) -> dict[str, object]:
@@ -212,11 +212,11 @@ class IterableDataset(_OfFile, torch.utils.data.IterableDataset[Tensors]):
 
     def _prepare_fork(self) -> None:
         """Note what has begun: the parent may soon have gone on."""
-        self._at_fork = self._own_epochs.counts()
+        self._at_start = self._own_epochs.counts()
 
     def _leave_parent(self) -> None:
         """Have epochs of its own in a process that was just forked."""
-        self._parents, self._own, self._at_start = self._own, None, self._at_fork
+        self._parents, self._own = self._own, None
 
     @property
     def _epochs(self) -> Epochs:
