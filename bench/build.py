@@ -33,7 +33,7 @@ SIZE = 256
 
 def make_tree(folder: Path, n_pairs: int) -> None:
     """Write a tree of `n_pairs` different pairs, multiplied from one phantom patient."""
-    from etl.phantom import write_phantom
+    from etl.phantom.tree import write_phantom
 
     seed = folder / "seed"
     write_phantom(seed, patients=1, slices=8, phases=10)

@@ -42,7 +42,7 @@ Batch = tuple[object, object]
 
 def write_file(path: Path, n_rows: int, *, is_sparse: bool = False) -> None:
     """Write a file of n_rows rows: those of a phantom over and over, or nothing at all."""
-    from etl.phantom import write_phantom
+    from etl.phantom.tree import write_phantom
     from etl.pipeline import build
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from loader.layout import VERSION as __version__  # noqa: N811  the customary name
+from loader.format import VERSION as __version__  # noqa: N811  the customary name
 
 if TYPE_CHECKING:
     from etl.errors import EtlError

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl import split, write
-from etl.judge import Judged, rows_of
 from etl.model import FLAG_CODES, SEVERITY_ORDER, BuildOptions, Finding
+from etl.output import hdf5_file, split
+from etl.output.row_writer import Plan, strings
+from etl.quality.statistics import pooled_moments
 from etl.render import Columns
-from etl.rows import Plan, strings
-from etl.statistics import pooled_moments
-from loader import layout
-from loader.layout import Attribute
+from etl.review import Judged, rows_of
+from loader import format as file_format
+from loader.format import Attribute
 
 _MEANINGS: Final = {"i": "blood pool (inside the i-contour)", "o": "inside the o-contour"}
 _MUSCLE: Final = "muscle (inside the o-contour, not the i-contour)"
@@ -60,7 +60,7 @@ def assemble(
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
     mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
-    write.finish(
+    hdf5_file.finish(
         plan,
         {
             "manifest": manifest,
@@ -74,11 +74,11 @@ def assemble(
             },
         },
         {
-            Attribute.FORMAT: layout.FORMAT,
-            Attribute.FORMAT_VERSION: layout.FORMAT_VERSION,
-            Attribute.MIN_READER_VERSION: layout.FORMAT_VERSION,
+            Attribute.FORMAT: file_format.FORMAT,
+            Attribute.FORMAT_VERSION: file_format.FORMAT_VERSION,
+            Attribute.MIN_READER_VERSION: file_format.FORMAT_VERSION,
             Attribute.REQUIRED_FEATURES: json.dumps([]),
-            Attribute.GENERATOR: f"dicom-etl {layout.VERSION}",
+            Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
             Attribute.OPTIONS: json.dumps(_recorded(options)),
             Attribute.LABELS: json.dumps(_labels(options)),
             Attribute.SOURCES: json.dumps(counts),
@@ -140,7 +140,7 @@ def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[
     if options.split_file is not None:
         notes += _notes_on_split_file(Path(options.split_file), used, sides.keys())
     if options.split is not None:
-        for name, code, share in zip(layout.SPLITS, range(3), options.split, strict=True):
+        for name, code, share in zip(file_format.SPLITS, range(3), options.split, strict=True):
             if share and not used[code]:
                 notes.append(f"split {name} has no patient: there are only {len(sides)}.")
     if options.folds is not None and (empty := set(range(options.folds)) - folds):
@@ -152,10 +152,11 @@ def _notes_on_split_file(
     path: Path, used: Mapping[int, int], patients: Collection[str]
 ) -> Iterator[str]:
     """Yield where the user's own split file and the patients with rows do not fit together."""
-    if used[layout.NO_SPLIT]:
-        yield f"patients that are not in the split file, so of no split: {used[layout.NO_SPLIT]}."
+    if used[file_format.NO_SPLIT]:
+        n_unlisted = used[file_format.NO_SPLIT]
+        yield f"patients that are not in the split file, so of no split: {n_unlisted}."
     if others := sorted(split.read_split_file(path).keys() - patients):
         examples = ", ".join([*map(repr, others[:_EXAMPLES]), *["..."] * (len(others) > _EXAMPLES)])
         yield f"patients of the split file that have no row: {len(others)} ({examples})."
-    if len(sides := {code for code in used if code != layout.NO_SPLIT}) == 1:
-        yield f"the split file puts all patients in {layout.SPLITS[min(sides)]}."
+    if len(sides := {code for code in used if code != file_format.NO_SPLIT}) == 1:
+        yield f"the split file puts all patients in {file_format.SPLITS[min(sides)]}."

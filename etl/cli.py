@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final, TextIO
 import click
 
 from etl.errors import EtlError
-from loader.layout import VERSION
+from loader.format import VERSION
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from etl.model import Finding, Kind, Rasterizer
-    from etl.report import Summary
+    from etl.report.summary import Summary
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "i": ("i",),
@@ -303,7 +303,7 @@ def build(
     """
     _check_build_options()
     with _interrupt_waits():
-        from etl import local_pool
+        from etl.workers import local_pool
 
         n_workers = workers or local_pool.available_cores()
         if scheduler is None:
@@ -311,7 +311,7 @@ def build(
         from etl.model import BuildOptions
         from etl.pipeline import RejectedError
         from etl.pipeline import build as build_file
-        from etl.report import FindingRow, findings_text, group_findings
+        from etl.report.summary import FindingRow, findings_text, group_findings
 
     options = BuildOptions(
         contours=_CONTOURS[contours],
@@ -404,14 +404,14 @@ def report(
     """
     import json
 
-    from etl import report as reporting
+    from etl.report import summary as reporting
     from loader import open_dataset
 
     dataset = open_dataset(file)
     if csv_file is not None:
         reporting.write_csv(dataset, csv_file, force=force)
     if overlays is not None:
-        from etl.overlays import write_overlays
+        from etl.report.overlays import write_overlays
 
         if others := write_overlays(dataset, overlays, force=force):
             _print(
@@ -465,7 +465,7 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
     """Make synthetic patients in DIR: DICOM files, contours and link.csv to try the tool on."""
     from tqdm import tqdm
 
-    from etl.phantom import write_phantom
+    from etl.phantom.tree import write_phantom
 
     with tqdm(
         desc="phantom", total=patients * slices * phases, unit=" images", disable=None
@@ -519,7 +519,7 @@ def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor
     if scheduler is None:
         yield None, n_workers
         return
-    from etl.engine import dask_executor
+    from etl.workers.engine import dask_executor
 
     with dask_executor(scheduler) as (executor, n_tasks):
         yield executor, n_tasks

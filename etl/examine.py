@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl import parse_contour, parse_dicom, validate
+from etl.contours import checks, text
+from etl.dicom import instance as dicom_instance
+from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
-from etl.files import cannot_read, open_source, read_all
 from etl.model import (
     EMPTY_RANGE,
     BuildOptions,
@@ -30,7 +31,7 @@ from etl.model import (
     ValueRange,
     Vertices,
 )
-from etl.pixels import modality_range
+from etl.sources.files import cannot_read, open_source, read_all
 
 _MAX_DICOM_BYTES: Final = 1 << 31
 
@@ -60,14 +61,14 @@ def examine(root: Path, options: BuildOptions, links: Sequence[Link]) -> Examine
         contours: list[Contour] = []
         try:
             instance, identity = _read_header(root, link.dicom_path)
-            validate.check_size(instance.pixel_format, options.rows, options.columns)
+            checks.check_size(instance.pixel_format, options.rows, options.columns)
         except SourceError as error:
             bad.append(Finding(error.code, link.dicom_path, error.message))
         for kind, path in link.contour_paths():
             try:
                 contour = _read_contour(root, path, kind, options.contour_origin)
                 size = options.rows, options.columns
-                warnings += validate.check_contour(path, contour.vertices, *size)
+                warnings += checks.check_contour(path, contour.vertices, *size)
                 contours.append(contour)
             except SourceError as error:
                 bad.append(Finding(error.code, path, error.message))
@@ -112,7 +113,7 @@ def _read_header(root: Path, path: str) -> tuple[Instance, Identity]:
             raise SourceError(code, message)
         try:
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return parse_dicom.read_instance(file), identity
+                return dicom_instance.read_instance(file), identity
         except OSError as error:
             raise cannot_read(error, code) from error
 
@@ -120,8 +121,8 @@ def _read_header(root: Path, path: str) -> tuple[Instance, Identity]:
 def _read_contour(root: Path, path: str, kind: Kind, origin: int) -> Contour:
     code = "contour-unreadable"
     with open_source(root, path, code) as (descriptor, identity):
-        if identity.size > parse_contour.MAX_BYTES:
-            raise parse_contour.too_large(identity.size)
+        if identity.size > text.MAX_BYTES:
+            raise text.too_large(identity.size)
         data = read_all(descriptor, identity, code)
-    vertices = parse_contour.parse_contour(data) - np.float64(origin)
+    vertices = text.parse_contour(data) - np.float64(origin)
     return Contour(kind, vertices, xxhash.xxh3_128_hexdigest(data))

@@ -286,7 +286,7 @@ class BuildOptions:
     rows, columns : int
         The size that every image must have.
     rasterizer : {"center", "pillow"}
-        The rule that turns a polygon into a mask; see `etl.rasterise`.
+        The rule that turns a polygon into a mask; see `etl.contours.rasterise`.
     contour_origin : {0, 1}
         1 subtracts one pixel from x and y, for contour files that count from 1.
     partial : bool
@@ -300,9 +300,9 @@ class BuildOptions:
     split_file : str, optional
         The user's own split file (patient_id,split[,fold]).
     qc : bool
-        Check what was drawn and how the rows agree; see `etl.quality`.
+        Check what was drawn and how the rows agree; see `etl.quality.rows`.
     audit : bool
-        Measure how far contours lie off the images' edges as well; see `etl.alignment`.
+        Measure how far contours lie off the images' edges as well; see `etl.quality.alignment`.
     audit_contours : int, optional
         How many contours of each patient; None measures all.
     exclude_flagged : tuple of str

@@ -17,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from etl import alignment, examine, render, split, write
+from etl import examine, render
 from etl.assemble import BuildResult, assemble
-from etl.engine import Work, foreign_engine, local_engine
+from etl.dicom.pixels import image_dtype
 from etl.errors import EtlError
-from etl.judge import gather, judge
-from etl.link_csv import discover
 from etl.model import BuildOptions, Finding, Kind, Link
-from etl.pixels import image_dtype
-from etl.rows import Plan
-from etl.stock import Stock
+from etl.output import hdf5_file, split
+from etl.output.row_writer import Plan
+from etl.quality import alignment
+from etl.review import gather, judge
+from etl.sources.link_csv import discover
+from etl.spool import Stock
+from etl.workers.engine import Work, foreign_engine, local_engine
 
 _CHUNK_PAIRS: Final = 32
 _CHUNK_BYTES: Final = 16 << 20  # of images that one worker holds
@@ -96,11 +98,11 @@ def build(
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers: expected a whole number from 1 on, found {workers!r}.")
     root = Path(data).absolute()
-    out = write.check_target(Path(out), force=force)
+    out = hdf5_file.check_target(Path(out), force=force)
     if options.split_file is not None:
         split.read_split_file(Path(options.split_file))  # a bad one shows before the work
     found = discover(Path(data), options.contours, partial=options.partial)
-    write.check_space(out, len(found.links) * options.rows * options.columns)
+    hdf5_file.check_space(out, len(found.links) * options.rows * options.columns)
     links = found.links
     _mark_audited(links, options)
     size = _chunk_pairs(options)
@@ -108,7 +110,7 @@ def build(
     bar = functools.partial(tqdm, unit=" pairs", disable=None if progress else True)
     with (
         contextlib.closing(Stock(found.findings)) as stock,
-        write.replacing(out, force=force) as path,
+        hdf5_file.replacing(out, force=force) as path,
         foreign_engine(executor, workers, root, path)
         if executor
         else local_engine(min(workers, len(starts))) as engine,
@@ -120,7 +122,7 @@ def build(
                 shown.update(examined.n_links)
         links.clear()  # what is needed of them is in the stock
         _require_rows(len(stock), stock.findings, found.counts, options, strict=strict)
-        plan = write.create(
+        plan = hdf5_file.create(
             path,
             len(stock),
             options.rows,
@@ -137,7 +139,7 @@ def build(
         _require_rows(n_rows, judged.findings, found.counts, options, strict=strict)
         contours = stock.contours()
         if not judged.is_good.all():
-            plan = write.keep_rows(plan, *_kept(judged.is_good, contours))
+            plan = hdf5_file.keep_rows(plan, *_kept(judged.is_good, contours))
         return assemble(plan, judged, contours, found.counts, options)
 
 

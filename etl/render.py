@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl import polygon
-from etl.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
+from etl.contours import polygon
+from etl.contours.rasterise import label_maps
+from etl.dicom.pixels import modality_values, stored_values
 from etl.errors import ImageError, SourceError
-from etl.files import open_source, read_all, unchanged_since
 from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sample
-from etl.pixels import modality_values, stored_values
-from etl.quality import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
-from etl.rasterise import label_maps
-from etl.rows import Plan, begin_writeback, open_rows, strings, write_rows
-from etl.statistics import image_statistics
-from loader import layout
+from etl.output.row_writer import Plan, begin_writeback, open_rows, strings, write_rows
+from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
+from etl.quality.rows import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
+from etl.quality.statistics import image_statistics
+from etl.sources.files import open_source, read_all, unchanged_since
+from loader import format as file_format
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
 
@@ -68,11 +68,13 @@ def render(
             findings += row.findings
             if row.pixels is not None:
                 # At once: memory that is free again for the next row is still in the cache.
-                for name, pixels in zip((layout.IMAGES, layout.MASKS), row.pixels, strict=True):
+                for name, pixels in zip(
+                    (file_format.IMAGES, file_format.MASKS), row.pixels, strict=True
+                ):
                     write_rows(file, plan, name, first_row + len(is_good), pixels)
                 good.append(row._replace(pixels=None))
             is_good.append(row.pixels is not None)
-        for name in (layout.IMAGES, layout.MASKS):
+        for name in (file_format.IMAGES, file_format.MASKS):
             begin_writeback(file, plan, name, first_row, len(is_good))
     return Rendered(
         is_good=is_good,
@@ -254,9 +256,9 @@ def _row_digest(sample: Sample, image: Image, mask: LabelMap) -> int:
 def _columns(manifest: list[dict[str, str | int | float]]) -> Columns:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: Columns = {}
-    for name, kind in layout.MANIFEST.items():
+    for name, kind in file_format.MANIFEST.items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
-            is_text = kind == layout.STRING
+            is_text = kind == file_format.STRING
             columns[name] = strings(list(map(str, values))) if is_text else np.array(values, kind)
     return columns

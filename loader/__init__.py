@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from loader.layout import VERSION as __version__  # noqa: N811 the customary name
+from loader.format import VERSION as __version__  # noqa: N811 the customary name
 
 if TYPE_CHECKING:
     from loader.batches import Batches
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "Dataset", "LoaderError", "__version__", "open_dataset"]
 
-# Imported when first used: the command line needs `loader.layout` alone, and is quick for it.
+# Imported when first used: the command line needs `loader.format` alone, and is quick for it.
 _HOMES = {
     "Batches": "loader.batches",
     "Dataset": "loader.dataset",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from loader.arguments import choice
 from loader.columns import Columns
 from loader.errors import LoaderError
-from loader.layout import GROUPS, IMAGES, MASKS, Attribute
+from loader.format import GROUPS, IMAGES, MASKS, Attribute
 from loader.structure import Extent, not_opened, read_structure
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
@@ -35,7 +35,7 @@ class Dataset:
     dataset_id : str
         Digest over all samples; the same for the same images, masks and order.
     attributes : dict of str to JSON value
-        What `layout.Attribute` names: format, generator, options, labels, image_mean, and so on.
+        What `loader.format.Attribute` names: format, generator, options, labels, and so on.
     images : int16, uint16, int32 or float32 array, shape (n, rows, columns)
         Modality values.
     masks : uint8 array, shape (n, rows, columns)

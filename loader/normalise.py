@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from loader.dataset import Dataset, Images
 from loader.errors import LoaderError
-from loader.layout import Attribute
+from loader.format import Attribute
 from loader.sampler import Indices
 
 Normalize: TypeAlias = Literal["minmax", "zscore", "percentile", "dataset"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from loader.columns import Column, Columns
 from loader.dataset import Dataset
 from loader.errors import LoaderError
-from loader.layout import SPLITS
+from loader.format import SPLITS
 from loader.sampler import Indices, Table
 
 Split: TypeAlias = Literal["train", "validation", "test"]

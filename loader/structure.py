@@ -12,7 +12,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
 
 from loader.errors import LoaderError
-from loader.layout import (
+from loader.format import (
     CONTOURS,
     FINDINGS,
     FORMAT,
@@ -107,9 +107,9 @@ class Structure:
     Attributes
     ----------
     attributes : dict of str to JSON value
-        The attributes of `layout.Attribute`, JSON ones decoded.
+        The attributes of `loader.format.Attribute`, JSON ones decoded.
     extents : dict of str to Extent
-        "images", "masks", and "<group>/<column>" for each column in `layout.GROUPS`.
+        "images", "masks", and "<group>/<column>" for each column in `loader.format.GROUPS`.
     """
 
     attributes: dict[str, Json]

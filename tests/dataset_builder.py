@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from loader.layout import (
+from loader.format import (
     ALIGNMENT,
     CONTOURS,
     FINDINGS,

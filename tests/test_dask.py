@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 import etl
 from etl.cli import cli
-from etl.engine import dask_executor
 from etl.errors import EtlError
 from etl.model import BuildOptions
+from etl.workers.engine import dask_executor
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
 
@@ -85,6 +85,6 @@ def test_a_worker_killed_half_way_costs_nothing(cluster, pairs, tmp_path):
 
 
 def test_no_scheduler_is_told(monkeypatch):
-    monkeypatch.setattr("etl.engine._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("etl.workers.engine._CONNECT_SECONDS", 1)
     with pytest.raises(EtlError, match="no answer"), dask_executor("tcp://127.0.0.1:9"):
         pass

@@ -17,11 +17,11 @@ from click.testing import CliRunner
 import etl
 import loader
 from etl.cli import cli
+from etl.contours.polygon import area
+from etl.contours.rasterise import rasterise
 from etl.model import FLAG_CODES, BuildOptions
-from etl.phantom import write_phantom
-from etl.phantom_heart import Cine, end_systole
-from etl.polygon import area
-from etl.rasterise import rasterise
+from etl.phantom.heart import Cine, end_systole
+from etl.phantom.tree import write_phantom
 
 STACKS = (4, 8, 3)  # patients, slices, phases: 12 rows a patient, which have neighbours
 ALONE = (8, 1, 2)  # 2 rows a patient, which have none

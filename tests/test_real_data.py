@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 import etl
 import loader
-from etl import report
+from etl.contours.polygon import area
+from etl.contours.rasterise import rasterise
 from etl.model import BuildOptions
-from etl.polygon import area
-from etl.rasterise import rasterise
+from etl.report import summary as report
 
 pytestmark = pytest.mark.real_data
 

@@ -20,7 +20,8 @@ import loader
 from etl.cli import cli
 from etl.errors import EtlError
 from etl.model import FLAG_CODES, BuildOptions
-from loader import layout, open_dataset
+from loader import format as file_format
+from loader import open_dataset
 
 SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
 
@@ -35,7 +36,7 @@ def run(*arguments):
 
 
 def test_version_and_help():
-    assert run("--version").output == f"dicom-etl, version {layout.VERSION}\n"
+    assert run("--version").output == f"dicom-etl, version {file_format.VERSION}\n"
     for command in ([], ["build"], ["report"], ["phantom"]):
         result = run(*command, "--help")
         assert result.exit_code == 0

@@ -9,14 +9,14 @@ from builders import ROWS, dicom_bytes, gradient, instance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import etl.parse_contour
+import etl.contours.text
+from etl.contours.polygon import area, share_outside
+from etl.contours.rasterise import rasterise
+from etl.contours.text import parse_contour
+from etl.dicom.instance import read_instance
+from etl.dicom.pixels import stored_values
 from etl.errors import ContourError, EtlError
-from etl.link_csv import read_csv
-from etl.parse_contour import parse_contour
-from etl.parse_dicom import read_instance
-from etl.pixels import stored_values
-from etl.polygon import area, share_outside
-from etl.rasterise import rasterise
+from etl.sources.link_csv import read_csv
 
 SIZE = 11, 13
 
@@ -98,7 +98,7 @@ def outcome(data):
 def test_a_contour_is_read_as_without_the_short_way(text, end, ends):
     data = end.join("".join(line) for line in text).encode() + end.encode() * ends
     found = outcome(data)
-    with mock.patch.object(etl.parse_contour, "_plain", return_value=None):
+    with mock.patch.object(etl.contours.text, "_plain", return_value=None):
         assert found == outcome(data)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import etl
+from etl.contours.rasterise import rasterise
 from etl.model import BuildOptions
-from etl.rasterise import rasterise
 from loader import open_dataset
 
 ROWS, COLUMNS = 6, 7

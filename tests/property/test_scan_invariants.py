@@ -8,10 +8,10 @@ from builders import dicom_bytes, instance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from etl import parse_dicom
+from etl.dicom import instance as parse_dicom
+from etl.dicom.pixels import stored_values
+from etl.dicom.quick_scan import scan, scan_meta
 from etl.errors import ImageError
-from etl.pixels import stored_values
-from etl.scan_dicom import scan, scan_meta
 
 SHORT = ["AE", "CS", "DS", "IS", "LO", "UI", "US", "FD", "UL"]
 ITEM = b"\xfe\xff\0\xe0"
@@ -111,9 +111,9 @@ def test_a_file_is_read_the_same_whatever_was_read_before(data, changed):
     alike = bytearray(data)  # of the same size: what is remembered of `data` may hold for it
     for place, value in changed:
         alike[place % len(alike)] = value
-    parse_dicom._layouts.clear()
+    parse_dicom._templates.clear()
     expected = outcome(bytes(alike))
-    parse_dicom._layouts.clear()
+    parse_dicom._templates.clear()
     outcome(data)
     assert outcome(bytes(alike)) == expected
     assert outcome(bytes(alike)) == expected

@@ -8,7 +8,7 @@ import pytest
 from dataset_builder import write_dataset
 
 import loader
-from loader.layout import CONTOURS, FINDINGS, MANIFEST, Attribute
+from loader.format import CONTOURS, FINDINGS, MANIFEST, Attribute
 from loader.structure import read_structure
 
 

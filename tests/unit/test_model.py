@@ -6,8 +6,8 @@ import pytest
 from builders import dicom_bytes
 
 import etl
+from etl.dicom.instance import read_instance
 from etl.model import BuildOptions, Contour, Identity, Link, Sample
-from etl.parse_dicom import read_instance
 
 
 def test_a_sample_is_the_same_after_it_was_packed():

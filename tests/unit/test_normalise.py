@@ -3,7 +3,7 @@ import pytest
 from dataset_builder import write_dataset
 
 import loader
-from loader.layout import IMAGE_DTYPES
+from loader.format import IMAGE_DTYPES
 
 
 def images_of(path, **options):

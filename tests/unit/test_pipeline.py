@@ -24,10 +24,12 @@ from builders import (
 )
 
 import etl
-from etl import judge, pipeline, write
+from etl import pipeline, review
+from etl.contours.rasterise import rasterise
 from etl.model import BuildOptions
-from etl.rasterise import rasterise
-from loader import layout, open_dataset
+from etl.output import hdf5_file
+from loader import format as file_format
+from loader import open_dataset
 
 OPTIONS = {"rows": ROWS, "columns": COLUMNS}
 OLD = b"\x89HDF\r\n\x1a\nprecious"
@@ -99,8 +101,10 @@ def test_digests_are_those_of_files_rows_and_columns(root, tmp_path):
     everything = data.manifest["row_xxh3"].tobytes()
     assert data.dataset_id == xxhash.xxh3_128_hexdigest(everything)
     digests = data.attributes["digests"]
-    assert digests.keys() == {f"{g}/{c}" for g, columns in layout.GROUPS.items() for c in columns}
-    for group in layout.GROUPS:
+    assert digests.keys() == {
+        f"{g}/{c}" for g, columns in file_format.GROUPS.items() for c in columns
+    }
+    for group in file_format.GROUPS:
         for column, values in getattr(data, group).stored.items():
             assert digests[f"{group}/{column}"] == xxhash.xxh3_128_hexdigest(values.tobytes())
 
@@ -108,12 +112,12 @@ def test_digests_are_those_of_files_rows_and_columns(root, tmp_path):
 def test_the_file_opens_in_h5py_and_pandas(root, tmp_path):
     build(root, tmp_path / "out.h5")
     with h5py.File(tmp_path / "out.h5") as file:
-        for name in (layout.IMAGES, layout.MASKS):
+        for name in (file_format.IMAGES, file_format.MASKS):
             assert file[name].chunks is None
             assert file[name].compression is None
-            assert file[name].id.get_offset() % layout.ALIGNMENT == 0
+            assert file[name].id.get_offset() % file_format.ALIGNMENT == 0
         table = pd.DataFrame({key: column[:] for key, column in file["manifest"].items()})
-        assert table.shape == (6, len(layout.MANIFEST))
+        assert table.shape == (6, len(file_format.MANIFEST))
         assert table["slice"].tolist() == [1, 2, 3, 1, 2, 3]
         assert file["manifest/patient_id"].asstr()[0] == "P1"
         strings = [file["findings/code"], file["manifest/dicom_path"]]
@@ -134,7 +138,7 @@ def test_the_bytes_are_the_same_however_the_parts_are_put_together(root, tmp_pat
     write_contour(root, "A2", 1, text="2.2 2.2\n2.8 2.2\n2.5 2.8\n")  # a part with no row
     build(root, tmp_path / "one.h5")
     monkeypatch.setattr(pipeline, "_CHUNK_PAIRS", 1)
-    monkeypatch.setattr(judge, "_BLOCK_PARTS", 2)
+    monkeypatch.setattr(review, "_BLOCK_PARTS", 2)
     build(root, tmp_path / "two.h5")
     assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
 
@@ -226,9 +230,9 @@ def test_a_row_that_drops_out_late_leaves_no_hole(root, tmp_path):
     assert late.dataset_id == never.dataset_id
     assert np.array_equal(late.images, never.images)
     assert np.array_equal(late.masks, never.masks)
-    for name in layout.CONTOURS:
+    for name in file_format.CONTOURS:
         assert np.array_equal(late.contours[name], never.contours[name])
-    for name in layout.MANIFEST:
+    for name in file_format.MANIFEST:
         np.testing.assert_array_equal(late.manifest[name], never.manifest[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "late.h5", "never.h5"]
 
@@ -363,16 +367,16 @@ class TestOutput:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         for force in (False, True):
             with pytest.raises(etl.EtlError, match=r"name too long|symbolic links"):
-                write.check_target(tmp_path.joinpath(*parts), force=force)
+                hdf5_file.check_target(tmp_path.joinpath(*parts), force=force)
 
     def test_the_target_is_what_a_link_points_to(self, tmp_path):
-        assert write.check_target(tmp_path / "out.h5", force=False) == tmp_path / "out.h5"
+        assert hdf5_file.check_target(tmp_path / "out.h5", force=False) == tmp_path / "out.h5"
         (tmp_path / "link").symlink_to("not there yet")
-        target = write.check_target(tmp_path / "link", force=False)
+        target = hdf5_file.check_target(tmp_path / "link", force=False)
         assert target == tmp_path / "not there yet"
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(etl.EtlError, match="symbolic links"):
-            write.check_target(tmp_path / "loop", force=True)
+            hdf5_file.check_target(tmp_path / "loop", force=True)
 
     def test_a_folder_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
         def refuse(*_arguments, **_keywords):
@@ -380,17 +384,17 @@ class TestOutput:
 
         monkeypatch.setattr(os, "stat", refuse)
         with pytest.raises(etl.EtlError, match="permission denied"):
-            write.check_target(tmp_path / "out.h5", force=True)
+            hdf5_file.check_target(tmp_path / "out.h5", force=True)
 
     def test_a_file_that_comes_meanwhile_stays(self, root, tmp_path, monkeypatch):
         out = tmp_path / "out.h5"
-        finish = write.finish
+        finish = hdf5_file.finish
 
         def finish_late(*arguments):
             finish(*arguments)
             out.write_bytes(b"precious")
 
-        monkeypatch.setattr(write, "finish", finish_late)
+        monkeypatch.setattr(hdf5_file, "finish", finish_late)
         with pytest.raises(etl.EtlError, match="meanwhile"):
             build(root, out)
         assert out.read_bytes() == b"precious"

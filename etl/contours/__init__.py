@@ -1,0 +1,1 @@
+"""Contours: text, polygons, checks and rasterising."""

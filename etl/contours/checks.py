@@ -1,0 +1,88 @@
+"""Named checks of parsed data, each → nothing, an error that rejects, or a warning."""
+
+import math
+from typing import Final
+
+import numpy as np
+
+from etl.contours.polygon import perimeter, share_outside
+from etl.errors import ContourError, ImageError
+from etl.model import Finding, PixelFormat, Vertices
+
+MIN_VERTICES: Final = 3
+
+# DICOM's Rows and Columns end at 65535: no vertex that far off belongs to any image, and polygon
+# fillers stall on it.
+MAX_COORDINATE: Final = 65536.0
+# In pixels. Drawn borders have less than 10,000; Pillow fills one of 1e11 for minutes.
+MAX_PERIMETER: Final = 1e7
+
+
+def check_size(pixels: PixelFormat, rows: int, columns: int) -> None:
+    """Require the expected size.
+
+    Raises
+    ------
+    ImageError
+        Rows or Columns is another; the message names both sizes.
+    """
+    if (pixels.rows, pixels.columns) != (rows, columns):
+        raise ImageError(
+            "image-size",
+            f"is {pixels.rows}x{pixels.columns} (rows x columns), expected {rows}x{columns}. "
+            "Resample it, or build such images apart with --size.",
+        )
+
+
+def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> list[Finding]:
+    """Require a polygon that touches the image; warn where part of it lies outside.
+
+    Raises
+    ------
+    ContourError
+        Fewer than three distinct vertices, the whole polygon outside the image, or a border of
+        absurd length.
+    """
+    if not _has_three_points(vertices):
+        n_distinct = len(np.unique(vertices, axis=0))
+        raise ContourError(
+            "contour-too-few-points",
+            f"has {n_distinct} distinct points, expected {MIN_VERTICES} or more. Draw it again.",
+        )
+    lowest, highest = float(vertices.min()), float(vertices.max())
+    farthest = max(-lowest, highest)
+    if farthest > MAX_COORDINATE:
+        raise ContourError(
+            "contour-outside",
+            f"has a point {farthest:g} pixels off, farther than any image reaches. Draw it again.",
+        )
+    # No edge is longer than both sides of the square of all coordinates; most need no exact sum.
+    is_short = 2 * (highest - lowest) * len(vertices) <= MAX_PERIMETER
+    if not is_short and (length := perimeter(vertices)) > MAX_PERIMETER:
+        raise ContourError(
+            "contour-too-large",
+            f"its border is {length:.4g} pixels long, expected at most {MAX_PERIMETER:g}. "
+            "Draw it again.",
+        )
+    share = share_outside(vertices, rows, columns)
+    if share == 1.0:
+        raise ContourError(
+            "contour-outside",
+            f"lies wholly outside the {rows}x{columns} image. Is it another image's?",
+        )
+    if share == 0.0:
+        return []
+    part = "part of it" if math.isnan(share) else f"{share:.1%} of its area"
+    message = f"{part} lies outside the {rows}x{columns} image and is cut off."
+    return [Finding("contour-partly-outside", path, message)]
+
+
+def _has_three_points(vertices: Vertices) -> bool:
+    """Say whether three vertices differ; sooner done than counting all that do."""
+    if len(vertices) < MIN_VERTICES:
+        return False
+    first, second, third = vertices[:MIN_VERTICES].tolist()
+    if first != second and third not in (first, second):
+        return True
+    others = vertices[(vertices != vertices[0]).any(axis=1)]
+    return len(others) > 0 and bool((others != others[0]).any())

@@ -1,0 +1,1 @@
+"""DICOM files: headers, where their pixels are, and what the pixels mean."""

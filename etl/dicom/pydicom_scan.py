@@ -1,0 +1,153 @@
+"""The slow and sure way through a DICOM data set: pydicom finds the elements.
+
+It takes what `etl.dicom.quick_scan` leaves: other encodings, and all that is out of the ordinary.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO, Final
+
+from etl.dicom.quick_scan import (
+    DELIMITER_BYTES,
+    META_OFFSET,
+    PIXEL_DATA,
+    UNDEFINED,
+    Element,
+)
+from etl.errors import ImageError
+
+_ELEMENT_HEADER: Final = 8  # bytes, at least
+_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but for pixels
+# Modality LUT and pixels: that they are there, and how long, is all that is asked of them here.
+_VALUE_UNUSED: Final = frozenset({0x00283000, 0x7FE00008, 0x7FE00009, PIXEL_DATA})
+# Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
+# element and walks megabytes of it for many seconds.
+_MAX_ELEMENTS: Final = 10_000
+_INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
+
+
+def elements(
+    file: BinaryIO,
+    size: int,
+    keywords: Mapping[int, str],
+    *,
+    implicit: bool,
+    little: bool,
+    meta: bool,
+) -> dict[int, Element]:
+    """Return the wanted elements from the file's position to the end of the meta group or file.
+
+    Parameters
+    ----------
+    file : binary file
+        Ends behind the end of the meta group or at the end of the file.
+    size : int
+        Bytes of the whole file.
+    keywords : mapping
+        Tag → keyword of the elements to return.
+
+    Raises
+    ------
+    ImageError
+        Elements that cannot be read, stand twice, end early, or are too many.
+    """
+    found: dict[int, Element] = {}
+    end = file.tell()
+    walk = _walk(file, implicit=implicit, little=little, meta=meta)
+    for number, (tag, element) in enumerate(walk, 1):
+        if number > _MAX_ELEMENTS:
+            raise ImageError(
+                "image-unreadable",
+                f"has more than {_MAX_ELEMENTS} data elements, or as much padding. "
+                "Export it again.",
+            )
+        if element.offset + element.length > size and element.length != UNDEFINED:
+            raise truncated()
+        if tag in keywords:
+            if tag in found:
+                raise ImageError(
+                    "image-unreadable", f"{keywords[tag]} stands in it twice. Export it again."
+                )
+            if element.length > _VALUE_LIMIT and tag not in _VALUE_UNUSED:
+                raise ImageError(
+                    "image-unreadable",
+                    f"{keywords[tag]} has {element.length} bytes, expected {_VALUE_LIMIT} at most. "
+                    "Export it again.",
+                )
+            found[tag] = element
+        end = file.tell()
+    is_cut = end < size < end + _ELEMENT_HEADER and PIXEL_DATA not in found
+    if file.tell() > size or is_cut:
+        raise truncated()
+    if not meta and file.tell() < size:
+        raise ImageError("image-unreadable", "its data elements end early. Export it again.")
+    return found
+
+
+def _walk(
+    file: BinaryIO, *, implicit: bool, little: bool, meta: bool
+) -> Iterator[tuple[int, Element]]:
+    """Yield (tag, element) of the outermost level as pydicom finds them."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.filereader import data_element_generator
+
+    def is_end(tag: int, _vr: str | None, length: int) -> bool:
+        if meta:
+            return tag >> 16 != 2  # noqa: PLR2004  the file meta group
+        if tag == PIXEL_DATA and length == UNDEFINED:
+            raise ImageError(
+                "image-unsupported-encoding",
+                "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
+            )
+        return False
+
+    walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
+    while True:
+        try:
+            raw = next(walk)
+        except StopIteration:
+            return
+        except ImageError:  # is_end's
+            raise
+        except Exception as error:  # pydicom raises whatever its parsing meets
+            if not file.read(1):
+                raise truncated() from error
+            raise ImageError(
+                "image-unreadable", "its data elements cannot be read. Export it again."
+            ) from error
+        if isinstance(raw, RawDataElement):
+            yield int(raw.tag), Element(raw.VR or "", raw.value, raw.value_tell, raw.length)
+        else:  # a sequence of undefined length, already read
+            offset = int(raw.file_tell or 0)
+            length = file.tell() - DELIMITER_BYTES - offset
+            yield int(raw.tag), Element(raw.VR or "", None, offset, length)
+
+
+def inflate(data: bytes) -> bytes:
+    """Return a deflated data set unpacked (PS3.5 A.5: raw deflate, no zlib header)."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = unpacker.decompress(data, _INFLATED_LIMIT)
+    except zlib.error as error:
+        raise ImageError(
+            "image-unreadable", "its deflated data set cannot be unpacked. Export it again."
+        ) from error
+    if unpacker.unconsumed_tail:
+        raise ImageError("image-unreadable", f"unpacks to more than {_INFLATED_LIMIT} bytes.")
+    if not unpacker.eof:
+        raise truncated()
+    return inflated
+
+
+def inflated_data_set(data: bytes) -> bytes:
+    """Return the data set of a whole deflated file, unpacked."""
+    file = io.BytesIO(data)
+    file.seek(META_OFFSET)
+    elements(file, len(data), {}, implicit=False, little=True, meta=True)
+    return inflate(file.read())
+
+
+def truncated() -> ImageError:
+    """Return the error of a file that ends too soon."""
+    return ImageError("image-truncated", "ends before its data elements do. Copy it again.")

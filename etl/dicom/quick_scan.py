@@ -1,0 +1,254 @@
+"""The quick way through a DICOM data set: finds elements and steps over all else.
+
+It knows Explicit and Implicit VR Little Endian (DICOM PS3.5 annex A.1 and A.2) and what PS3.5
+chapter 7 says of data elements; whatever it does not understand with certainty it leaves to
+pydicom by returning None. It never reads beyond the bytes that it has, and each step moves on.
+
+    7.1     tags rise, so none stands twice
+    7.1.2   Explicit VR: tag, VR, then a 16-bit length, or two reserved bytes and a 32-bit length
+    7.1.3   Implicit VR: tag, then a 32-bit length
+    7.5     sequences of defined length are stepped over whole; those of undefined length item by
+            item to their delimiter, nested ones too
+"""
+
+import struct
+from collections.abc import Container
+from operator import itemgetter
+from typing import Final, NamedTuple
+
+META_OFFSET: Final = 132  # behind the preamble and "DICM"
+PIXEL_DATA: Final = 0x7FE00010
+UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
+DELIMITER_BYTES: Final = 8
+
+_SHORT: Final = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)  # 16-bit length
+_LONG: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit length
+_EXPLICIT: Final = struct.Struct("<HH2sH").unpack_from
+_IMPLICIT: Final = struct.Struct("<HHL").unpack_from
+
+_META: Final = range(0x00020000, 0x00030000)  # the tags of the file meta information
+_ALL: Final = range(1 << 32)
+_ITEM: Final = 0xFFFEE000
+_ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
+_SEQUENCE_END: Final = 0xFFFEE0DD
+_MAX_DEPTH: Final = 16  # of sequences in sequences
+
+_UNSURE: Final = -1  # in the place of an offset: not understood with certainty
+
+
+class Element(NamedTuple):
+    """One data element as it lies in the file; `value` is None where it was stepped over."""
+
+    vr: str  # empty where the encoding is implicit
+    value: bytes | None
+    offset: int
+    length: int  # of the value; of a sequence without the delimiter that may end it
+
+
+class HeaderTemplate:
+    """Where the elements of one file lie; those of any file lie there whose headers are the same.
+
+    The files of a series often differ in values and pixels alone. What a walk finds depends only on
+    the bytes that it has looked at, so where these are the same, it need not be walked again.
+
+    Parameters
+    ----------
+    head : bytes
+        The first bytes of the file that was walked.
+    looked_at : list of slice
+        All of `head` that the walk depended on, two at least.
+    found : dict
+        What it found.
+    """
+
+    def __init__(self, head: bytes, looked_at: list[slice], found: dict[int, Element]) -> None:
+        self._looked_at = itemgetter(*looked_at)
+        self._expected = self._looked_at(head)
+        self._found = found
+        self._valued = [
+            (tag, element) for tag, element in found.items() if element.value is not None
+        ]
+        places = [slice(one.offset, one.offset + one.length) for _, one in self._valued]
+        self._values = itemgetter(*places, slice(0))  # two at least, so that it gives a tuple
+
+    def read(self, head: bytes) -> dict[int, Element] | None:
+        """Return the elements of a file of the same size, or None where it must be walked."""
+        if self._looked_at(head) != self._expected:
+            return None
+        found = self._found.copy()
+        for (tag, element), value in zip(self._valued, self._values(head), strict=False):
+            if value != element.value:
+                found[tag] = Element(element.vr, value, element.offset, element.length)
+        return found
+
+
+def scan_meta(
+    head: bytes, offset: int, looked_at: list[slice]
+) -> tuple[dict[int, Element], int] | None:
+    """Return the elements of the file meta information and where the data set begins.
+
+    Parameters
+    ----------
+    head : bytes
+        The first bytes of the file.
+    offset : int
+        Where group 2 begins: behind the preamble and "DICM".
+    looked_at : list of slice
+        Where to add what of `head` the result depends on, besides its values.
+
+    References
+    ----------
+    DICOM PS3.10 7.1: always Explicit VR Little Endian; (0002,0000) gives the length of the rest.
+    """
+    length = 12  # of the group length element itself
+    if len(head) < offset + length or head[offset : offset + 8] != b"\2\0\0\0UL\4\0":
+        return None
+    looked_at.append(slice(offset, offset + length))
+    end = offset + length + _length_at(head, offset + 8)
+    if end > len(head):
+        return None
+    found: dict[int, Element] = {}
+    stop = _Walk(head, len(head), looked_at, implicit=False).run(offset, end, found, _ALL)
+    return (found, end) if stop == end and all(tag in _META for tag in found) else None
+
+
+def scan(
+    head: bytes,
+    offset: int,
+    size: int,
+    wanted: Container[int],
+    looked_at: list[slice],
+    *,
+    implicit: bool,
+) -> dict[int, Element] | None:
+    """Return the wanted elements of a data set that ends with its pixels.
+
+    Parameters
+    ----------
+    head : bytes
+        The first bytes of the file, up to the pixels at least.
+    offset : int
+        Where the data set begins.
+    size : int
+        Bytes of the whole file.
+    wanted : container of int
+        Tags to return, as 32-bit numbers.
+    looked_at : list of slice
+        Where to add what of `head` the result depends on, besides its values.
+
+    Returns
+    -------
+    dict or None
+        Tag → element; PixelData without its value. None where pydicom must look at it: a walk that
+        does not end with PixelData at the very end of the file, or anything out of the ordinary.
+    """
+    found: dict[int, Element] = {}
+    end = _Walk(head, size, looked_at, implicit=implicit).run(offset, len(head), found, wanted)
+    return found if end == size and PIXEL_DATA in found else None
+
+
+def _length_at(head: bytes, offset: int) -> int:
+    return int.from_bytes(head[offset : offset + 4], "little")
+
+
+class _Walk:
+    """One way through the elements of one encoding; notes which bytes it looks at."""
+
+    def __init__(self, head: bytes, size: int, looked_at: list[slice], *, implicit: bool) -> None:
+        self._head = head
+        self._size = size
+        self._looked_at = looked_at
+        self._implicit = implicit
+
+    def run(self, offset: int, end: int, found: dict[int, Element], wanted: Container[int]) -> int:
+        """Add wanted elements from `offset` on; return where the walk ended.
+
+        It ends at `end`, or behind PixelData, whose value may lie beyond the head.
+        """
+        head, size, read_header = self._head, self._size, self._read_header
+        previous = -1
+        while offset + 8 <= end:
+            tag, vr, length, offset = read_header(offset, end)
+            if tag <= previous:
+                return _UNSURE
+            previous = tag
+            value_end = offset + length
+            if value_end > size:  # undefined length, too, is more than any file has
+                if length != UNDEFINED or tag == PIXEL_DATA or not self._has_items(vr):
+                    return _UNSURE
+                items, offset = offset, self._skip_items(offset, end, depth=1)
+                if offset == _UNSURE:
+                    return _UNSURE
+                if tag in wanted:
+                    found[tag] = Element(vr.decode(), None, items, offset - DELIMITER_BYTES - items)
+                continue
+            if tag == PIXEL_DATA:
+                found[tag] = Element(vr.decode(), None, offset, length)
+                return value_end
+            if tag in wanted:
+                if value_end > end:
+                    return _UNSURE
+                found[tag] = Element(vr.decode(), head[offset:value_end], offset, length)
+            offset = value_end
+        return offset if offset == end else _UNSURE
+
+    def _read_header(self, offset: int, end: int) -> tuple[int, bytes, int, int]:
+        """Return tag, VR, length and where the value begins; the tag is -1 where it is unsure."""
+        if self._implicit:
+            self._looked_at.append(slice(offset, offset + 8))
+            group, number, length = _IMPLICIT(self._head, offset)
+            return group << 16 | number, b"", length, offset + 8
+        group, number, vr, length = _EXPLICIT(self._head, offset)
+        if vr in _SHORT:
+            self._looked_at.append(slice(offset, offset + 8))
+            return group << 16 | number, vr, length, offset + 8
+        if vr in _LONG and length == 0 and offset + 12 <= end:  # the two reserved bytes
+            self._looked_at.append(slice(offset, offset + 12))
+            length = _length_at(self._head, offset + 8)
+            return group << 16 | number, vr, length, offset + 12
+        return _UNSURE, vr, 0, offset
+
+    def _has_items(self, vr: bytes) -> bool:
+        """Say whether an element of undefined length is a sequence; else it is left to pydicom."""
+        return self._implicit or vr == b"SQ"
+
+    def _skip_items(self, offset: int, end: int, depth: int) -> int:
+        """Return where a sequence of undefined length ends (PS3.5 7.5)."""
+        while depth <= _MAX_DEPTH and offset + 8 <= end:
+            self._looked_at.append(slice(offset, offset + 8))
+            group, number, length = _IMPLICIT(self._head, offset)
+            tag, offset = group << 16 | number, offset + 8
+            if tag == _SEQUENCE_END:
+                return offset if length == 0 else _UNSURE
+            if tag != _ITEM:
+                return _UNSURE
+            if length != UNDEFINED:
+                offset += length
+                continue
+            offset = self._skip_item(offset, end, depth)
+            if offset == _UNSURE:
+                return _UNSURE
+        return _UNSURE
+
+    def _skip_item(self, offset: int, end: int, depth: int) -> int:
+        """Return where an item of undefined length ends."""
+        previous = -1
+        while offset + 8 <= end:
+            if self._head[offset : offset + 8] == _ITEM_DELIMITER:
+                self._looked_at.append(slice(offset, offset + 8))
+                return offset + 8
+            tag, vr, length, offset = self._read_header(offset, end)
+            if tag <= previous:
+                return _UNSURE
+            previous = tag
+            if length != UNDEFINED:
+                offset += length
+            elif self._has_items(vr):
+                offset = self._skip_items(offset, end, depth + 1)
+            else:
+                return _UNSURE
+            if offset == _UNSURE:
+                return _UNSURE
+        return _UNSURE

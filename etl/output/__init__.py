@@ -1,0 +1,1 @@
+"""The HDF5 file: reserving, writing, splitting by patient."""

@@ -1,0 +1,106 @@
+"""Patients → train, validation, test and folds; no patient is ever on two sides.
+
+Patients stand in the order of a keyed hash of their id, and the line is cut where the shares of
+samples come closest. A new patient shifts the cuts a little, so that few others change sides.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from etl.errors import EtlError
+from etl.model import BuildOptions
+from etl.sources.link_csv import read_csv
+from loader.format import NO_FOLD, NO_SPLIT, SPLITS
+
+_TEST: Final = SPLITS.index("test")
+
+
+def assign(n_samples: Mapping[str, int], options: BuildOptions) -> dict[str, tuple[int, int]]:
+    """Return patient_id → (split code, fold), as the manifest has them.
+
+    Parameters
+    ----------
+    n_samples : mapping
+        patient_id → number of rows.
+    options : BuildOptions
+        `split` or `split_file`, `folds`, `split_seed`.
+
+    Raises
+    ------
+    EtlError
+        The split file is not usable.
+    """
+    splits = dict.fromkeys(n_samples, NO_SPLIT)
+    folds = dict.fromkeys(n_samples, NO_FOLD)
+    if options.split_file is not None:
+        listed = read_split_file(Path(options.split_file))
+        for patient_id in listed.keys() & n_samples.keys():
+            splits[patient_id], folds[patient_id] = listed[patient_id]
+    elif options.split is not None:
+        splits |= _cut(n_samples, options.split, options.split_seed, "split")
+    if options.folds is not None:
+        rest = {name: n for name, n in n_samples.items() if splits[name] != _TEST}
+        folds |= _cut(rest, [1.0] * options.folds, options.split_seed, "fold")
+    return {patient_id: (splits[patient_id], folds[patient_id]) for patient_id in n_samples}
+
+
+def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
+    """Return patient_id → (split code, fold) of the user's own split file.
+
+    Raises
+    ------
+    EtlError
+        Not a table with patient_id and split; a value that is not train, validation or test; a
+        fold that is not a whole number from 0; a patient on two sides.
+    """
+    listed: dict[str, tuple[int, int]] = {}
+    for line, row in read_csv(path, required=("patient_id", "split")):
+        patient_id, split, fold = (row.get(name, "") for name in ("patient_id", "split", "fold"))
+        where = f"Split file not usable: {path.name}, line {line}"
+        if not patient_id:
+            raise EtlError(f"{where}: patient_id is empty. Repair the line.")
+        if split not in SPLITS:
+            raise EtlError(f"{where}: expected split {', '.join(SPLITS)}, found {split[:40]!r}.")
+        if fold and not (fold.isascii() and fold.isdecimal() and len(fold) < 5):  # noqa: PLR2004  int16
+            raise EtlError(f"{where}: expected a fold from 0 to 9999, found {fold[:40]!r}.")
+        if fold and split == "test":
+            raise EtlError(f"{where}: a test patient has no fold. Leave it empty.")
+        code = (SPLITS.index(split), int(fold) if fold else NO_FOLD)
+        if listed.setdefault(patient_id, code) != code:
+            raise EtlError(f"{where}: patient {patient_id!r} is on two sides. Keep one line.")
+    return listed
+
+
+def _cut(
+    n_samples: Mapping[str, int], shares: Sequence[float], seed: int, purpose: str
+) -> dict[str, int]:
+    """Return patient_id → number of its part, the parts' samples being near their shares.
+
+    Where there are patients enough, each part with a share has one at least.
+    """
+    patients = sorted(n_samples, key=lambda patient_id: _rank(patient_id, seed, purpose))
+    reached = [0, *itertools.accumulate(n_samples[patient_id] for patient_id in patients)]
+    wanted = [share > 0 for share in shares]
+    is_enough = len(patients) >= sum(wanted)
+    borders = [0]
+    for part in range(1, len(shares)):
+        target = reached[-1] * sum(shares[:part]) / sum(shares)
+        lowest = borders[-1] + (wanted[part - 1] and is_enough)
+        highest = len(patients) - (sum(wanted[part:]) if is_enough else 0)
+        candidates = range(min(lowest, highest), highest + 1)
+        borders.append(min(candidates, key=lambda cut: (abs(reached[cut] - target), cut)))
+    borders.append(len(patients))
+    return {
+        patient_id: part
+        for part, (start, stop) in enumerate(itertools.pairwise(borders))
+        for patient_id in patients[start:stop]
+    }
+
+
+def _rank(patient_id: str, seed: int, purpose: str) -> tuple[bytes, str]:
+    key = f"{purpose} {seed}".encode()
+    digest = hashlib.blake2b(patient_id.encode(), key=key, digest_size=16).digest()
+    return digest, patient_id

@@ -1,0 +1,1 @@
+"""Checks of rows and of how they agree, each a warning with its numbers."""

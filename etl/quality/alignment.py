@@ -1,0 +1,351 @@
+"""Do the contours lie on the edges of the image? Measured on a few contours of each patient.
+
+A contour is moved over the image within `SEARCH` pixels; where the contrast across it, along its
+normals, is strongest, there it belongs. Each contour is its drawer's, so medians decide: of a
+patient, and over the patients.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.model import AUDIT_CONTOURS, Finding, Image, Kind, Link, Vertices
+from etl.sources.link_csv import DICOM_FOLDER
+
+_Floats: TypeAlias = npt.NDArray[np.float64]
+
+# ---------------------------------------------------------------------------------- the thresholds
+
+SEARCH: Final = 3  # pixels: an origin, a corner or a flip by one pixel lies well within
+# Of the contrast that every normal could have had on its own. Three real patients' inner contours
+# reach 0.36 to 0.79 and places with no contour 0.3. Around the heart muscle lie fat, lung and
+# blood: its contours reach 0.5 at a place up to a pixel wrong, so that only more than that counts.
+MIN_CONTRAST: Final[dict[Kind, float]] = {"i": 0.4, "o": 0.7}
+MIN_DISPLACEMENT: Final = 0.5  # pixels: below, a border between pixels is a matter of taste
+MIN_CONTOURS: Final = 4  # measured in all, for the data set to have a displacement
+PATIENT_DISPLACEMENT: Final = 0.75  # pixels from the others: drawers and scanners differ by less
+PATIENT_CONTOURS: Final = 3  # measured, for the patient's median to be more than one drawing
+MIN_PATIENTS: Final = 3  # of two patients nobody can say which one is off
+DEVIATIONS: Final = 4.0  # standard errors: what the scatter of single contours makes by chance
+ORIGIN_TOLERANCE: Final = 0.5  # pixels about (1, 1): nearer to it than to any other whole step
+
+_N_NORMALS: Final = 64
+_SMOOTHING: Final = 3  # normals to either side: contours on a grid of half pixels are staircases
+_REACH: Final = 1.0  # pixels in and out along the normal: where half the edge's blur is crossed
+_FAINT: Final = 0.5  # of the median: fainter normals weigh less, stronger ones the same
+_RING: Final = SEARCH + 1  # places tried: one more on each side, to tell a peak from an edge
+_ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
+_MEDIAN_ERROR: Final = 1.2533  # of a median, times the error of a mean
+_RAYLEIGH: Final = 1.1774  # median length of a vector whose components have deviation 1
+_MAX_LISTED: Final = 500  # patients in the numbers: an attribute has room for 64 KB
+
+# ---------------------------------------------------------------------------------- of one contour
+
+NOT_AUDITED: Final = 0
+MEASURED: Final = 1
+TOO_LITTLE_CONTRAST: Final = 2
+AT_EDGE: Final = 3  # of the search: it may lie farther off, or be another image's
+
+ALIGNMENT: Final = np.dtype([("dx", "<f4"), ("dy", "<f4"), ("outcome", "|u1")])
+
+
+class Alignment(NamedTuple):
+    """How far a contour lies off the image's edges; a row of type `ALIGNMENT`."""
+
+    dx: float  # pixels, x: the contour lies so much too far to the right
+    dy: float  # pixels, y: so much too far down
+    outcome: int
+
+
+def choose(links: Sequence[Link], per_patient: int | None = AUDIT_CONTOURS) -> list[bool]:
+    """Say which links to audit: some of each patient, evenly spread.
+
+    Of a patient with inner contours only those links, as they decide.
+
+    Parameters
+    ----------
+    links : sequence of Link
+        In the order of the rows.
+    per_patient : int, optional
+        None audits all.
+    """
+    places: defaultdict[tuple[str, bool], list[int]] = defaultdict(list)
+    for place, link in enumerate(links):
+        places[link.patient_id, bool(link.icontour_path)].append(place)
+    chosen = [False] * len(links)
+    for (patient_id, has_inner), mine in places.items():
+        if has_inner or (patient_id, True) not in places:
+            n_chosen = len(mine) if per_patient is None else min(per_patient, len(mine))
+            for k in range(n_chosen):
+                chosen[mine[(2 * k + 1) * len(mine) // (2 * n_chosen)]] = True
+    return chosen
+
+
+def measure(image: Image, vertices: Vertices, kind: Kind) -> Alignment:
+    """Return how far a contour lies off the image's edges.
+
+    Parameters
+    ----------
+    image : array, shape (rows, columns)
+        Modality values.
+    vertices : float64 array, shape (n_vertices, 2)
+        (x, y) in pixels.
+    kind : {"i", "o"}
+        An inner contour is brighter inside, an outer one darker.
+    """
+    points, normals = _normals(vertices)
+    inside, outside = points - _REACH * normals, points + _REACH * normals
+    values = _moved_values(image, np.concatenate([inside, outside]))
+    step = values[:_N_NORMALS] - values[_N_NORMALS:]
+    # Every normal counts the same: a bright vessel beside the contour must not decide alone.
+    own = np.abs(step).max(axis=(1, 2))
+    own = np.maximum(own, _FAINT * float(np.median(own)))
+    if not own.all():
+        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+    contrast = (step / own[:, None, None]).mean(axis=0)
+    if kind == "o":
+        contrast = -contrast
+    row, column = divmod(int(contrast.argmax()), 2 * _RING + 1)
+    if contrast[row, column] < MIN_CONTRAST[kind]:
+        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+    if {row, column} & {0, 2 * _RING}:
+        return Alignment(math.nan, math.nan, AT_EDGE)
+    peak = _peak(contrast[row - 1 : row + 2, column - 1 : column + 2])
+    if peak is None:
+        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+    # The contour belongs where the contrast is; so it lies off by the opposite.
+    dx, dy = _RING - column - peak[0], _RING - row - peak[1]
+    if max(abs(dx), abs(dy)) > SEARCH:
+        return Alignment(math.nan, math.nan, AT_EDGE)
+    return Alignment(dx, dy, MEASURED)
+
+
+def _normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
+    """Return equally spaced points on a closed contour and the outward unit normals there."""
+    closed = np.concatenate([vertices, vertices[:1]])
+    length = np.append(0.0, np.cumsum(np.hypot(*np.diff(closed, axis=0).T)))
+    wanted = (np.arange(_N_NORMALS) + 0.5) * (length[-1] / _N_NORMALS)
+    points = np.stack([np.interp(wanted, length, closed[:, axis]) for axis in (0, 1)], axis=1)
+    ring = np.concatenate([points[-_SMOOTHING:], points, points[:_SMOOTHING]])
+    # Adding up central differences of all widths is a difference of running sums.
+    total = np.concatenate([np.zeros((1, 2)), np.cumsum(ring, axis=0)])
+    here = np.arange(_N_NORMALS) + _SMOOTHING
+    ahead = total[here + _SMOOTHING + 1] - total[here + 1]
+    behind = total[here] - total[here - _SMOOTHING]
+    tangent = ahead - behind
+    normals = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    normals /= np.maximum(np.hypot(*normals.T), 1e-9)[:, None]
+    x, y = (points - points[0]).T
+    area = (x[:-1] * y[1:] - x[1:] * y[:-1]).sum()
+    return points, normals * np.sign(area)
+
+
+def _moved_values(image: Image, points: _Floats) -> _Floats:
+    """Return the image at each point moved by -_RING to _RING whole pixels in both directions.
+
+    Bilinear between pixel centres; beyond the image its border goes on.
+
+    Returns
+    -------
+    float64 array, shape (n_points, 2 * _RING + 1, 2 * _RING + 1)
+        Moved along y, then along x.
+    """
+    rows, columns = image.shape
+    corner = np.floor(points)
+    right, down = (points - corner).T[:, :, None, None]
+    x, y = corner.T.astype(np.int64)[:, :, None] + np.arange(-_RING, _RING + 2)
+    pixels = y.clip(0, rows - 1)[:, :, None] * columns + x.clip(0, columns - 1)[:, None, :]
+    values = image.ravel()[pixels].astype(np.float64)
+    values = values[:, :-1] + down * np.diff(values, axis=1)
+    moved: _Floats = values[:, :, :-1] + right * np.diff(values, axis=2)
+    return moved
+
+
+def _peak(around: _Floats) -> tuple[float, float] | None:
+    """Return where (x, y) the quadratic through 3x3 values is highest, from the middle one.
+
+    Least squares. None where it has no peak, or one outside: a ridge tells no place.
+    """
+    columns, rows = around.sum(axis=0), around.sum(axis=1)
+    slope_x, slope_y = (columns[2] - columns[0]) / 6, (rows[2] - rows[0]) / 6
+    curve_x = (columns[0] + columns[2] - 2 * columns[1]) / 3
+    curve_y = (rows[0] + rows[2] - 2 * rows[1]) / 3
+    twist = (around[0, 0] + around[2, 2] - around[0, 2] - around[2, 0]) / 4
+    determinant = curve_x * curve_y - twist * twist
+    if determinant <= 0 or curve_x >= 0:
+        return None
+    x = float(twist * slope_y - curve_y * slope_x) / float(determinant)
+    y = float(twist * slope_x - curve_x * slope_y) / float(determinant)
+    return (x, y) if max(abs(x), abs(y)) <= 1 else None
+
+
+# ------------------------------------------------------------------------------ of all the patients
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What the audit found, and its numbers for an attribute of the file."""
+
+    findings: list[Finding]
+    numbers: dict[str, object]
+
+
+class _Patient(NamedTuple):
+    patient_id: str
+    n_audited: int
+    offsets: _Floats  # (n_measured, 2), dx and dy
+
+    @property
+    def median(self) -> _Floats:
+        return _median(self.offsets)
+
+
+def audit(patient_ids: Iterable[str], rows: npt.NDArray[np.void], contour_origin: int = 0) -> Audit:
+    """Return the displacement of the data set and of each patient, and who stands out.
+
+    Parameters
+    ----------
+    patient_ids : iterable of str
+        Of each row.
+    rows : array of `ALIGNMENT`
+        One for each row of the file, most of them not audited.
+    contour_origin : {0, 1}
+        As the build had it, for the advice.
+    """
+    patients = _patients(patient_ids, rows)
+    measured = [patient for patient in patients if len(patient.offsets)]
+    counts = np.bincount(rows["outcome"], minlength=4)
+    numbers: dict[str, object] = {
+        "n_contours": int(counts[MEASURED]),
+        "n_too_little_contrast": int(counts[TOO_LITTLE_CONTRAST]),
+        "n_at_edge": int(counts[AT_EDGE]),
+        "n_patients": len(measured),
+    }
+    findings: list[Finding] = []
+    if measured:
+        medians = np.stack([patient.median for patient in measured])
+        middle = _median(medians)
+        every = np.concatenate([patient.offsets for patient in measured])
+        numbers |= _numbers(middle, every)
+        farthest = np.argsort(-np.hypot(*(medians - middle).T), kind="stable")[:_MAX_LISTED]
+        numbers["patients"] = {
+            measured[place].patient_id: _numbers(medians[place], measured[place].offsets)
+            | {"n_contours": len(measured[place].offsets)}
+            for place in sorted(farthest.tolist())
+        }
+        findings += _data_set(medians, middle, every, contour_origin)
+        findings += _displaced(measured, medians, middle)
+        findings += _lost(patients, measured)
+    return Audit(findings, numbers)
+
+
+def _patients(patient_ids: Iterable[str], rows: npt.NDArray[np.void]) -> list[_Patient]:
+    """Return the audited patients in the order of their first rows."""
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, patient_id in enumerate(patient_ids):
+        if rows["outcome"][place] != NOT_AUDITED:
+            places[patient_id].append(place)
+    patients = []
+    for patient_id, mine in places.items():
+        good = rows[mine][rows["outcome"][mine] == MEASURED]
+        offsets = np.stack([good["dx"], good["dy"]], axis=1).astype(np.float64)
+        patients.append(_Patient(patient_id, len(mine), offsets))
+    return patients
+
+
+def _data_set(
+    medians: _Floats, middle: _Floats, every: _Floats, contour_origin: int
+) -> list[Finding]:
+    distance = math.hypot(*middle)
+    error = _MEDIAN_ERROR * _spread(every - middle) / math.sqrt(len(every))
+    if len(every) < MIN_CONTOURS or distance < max(MIN_DISPLACEMENT, DEVIATIONS * error):
+        return []
+    n_agreeing = int((medians @ (middle / distance) >= MIN_DISPLACEMENT).sum())
+    if 2 * n_agreeing <= len(medians):
+        return []
+    message = (
+        f"the contours lie {_offset(middle)} off the edges in the images: the median of "
+        f"{len(every)} contours, whose spread is {_spread(every - middle):.2f}; so in {n_agreeing} "
+        f"of {len(medians)} patients. {_advice(middle, contour_origin)}"
+    )
+    return [Finding("alignment-dataset", "", message)]
+
+
+def _advice(middle: _Floats, contour_origin: int) -> str:
+    for origin, whole in ((0, 1.0), (1, -1.0)):
+        if origin == contour_origin and (np.abs(middle - whole) <= ORIGIN_TOLERANCE).all():
+            return (
+                f"Such files usually count from {1 - origin}: build with "
+                f"--contour-origin {1 - origin}."
+            )
+    return "Look at the overlays, and at how the program that wrote the contours counts pixels."
+
+
+def _displaced(measured: list[_Patient], medians: _Floats, middle: _Floats) -> list[Finding]:
+    """Return the patients whose contours lie off by something else than the others'."""
+    if len(measured) < MIN_PATIENTS:
+        return []
+    away = np.hypot(*(medians - middle).T)
+    usual = float(np.median(away)) / _RAYLEIGH
+    own = [patient.offsets - patient.median for patient in measured]
+    scatter = _spread(np.concatenate(own))
+    findings = []
+    for patient, median, distance in zip(measured, medians, away.tolist(), strict=True):
+        n_contours = len(patient.offsets)
+        spread = max(scatter, _spread(patient.offsets - median))
+        error = math.hypot(usual, _MEDIAN_ERROR * spread / math.sqrt(n_contours))
+        needed = max(PATIENT_DISPLACEMENT, DEVIATIONS * error)
+        if n_contours >= PATIENT_CONTOURS and distance >= needed:
+            message = (
+                f"its contours lie {_offset(median)} off the edges in its images (median of "
+                f"{n_contours}), those of the data set {_offset(middle)}. Look at its overlays: "
+                "are contours and images of one acquisition?"
+            )
+            findings.append(_about(patient, message))
+    return findings
+
+
+def _lost(patients: list[_Patient], measured: list[_Patient]) -> list[Finding]:
+    """Return the patients none of whose contours lies near an edge, where most others' do."""
+    n_clear = sum(2 * len(patient.offsets) > patient.n_audited for patient in measured)
+    if len(patients) < MIN_PATIENTS or 2 * n_clear < len(patients):
+        return []
+    return [
+        _about(
+            patient,
+            f"none of {patient.n_audited} contours lies within {SEARCH} pixels of a clear edge, as "
+            f"most contours of {n_clear} of {len(patients)} patients do. Look at its overlays: are "
+            "they another patient's contours?",
+        )
+        for patient in patients
+        if len(patient.offsets) == 0 and patient.n_audited >= MIN_CONTOURS
+    ]
+
+
+def _about(patient: _Patient, message: str) -> Finding:
+    return Finding("alignment-patient", f"{DICOM_FOLDER}/{patient.patient_id}", message)
+
+
+def _median(offsets: _Floats) -> _Floats:
+    median: _Floats = np.median(offsets, axis=0)
+    return median
+
+
+def _spread(residuals: _Floats) -> float:
+    """Return the robust standard deviation of one component."""
+    return _ROBUST * float(np.median(np.abs(residuals)))
+
+
+def _offset(displacement: _Floats) -> str:
+    return "({:+.2f}, {:+.2f}) pixels (x, y)".format(*displacement.tolist())
+
+
+def _numbers(median: _Floats, offsets: _Floats) -> dict[str, float]:
+    dx, dy = median.tolist()
+    spread = _spread(offsets - median)
+    return {"dx": round(dx, 3), "dy": round(dy, 3), "spread": round(spread, 3)}

@@ -1,0 +1,1 @@
+"""A built file told to people: summary, tables, pictures."""

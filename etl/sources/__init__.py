@@ -1,0 +1,1 @@
+"""Where samples come from: layouts of input folders, and reading their files safely."""

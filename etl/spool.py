@@ -1,0 +1,78 @@
+"""Examined samples between the two passes: what is small in memory, the rest in a spool file."""
+
+import itertools
+import tempfile
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.examine import Examined
+from etl.model import EMPTY_RANGE, Finding, ValueRange
+from etl.output.row_writer import Plan, open_rows, write_rows
+
+_SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools
+_BLOCK_VERTICES: Final = 1 << 16
+
+
+class Stock:
+    """Samples in the order of their rows, added as they are examined, taken to be rendered.
+
+    Parameters
+    ----------
+    findings : list of Finding
+        Those of the folder, before any file was read; more are added.
+    """
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = findings
+        self.values: ValueRange = EMPTY_RANGE
+        self.n_vertices = 0
+        self._n_bytes = array("q")  # of each packed sample
+        self._contours: list[npt.NDArray[np.int64]] = []  # of each stretch, see `contours`
+        self._samples = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
+        self._vertices = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
+
+    def close(self) -> None:
+        """Free the memory and remove the spool files."""
+        self._samples.close()
+        self._vertices.close()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._n_bytes)
+
+    def add(self, examined: Examined) -> None:
+        """Put the samples of the next stretch of links behind the others."""
+        self.findings += examined.findings
+        self.values |= examined.values
+        first = len(self)
+        for sample in examined.samples:
+            self._n_bytes.append(self._samples.write(sample))
+        self._contours.append(examined.contours + np.array([first, 0, 0]))
+        self._vertices.write(examined.vertices.tobytes())
+        self.n_vertices += len(examined.vertices)
+
+    def contours(self) -> npt.NDArray[np.int64]:
+        """Return (row, label, number of vertices) of each contour, by row; shape (n, 3)."""
+        return np.concatenate([np.empty((0, 3), np.int64), *self._contours])
+
+    def tasks(self, n_rows: int) -> Iterator[tuple[list[bytes], int]]:
+        """Yield (packed samples, first row) of one chunk of rows after the other."""
+        self._samples.seek(0)
+        for first in itertools.count(step=n_rows):
+            sizes = self._n_bytes[first : first + n_rows]
+            if not sizes:
+                return
+            yield [self._samples.read(size) for size in sizes], first
+
+    def write_vertices(self, plan: Plan) -> None:
+        """Write contours/x and contours/y."""
+        self._vertices.seek(0)
+        with open_rows(plan) as file:
+            for first in range(0, self.n_vertices, _BLOCK_VERTICES):
+                block = np.frombuffer(self._vertices.read(16 * _BLOCK_VERTICES)).reshape(-1, 2)
+                for axis, name in enumerate(("contours/x", "contours/y")):
+                    write_rows(file, plan, name, first, block[:, axis])

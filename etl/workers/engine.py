@@ -1,0 +1,248 @@
+"""Running work on any `concurrent.futures.Executor`, and going on when a worker dies."""
+
+import secrets
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
+
+from etl.errors import EtlError
+from etl.sources.link_csv import LINK_FILE
+from etl.workers import local_pool
+from loader.format import VERSION
+
+_IN_FLIGHT: Final = 4  # tasks submitted ahead, per worker
+_SHOWN: Final = 5
+_CONNECT_SECONDS: Final = 30
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class Work(Generic[_Task, _Result]):
+    """What to do with each task, and what to do when no process survives it."""
+
+    run: Callable[[_Task], _Result]  # travels to the workers
+    divide: Callable[[_Task], list[_Task]]  # into tasks of one pair each
+    give_up: Callable[[_Task], _Result]  # what stands for a pair that kills its process
+    names: Callable[[_Task], list[str]]  # of the pairs of a task, for messages
+
+
+class Engine:
+    """Runs work in order on an executor.
+
+    A task whose worker dies is done again; if another worker dies of it too, its pairs are done one
+    by one, and a pair that a third dies of is given up. So one bad pair costs no other.
+
+    Parameters
+    ----------
+    executor : Executor
+        Where the work runs.
+    n_workers : int
+        How many tasks it does at a time.
+    goes_on : bool
+        Whether the executor works on after a death; if not, the run stops there.
+    """
+
+    def __init__(self, executor: Executor, n_workers: int, *, goes_on: bool) -> None:
+        self._executor = executor
+        self._n_ahead = _IN_FLIGHT * n_workers
+        self._goes_on = goes_on
+
+    def run(self, work: Work[_Task, _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:
+        """Yield results in the order of the tasks, of a divided one in the order of its parts.
+
+        Raises
+        ------
+        EtlError
+            A worker died and the executor does not go on.
+        """
+        waiting: deque[tuple[_Task, Future[_Result]]] = deque()
+        for task in tasks:
+            waiting.append((task, self._submit(work, task, waiting)))
+            if len(waiting) >= self._n_ahead:
+                yield from self._settle(work, waiting)
+        while waiting:
+            yield from self._settle(work, waiting)
+
+    def _settle(
+        self, work: Work[_Task, _Result], waiting: deque[tuple[_Task, Future[_Result]]]
+    ) -> Iterator[_Result]:
+        """Yield the results of the first task that waits."""
+        task, future = waiting[0]
+        try:
+            result = future.result()
+        except _deaths() as error:
+            if not self._goes_on:
+                raise self._stopped(work, waiting) from error
+            waiting.popleft()
+            yield from self._again(work, task)
+        else:
+            waiting.popleft()
+            yield result
+
+    def _submit(
+        self,
+        work: Work[_Task, _Result],
+        task: _Task,
+        waiting: deque[tuple[_Task, Future[_Result]]],
+    ) -> Future[_Result]:
+        try:
+            return self._executor.submit(work.run, task)
+        except BrokenExecutor as error:  # it has noticed a death before we did
+            raise self._stopped(work, waiting) from error
+
+    def _stopped(
+        self, work: Work[_Task, _Result], waiting: deque[tuple[_Task, Future[_Result]]]
+    ) -> EtlError:
+        names = [name for task, _ in waiting for name in work.names(task)]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return EtlError(
+            f"Build stopped: a worker died on one of {', '.join(names[:_SHOWN])}{more}. "
+            "Look at these files; is memory short?"
+        )
+
+    def _again(self, work: Work[_Task, _Result], task: _Task) -> Iterator[_Result]:
+        """Yield the results of a task that a worker has died of."""
+        found = self._try(work, task)
+        if found is not None:
+            yield found
+            return
+        for part in work.divide(task):
+            found = self._try(work, part)
+            yield work.give_up(part) if found is None else found
+
+    def _try(self, work: Work[_Task, _Result], task: _Task) -> _Result | None:
+        """Return the result of a task, None where its worker dies."""
+        try:
+            return self._executor.submit(work.run, task).result()
+        except _deaths():
+            return None
+
+
+class InProcess(Executor):
+    """Runs each task when it is submitted, in the caller's own process."""
+
+    def submit(
+        self, fn: Callable[_P, _Result], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Future[_Result]:
+        """Return a future that is done; an exception is raised here and now."""
+        future: Future[_Result] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def local_engine(n_workers: int) -> Iterator[Engine]:
+    """Yield an engine of so many processes on this machine; of none extra for one worker.
+
+    Whatever ends the block, the tasks not begun are dropped and no process is left.
+    """
+    executor = local_pool.LocalPool(n_workers) if n_workers > 1 else InProcess()
+    with executor:
+        yield Engine(executor, n_workers, goes_on=True)
+
+
+@contextmanager
+def foreign_engine(executor: Executor, n_workers: int, root: Path, out: Path) -> Iterator[Engine]:
+    """Yield an engine on the caller's own executor, whose workers may run on other machines.
+
+    Parameters
+    ----------
+    root, out : Path
+        The input folder and the new output file, which all workers must see.
+
+    Raises
+    ------
+    EtlError
+        They do not, or they run another version of dicom-etl.
+    """
+    token = secrets.token_bytes(32)
+    out.write_bytes(token)
+    expected = Sight(VERSION, (root / LINK_FILE).read_bytes(), token)
+    probes = [executor.submit(look, root, out) for _ in range(_IN_FLIGHT * n_workers)]
+    for seen in (probe.result() for probe in probes):
+        _require_same_sight(seen, expected, root, out)
+    # A Dask cluster starts its workers again by itself; any other executor is the caller's to mend.
+    is_dask = type(executor).__module__.partition(".")[0] == "distributed"
+    yield Engine(executor, n_workers, goes_on=is_dask)
+
+
+class Sight(NamedTuple):
+    """What a worker has before its eyes; None for a file that it does not see."""
+
+    version: str
+    link_file: bytes | None
+    out: bytes | None
+
+
+def look(root: Path, out: Path) -> Sight:
+    """Return what this process sees of the input folder and of the output file."""
+    contents: list[bytes | None] = []
+    for path in (root / LINK_FILE, out):
+        try:
+            contents.append(path.read_bytes())
+        except OSError:
+            contents.append(None)
+    return Sight(VERSION, *contents)
+
+
+def _require_same_sight(seen: Sight, expected: Sight, root: Path, out: Path) -> None:
+    if seen.version != expected.version:
+        raise EtlError(
+            f"Workers not usable: one runs dicom-etl {seen.version}, expected {expected.version}. "
+            "Install the same version on all."
+        )
+    places = ((seen.link_file, expected.link_file, root), (seen.out, expected.out, out.parent))
+    for found, wanted, folder in places:
+        if found != wanted:
+            raise EtlError(
+                f"Workers not usable: one does not see the folder {folder} as this process does. "
+                "Give folders on a file system that all share, under the same path."
+            )
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """Yield an executor on a Dask cluster, and how many tasks it does at a time.
+
+    Raises
+    ------
+    EtlError
+        Dask is not installed, or no scheduler or no worker answers.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise EtlError(
+            "--scheduler needs Dask, which is not installed: pip install 'dicom-etl[dask]'."
+        ) from error
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise EtlError(
+            f"Scheduler not usable: {address}: no answer within {_CONNECT_SECONDS} s. "
+            "Give the address that dask scheduler prints, such as tcp://host:8786."
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise EtlError(
+                f"Scheduler not usable: {address}: it has no worker. Start some, or wait for the "
+                "batch system to."
+            ) from error
+        n_workers = sum(client.nthreads().values())
+        yield client.get_executor(pure=False), n_workers
+
+
+def _deaths() -> tuple[type[Exception], ...]:
+    """Return the errors that mean that a worker died."""
+    distributed = sys.modules.get("distributed")
+    return (BrokenExecutor, distributed.KilledWorker) if distributed else (BrokenExecutor,)

@@ -1,0 +1,79 @@
+import time
+
+import numpy as np
+import pytest
+
+from etl.contours.text import MAX_VERTICES, parse_contour
+from etl.errors import ContourError
+
+
+def test_vertices_are_x_then_y_as_written():
+    found = parse_contour(b"115.00 95.50\n1 -2\n.5 3.\n")
+    assert found.dtype == np.float64
+    assert found.tolist() == [[115, 95.5], [1, -2], [0.5, 3]]
+
+
+def test_line_ends_blanks_and_exponents_are_read():
+    text = b"\n 1.5\t2 \r\n\r\n3e0 +4.0\r5 6.250e+01"
+    assert parse_contour(text).tolist() == [[1.5, 2], [3, 4], [5, 62.5]]
+
+
+def test_an_empty_file_has_no_vertices():
+    assert parse_contour(b"\n \n").shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"1,5 2,5", b"1_0 2", b"1 2 3", b"7", b"1;2", b"x y", b"\xd9\xa1 2", b"1 2\x00", b"0x10 2",
+        b"1\x0b2", b"\x0c", b"1e 2", b"1-2 3", b"-- 1", b". 1", b"1 2 # note",
+        b"\xff\xfe1\x00", b"\xef\xbb\xbf1 2",
+    ],
+)  # fmt: skip
+def test_a_malformed_line_is_named(line):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(b"1 2\n\n" + line + b"\n5 6\n")
+    assert caught.value.code == "contour-unreadable"
+    assert "line 3" in caught.value.message
+
+
+@pytest.mark.parametrize("number", [b"nan", b"NaN", b"-inf", b"Infinity", b"1e999"])
+def test_a_number_that_is_not_finite_is_named(number):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(b"1 2\n" + number + b" 3\n")
+    assert caught.value.code == "contour-not-finite"
+    assert "line 2" in caught.value.message
+
+
+@pytest.mark.parametrize("text", [
+    b" 1\n2 3\n", b"1 \n2 3\n", b" 2\n3", b"1 2\n 3\n4 5\n", b"1.2.3 4\n", b"+-1 2\n", b"e 1\n",
+    b"1e5e5 2\n", b". 2\n", b"1 \r2\n3 \r4\n5 \r6\n", b" 0\r0", b"1 2\r3\n 4\r\n",
+])  # fmt: skip
+def test_lines_that_only_look_plain_are_refused(text):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(text)
+    assert caught.value.code == "contour-unreadable"
+
+
+def test_a_million_points_are_read_and_one_more_is_too_many():
+    text = b"1.25 2.5\n" * MAX_VERTICES
+    began = time.process_time()
+    assert len(parse_contour(text)) == MAX_VERTICES
+    with pytest.raises(ContourError) as caught:
+        parse_contour(text + b"1 2\n")
+    assert caught.value.code == "contour-too-large"
+    assert time.process_time() - began < 30
+
+
+def test_a_message_never_holds_a_long_line():
+    with pytest.raises(ContourError) as caught:
+        parse_contour(b"x" * 100_000)
+    assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("line", [bytes([code]) + b"]0;x" for code in range(256)])
+def test_a_message_never_holds_a_control_character(line):
+    with pytest.raises(ContourError) as caught:
+        parse_contour(line + b" 1 2")
+    assert caught.value.message.isascii()
+    assert caught.value.message.isprintable()

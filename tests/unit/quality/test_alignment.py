@@ -1,0 +1,302 @@
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from etl.model import Link
+from etl.phantom.heart import (
+    Cine,
+    contour_outline,
+    contour_vertices,
+    contraction,
+    draw_anatomy,
+    end_systole,
+)
+from etl.phantom.image import short_axis_image, slice_scene
+from etl.quality.alignment import (
+    ALIGNMENT,
+    AT_EDGE,
+    MEASURED,
+    NOT_AUDITED,
+    TOO_LITTLE_CONTRAST,
+    audit,
+    choose,
+    measure,
+)
+
+PHASES = 4
+SLICES = 5  # three of them contoured
+
+
+@cache
+def samples(patient, seed=0):
+    """Return (image, contours) of a phantom patient's rows."""
+    cine = Cine(seed, patient, SLICES, PHASES)
+    rows = []
+    for slice_index in range(1, SLICES - 1):
+        scene = slice_scene(draw_anatomy(cine), cine.level(slice_index))
+        for phase in (0, end_systole(PHASES)):
+            noise = cine.rng(slice_index + 1, phase + 1)
+            image = short_axis_image(scene, contraction(phase, PHASES), noise)
+            contours = {
+                kind: np.round(contour_vertices(contour_outline(cine, slice_index, phase, kind)), 2)
+                for kind in "io"
+            }
+            rows.append((image, contours))
+    return rows
+
+
+def audited(shifts, *, kind="i", seed=0, contour_origin=0):
+    """Audit one patient for each (dx, dy) that its contours are moved by."""
+    patient_ids, rows = [], []
+    for patient, shift in enumerate(shifts):
+        for image, contours in samples(patient, seed):
+            patient_ids.append(f"P{patient}")
+            rows.append(measure(image, contours[kind] + np.array(shift), kind))
+    return audit(patient_ids, np.array(rows, ALIGNMENT), contour_origin)
+
+
+def codes(audit_):
+    return [(finding.code, finding.path) for finding in audit_.findings]
+
+
+STILL = [(0, 0)] * 4
+
+
+# -------------------------------------------------------------------------------- one contour
+
+
+@pytest.mark.parametrize(
+    "shift", [(0, 0), (1, 1), (-0.3, 0.7), (2.4, -1.6), (-2.7, -2.7), (0.5, 0)]
+)
+@pytest.mark.parametrize("patient", range(4))
+def test_a_displacement_is_recovered(patient, shift):
+    for image, contours in samples(patient):
+        found = measure(image, contours["i"] + np.array(shift), "i")
+        assert found.outcome == MEASURED
+        assert (found.dx, found.dy) == pytest.approx(shift, abs=0.25)
+
+
+@pytest.mark.parametrize("change", ["start", "direction", "half pixels", "few points", "closed"])
+def test_how_a_contour_is_written_matters_little(change):
+    for image, contours in samples(1):
+        vertices = contours["i"] + 1.25
+        if change == "half pixels":
+            line = np.linspace(vertices, np.roll(vertices, -1, axis=0), 4, endpoint=False)
+            vertices = np.round(line.swapaxes(0, 1).reshape(-1, 2) * 2) / 2
+        vertices = {
+            "start": np.roll(vertices, 17, axis=0),
+            "direction": vertices[::-1],
+            "half pixels": vertices,
+            "few points": vertices[::5],
+            "closed": np.vstack([vertices, vertices[:1]]),
+        }[change]
+        found = measure(image, vertices, "i")
+        assert (found.dx, found.dy) == pytest.approx((1.25, 1.25), abs=0.25)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", "<u2", "<i4", "<f4"])
+def test_every_type_of_image_gives_the_same(dtype):
+    image, contours = samples(0)[0]
+    expected = measure(image, contours["i"], "i")
+    assert measure(image.astype(dtype), contours["i"], "i") == expected
+    assert measure((image * 0.5).astype("<f4"), contours["i"], "i") == pytest.approx(expected)
+
+
+def test_no_contrast_is_left_out():
+    image, contours = samples(0)[0]
+    noise = np.random.default_rng(0).normal(300, 30, image.shape).astype(np.int16)
+    for flat in (np.zeros_like(image), noise, image.max() - image):
+        assert measure(flat, contours["i"], "i").outcome == TOO_LITTLE_CONTRAST
+
+
+@pytest.mark.parametrize("shift", [(3.6, 0), (0, -4.2), (3.8, 3.8)])
+def test_what_lies_too_far_off_is_left_out(shift):
+    for image, contours in samples(2):
+        found = measure(image, contours["i"] + np.array(shift), "i")
+        assert found.outcome in {AT_EDGE, TOO_LITTLE_CONTRAST}
+        assert np.isnan([found.dx, found.dy]).all()
+
+
+def test_contours_at_the_border_of_the_image_are_no_trouble():
+    image, contours = samples(0)[0]
+    for shift in ((-110, 0), (110, 110), (-400, 9000)):
+        assert measure(image, contours["i"] + np.array(shift), "i").outcome != MEASURED
+    cut = image[:, 120:]
+    found = measure(np.ascontiguousarray(cut), contours["i"] - np.array([120, 0]), "i")
+    assert found.outcome != NOT_AUDITED
+
+
+def disc(dark, bright):
+    y, x = np.mgrid[:64, :64]
+    inside = np.clip(12.5 - np.hypot(x - 30.3, y - 33.8), 0, 1)
+    image = dark + (bright - dark) * inside
+    turns = np.linspace(0, 2 * np.pi, 50, endpoint=False)
+    return image.astype(np.int16), np.stack(
+        [30.3 + 12 * np.cos(turns), 33.8 + 12 * np.sin(turns)], 1
+    )
+
+
+def test_an_outer_contour_is_dark_inside():
+    image, vertices = disc(400, 100)
+    found = measure(image, vertices + np.array([0.8, -0.4]), "o")
+    assert (found.dx, found.dy) == pytest.approx((0.8, -0.4), abs=0.1)
+    assert found.outcome == MEASURED
+    assert measure(image, vertices, "i").outcome == TOO_LITTLE_CONTRAST
+    image, vertices = disc(100, 400)
+    assert measure(image, vertices, "o").outcome == TOO_LITTLE_CONTRAST
+
+
+def test_a_straight_edge_tells_no_place():
+    image = np.zeros((64, 64), np.int16)
+    image[:, :32] = 500
+    line = np.array([[31.5, 10], [31.5, 50], [31.4, 50], [31.4, 10]])
+    assert measure(image, line, "i").outcome == TOO_LITTLE_CONTRAST
+
+
+# ---------------------------------------------------------------------------------- the choice
+
+
+def links(patient_id, numbers, kinds="i"):
+    return [
+        Link(patient_id, "A", n, f"{n}.dcm", *(f"{k}{n}" if k in kinds else "" for k in "io"))
+        for n in numbers
+    ]
+
+
+def test_six_of_each_patient_evenly_spread():
+    chosen = choose(links("P1", range(18)) + links("P2", range(4)) + links("P3", [5]))
+    assert [place for place, is_chosen in enumerate(chosen[:18]) if is_chosen] == [
+        1,
+        4,
+        7,
+        10,
+        13,
+        16,
+    ]
+    assert all(chosen[18:])
+
+
+@pytest.mark.parametrize(("per_patient", "n_chosen"), [(1, 1), (4, 4), (100, 30), (None, 30)])
+def test_fewer_more_or_all(per_patient, n_chosen):
+    assert sum(choose(links("P1", range(30)), per_patient)) == n_chosen
+
+
+def test_outer_contours_only_where_a_patient_has_no_inner_one():
+    mixed = links("P1", range(3), "o") + links("P1", range(3, 6), "io")
+    assert choose(mixed + links("P2", range(2), "o")) == [False] * 3 + [True] * 5
+
+
+# --------------------------------------------------------------------------------- the data set
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", "io")
+def test_clean_phantoms_give_nothing(seed, kind):
+    assert audited(STILL, kind=kind, seed=seed).findings == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_found"),
+    [
+        ((0.3, 0.3), False),
+        ((0, -0.4), False),
+        ((0.6, 0), True),
+        ((-0.5, 0.5), True),
+        ((2.5, 1), True),
+    ],
+)
+def test_all_contours_displaced(shift, is_found):
+    result = audited([shift] * 4)
+    assert codes(result) == [("alignment-dataset", "")] * is_found
+    assert (result.numbers["dx"], result.numbers["dy"]) == pytest.approx(shift, abs=0.25)
+    assert result.numbers["n_contours"] == 24
+    for finding in result.findings:
+        assert f"({result.numbers['dx']:+.2f}, {result.numbers['dy']:+.2f})" in finding.message
+        assert "4 of 4 patients" in finding.message
+        assert "--contour-origin" not in finding.message
+
+
+@pytest.mark.parametrize(("origin", "shift"), [(0, 1.0), (0, 0.8), (1, -1.0)])
+def test_contours_that_count_from_elsewhere_are_told_the_option(origin, shift):
+    (finding,) = audited([(shift, shift)] * 4, contour_origin=origin).findings
+    assert finding.message.endswith(f"build with --contour-origin {1 - origin}.")
+
+
+def test_the_option_is_not_advised_twice():
+    (finding,) = audited([(1, 1)] * 4, contour_origin=1).findings
+    assert "--contour-origin" not in finding.message
+
+
+def test_one_patient_alone_is_a_data_set():
+    assert codes(audited([(1, 1)])) == [("alignment-dataset", "")]
+
+
+def test_a_displacement_of_few_patients_is_not_the_data_sets():
+    assert ("alignment-dataset", "") not in codes(audited([(1, 1), *STILL]))
+    assert codes(audited([(1, 1), (0, 0)])) == []
+
+
+@pytest.mark.parametrize("displaced", range(4))
+@pytest.mark.parametrize(
+    ("shift", "is_found"),
+    [((0.5, 0), False), ((0.9, 0), True), ((-0.7, 0.7), True), ((2.5, 2.5), True), ((7, 0), True)],
+)
+def test_one_patient_displaced(displaced, shift, is_found):
+    shifts = list(STILL)
+    shifts[displaced] = shift
+    assert codes(audited(shifts)) == [("alignment-patient", f"dicoms/P{displaced}")] * is_found
+
+
+def test_one_patient_who_is_not_displaced_as_the_others_are():
+    found = codes(audited([(1, 1), (1, 1), (0, 0), (1, 1), (1, 1)]))
+    assert found == [("alignment-dataset", ""), ("alignment-patient", "dicoms/P2")]
+
+
+def rows_of(offsets):
+    return np.array([(*offset, MEASURED) for offset in offsets], ALIGNMENT)
+
+
+def test_scatter_is_not_a_displacement():
+    """Drawn by hand, contours are off by a pixel here and there."""
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        rows = rows_of(rng.normal(0, 0.9, (36, 2)))
+        assert audit([f"P{k // 6}" for k in range(36)], rows).findings == []
+
+
+def test_a_displacement_is_seen_through_scatter():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        rows = rows_of(rng.normal(1, 0.6, (60, 2)))
+        found = codes(audit([f"P{k // 6}" for k in range(60)], rows))
+        assert found == [("alignment-dataset", "")]
+
+
+def test_few_contours_say_nothing():
+    assert audit(["P1"] * 3, rows_of([(1, 1)] * 3)).findings == []
+    assert audit([], np.zeros(0, ALIGNMENT)).findings == []
+    assert audit(["P1"] * 9, np.zeros(9, ALIGNMENT)).findings == []
+
+
+def test_what_is_left_out_is_counted():
+    rows = np.zeros(12, ALIGNMENT)
+    rows["outcome"] = [MEASURED] * 5 + [TOO_LITTLE_CONTRAST] * 3 + [AT_EDGE] * 2 + [NOT_AUDITED] * 2
+    numbers = audit(["P1"] * 12, rows).numbers
+    counts = {name: value for name, value in numbers.items() if name.startswith("n_")}
+    assert counts == {
+        "n_contours": 5,
+        "n_too_little_contrast": 3,
+        "n_at_edge": 2,
+        "n_patients": 1,
+    }
+
+
+def test_numbers_fit_an_attribute():
+    offsets = np.random.default_rng(0).normal(0, 0.2, (6000, 2))
+    numbers = audit([f"PATIENT-{k // 2:08d}" for k in range(6000)], rows_of(offsets)).numbers
+    assert numbers["n_patients"] == 3000
+    assert len(json.dumps(numbers)) < 65536
+    small = audit(["P1"] * 5, rows_of([(0.25, -0.5)] * 5)).numbers
+    assert small["patients"] == {"P1": {"dx": 0.25, "dy": -0.5, "spread": 0.0, "n_contours": 5}}

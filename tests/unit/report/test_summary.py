@@ -1,0 +1,203 @@
+import csv
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
+
+import etl
+from etl.model import BuildOptions, Finding
+from etl.report import overlays
+from etl.report import summary as report
+from loader import LoaderError, open_dataset
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = write_tree(tmp_path / "data", [("P1", "A1"), ("=P 2", "A2")])
+    write_contour(root, "A1", 2, text="broken")
+    for number in range(20, 26):
+        write_dicom(root, "P1", f"{number}.dcm")
+    out = tmp_path / "out.h5"
+    options = BuildOptions(("i", "o"), ROWS, COLUMNS, split=(50.0, 0.0, 50.0), folds=2)
+    etl.build(root, out, options)
+    for path in root.rglob("*.*"):
+        path.unlink()  # a report needs the file alone
+    return open_dataset(out)
+
+
+def test_the_summary_counts_what_is_there(data):
+    summary = report.summarise(data)
+    assert (summary.n_rows, summary.n_patients) == (5, 2)
+    assert (summary.rows, summary.columns, summary.image_dtype) == (ROWS, COLUMNS, "int16")
+    assert summary.minimum == data.images.min()
+    assert summary.mean == pytest.approx(data.images.mean(dtype=float))
+    assert summary.std == pytest.approx(data.images.std(dtype=float))
+    assert summary.pixel_spacings == [(1.25, 1.5)]
+    labels = [(x.code, x.n_rows, x.n_pixels, x.median_pixels) for x in summary.labels]
+    assert labels == [(1, 5, 5 * 49, 49), (2, 5, 5 * 41, 41)]
+    assert sorted((s.n_patients, s.n_rows) for s in summary.splits) == [(0, 0), (1, 2), (1, 3)]
+    assert [(group.code, group.n_findings) for group in summary.findings] == [
+        ("contour-unreadable", 1),
+        ("image-no-contour", 6),
+    ]
+
+
+def test_the_text_shows_all_and_where_to_see_the_rest(data):
+    text = "\n".join(report.summary_text(report.summarise(data)))
+    for words in (
+        "5 of 2 patients", "12x14 int16", "1.25 x 1.5 mm", "blood pool", "muscle", "test", "Folds",
+        "contour-unreadable", "... and 3 more", "--csv", "dicoms/P1/20.dcm",
+    ):  # fmt: skip
+        assert words in text
+    assert max(map(len, text.splitlines())) < 160
+
+
+def test_json_holds_the_same(data):
+    plain = json.loads(json.dumps(report.summarise(data).to_json(), allow_nan=False))
+    assert plain["n_rows"] == 5
+    assert plain["findings"][0]["examples"][0]["row"] == -1
+
+
+def test_what_the_audit_measured_is_a_line_where_it_was_made(data, tmp_path):
+    summary = report.summarise(data)
+    counts = {"n_contours": 15, "n_too_little_contrast": 1, "n_at_edge": 2, "n_patients": 1}
+    measured = counts | {"dx": 0.721, "dy": -0.775}
+    text = "\n".join(report.summary_text(replace(summary, alignment=measured)))
+    line = (
+        "  Alignment contours lie (+0.72, -0.78) px off the image's edges, 15 contours of 1 patient"
+    )
+    assert f"{line}, 3 left out" in text
+    text = "\n".join(report.summary_text(replace(summary, alignment=None)))
+    assert "Alignment" not in text
+
+
+def test_a_finding_about_all_has_no_path(data):
+    group = report.group_findings([report.FindingRow("warning", "code", "", -1, "they all " * 30)])
+    lines = list(report.findings_text(group, "out.h5", ("warning",)))
+    assert lines[3].startswith("          they all")
+    assert max(map(len, lines)) <= 110
+    finding = Finding("alignment-dataset", "", "they lie off")
+    assert str(finding) == "warning: alignment-dataset: they lie off"
+
+
+def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
+    path = tmp_path / "findings.csv"
+    report.write_csv(data, path, force=False)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    assert rows[0]["code"] == "contour-unreadable"
+    assert report._no_formula("=1+1") == "'=1+1"
+    assert report._no_formula("dicoms/=P") == "dicoms/=P"
+    with pytest.raises(etl.EtlError, match="--force"):
+        report.write_csv(data, path, force=False)
+
+
+def test_the_table_never_takes_the_datasets_place(data, tmp_path):
+    before = data.path.read_bytes()
+    (tmp_path / "link").symlink_to(data.path)
+    (tmp_path / "hard").hardlink_to(data.path)
+    for path in (data.path, tmp_path / "link", tmp_path / "hard"):
+        with pytest.raises(etl.EtlError, match="the dataset itself"):
+            report.write_csv(data, path, force=True)
+    assert data.path.read_bytes() == before
+    (tmp_path / "old.csv").write_text("any text")
+    report.write_csv(data, tmp_path / "old.csv", force=True)
+    assert "contour-unreadable" in (tmp_path / "old.csv").read_text("utf-8-sig")
+
+
+def test_no_name_steers_a_terminal_or_breaks_a_line(data, tmp_path):
+    evil, shown = "a\x1b]0;x\x07\n\u202eb\udcff", "a\\x1b]0;x\\x07\\n\\u202eb\\udcff"
+    assert str(Finding("image-size", evil, evil)) == f"error: image-size: {shown}: {shown}"
+    row = report.FindingRow("error", evil, evil, -1, evil)
+    summary = replace(
+        report.summarise(data), path=evil, generator=evil, findings=report.group_findings([row])
+    )
+    lines = list(report.summary_text(summary))
+    assert all(map(str.isprintable, lines))
+    assert sum(line.count(shown) for line in lines) == 6
+    assert report._no_formula("=\n") == "'=\\n"
+    assert report._no_formula("\t=1") == "'\\t=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels", '{"x": "y"}'), ("labels", '{"7": "y"}'),
+        ("sources", '{"dicoms": "many"}'), ("sources", '{"dicoms": null}'),
+        ("alignment", "{}"),
+    ],
+)  # fmt: skip
+def test_attributes_edited_to_nonsense_are_told(data, name, text):
+    with h5py.File(data.path, "r+") as file:
+        file.attrs[name] = np.bytes_(text)
+    with pytest.raises(etl.EtlError, match="attributes are not those"):
+        report.summarise(open_dataset(data.path))
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]"])
+def test_an_alignment_that_is_no_object_is_refused_by_the_loader(data, text):
+    assert isinstance(data.attributes["alignment"], dict)
+    with h5py.File(data.path, "r+") as file:
+        file.attrs["alignment"] = np.bytes_(text)
+    with pytest.raises(LoaderError, match="attribute alignment"):
+        open_dataset(data.path)
+
+
+def test_one_picture_per_row_named_by_patient_and_slice(data, tmp_path):
+    folder = tmp_path / "overlays"
+    assert overlays.write_overlays(data, folder, force=False) == []
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "P1_slice0001.png", "P1_slice0003.png",
+        "_P_2_slice0001.png", "_P_2_slice0002.png", "_P_2_slice0003.png",
+    ]  # fmt: skip
+    with pytest.raises(etl.EtlError, match="has files"):
+        overlays.write_overlays(data, folder, force=False)
+    (folder / "P1_slice0009.png").touch()  # of an earlier file
+    assert overlays.write_overlays(data, folder, force=True) == ["P1_slice0009.png"]
+
+
+def test_pictures_show_contour_and_edge_where_they_are():
+    image = np.zeros((32, 64), np.int16)
+    mask = np.zeros((32, 64), np.uint8)
+    mask[8:16, 20:40] = 1
+    vertices = np.array([[19.5, 7.5], [39.5, 7.5], [39.5, 15.5], [19.5, 15.5]])
+    picture = np.asarray(overlays.overlay(image, mask, [], "x"))
+    scale = picture.shape[1] // 64
+    assert picture.shape == (32 * scale, 64 * scale, 3)
+    edge = overlays._EDGE_COLOURS[1]
+    assert (picture[8 * scale, 20 * scale + 3] == edge).all()  # upper side of the first pixel
+    assert (picture[12 * scale, 40 * scale] == edge).all()  # right side of the last
+    drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x"))
+    assert (drawn[8 * scale, 30 * scale] == overlays._COLOURS[1]).all()  # both lie on one line
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "scale"),
+    [(2000, 4, 2), (20000, 2, 1), (4, 2000, 1), (256, 256, 4), (3, 1, 1024), (1, 1, 1024)],
+)
+def test_no_picture_is_enlarged_beyond_measure(rows, columns, scale):
+    image = np.zeros((rows, columns), np.int16)
+    picture = overlays.overlay(image, image.astype(np.uint8), [], "x")
+    assert picture.size == (columns * scale, rows * scale)
+
+
+def test_names_that_meet_are_told_apart():
+    class Two:
+        manifest = {  # noqa: RUF012
+            "patient_id": np.array(["a/b", "a b", "a_b"]),
+            "slice": np.array([1, 1, 1]),
+        }
+
+    names = overlays.file_names(Two())
+    assert names == ["a_b_slice0001.png", "a_b_slice0001_row1.png", "a_b_slice0001_row2.png"]
+
+
+def test_a_window_of_a_constant_image_is_black():
+    assert not np.asarray(
+        overlays.overlay(np.full((8, 8), 7, np.int16), np.zeros((8, 8), np.uint8), [], "")
+    )[20:].any()

@@ -1,0 +1,226 @@
+import functools
+import hashlib
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+import worker_tasks
+from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
+
+import etl
+from etl import pipeline
+from etl.errors import EtlError
+from etl.model import BuildOptions
+from etl.workers import engine, local_pool
+from etl.workers.engine import Work, local_engine
+
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+TASKS = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(40)]
+EXPECTED = [number * number for task in TASKS for number in task]
+
+
+def work(run):
+    return Work(
+        run=run,
+        divide=lambda task: [[number] for number in task],
+        give_up=lambda task: [("given up", number) for number in task],
+        names=lambda task: [f"file {number}" for number in task],
+    )
+
+
+def results(found):
+    return [value for part in found for value in part]
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Return an input folder with pairs for some seconds of work."""
+    root = write_tree(tmp_path / "data", slices=[1])
+    content = (root / "dicoms/P1/1.dcm").read_bytes()
+    for number in range(2, 1500):
+        write_dicom(root, "P1", f"{number}.dcm", content)
+        write_contour(root, "A1", number)
+    return root
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+def test_results_come_in_the_order_of_the_tasks(n_workers):
+    with local_engine(n_workers) as found:
+        assert results(found.run(work(worker_tasks.square), TASKS)) == EXPECTED
+
+
+def test_only_a_few_tasks_are_taken_ahead():
+    taken = []
+
+    def tasks():
+        for task in TASKS:
+            taken.append(task)
+            yield task
+
+    with local_engine(1) as found:
+        next(found.run(work(worker_tasks.square), tasks()))
+    assert len(taken) <= 4
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_an_exception_of_the_work_ends_the_run(n_workers):
+    with pytest.raises(ZeroDivisionError), local_engine(n_workers) as found:
+        list(found.run(work(worker_tasks.fail), TASKS))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_killed_costs_no_result(tmp_path):
+    run = functools.partial(worker_tasks.square_or_die_once, tmp_path / "marker")
+    with local_engine(2) as found:
+        assert results(found.run(work(run), TASKS)) == EXPECTED
+    assert (tmp_path / "marker").exists()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_pair_that_kills_every_worker_is_given_up_and_no_other():
+    tasks = [*TASKS[:10], [30, -1, 32], *TASKS[10:20], [-5], *TASKS[20:]]
+    with local_engine(2) as found:
+        values = results(found.run(work(worker_tasks.square_or_die), tasks))
+    given_up = [value for value in values if isinstance(value, tuple)]
+    assert given_up == [("given up", -1), ("given up", -5)]
+    numbers = [number for task in tasks for number in task]
+    expected = [n * n if n >= 0 else ("given up", n) for n in numbers]
+    assert values == expected
+
+
+def test_a_worker_that_dies_in_the_middle_of_its_answer_costs_no_other():
+    tasks = [*TASKS[:5], [-1], *TASKS[5:10]]
+    with local_engine(2) as found:
+        values = results(found.run(work(worker_tasks.square_or_die_answering), tasks))
+    assert values == [*EXPECTED[:15], ("given up", -1), *EXPECTED[15:30]]
+    assert multiprocessing.active_children() == []
+
+
+def test_of_a_callers_own_executor_the_error_names_what_was_in_flight(many, tmp_path):
+    with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
+        found = engine.Engine(pool, 2, goes_on=False)
+        with pytest.raises(EtlError, match=r"file -1"):
+            list(found.run(work(worker_tasks.square_or_die), [[1], [-1], [2]]))
+
+
+def test_a_killed_worker_of_a_build_leaves_the_same_bytes(many, tmp_path):
+    etl.build(many, tmp_path / "one.h5", OPTIONS)
+    killed = []
+
+    def kill_one():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.005)
+        time.sleep(0.2)
+        victim = multiprocessing.active_children()[0]
+        victim.kill()
+        killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = etl.build(many, tmp_path / "two.h5", OPTIONS, workers=2)
+    killer.join()
+    assert killed
+    assert {finding.code for finding in result.findings} == {"identical-image"}  # as they are
+    assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_any_executor_gives_the_same_bytes(many, tmp_path, kind):
+    etl.build(many, tmp_path / "one.h5", OPTIONS)
+    options = {"mp_context": multiprocessing.get_context("forkserver")}
+    with kind(3, **(options if kind is ProcessPoolExecutor else {})) as executor:
+        etl.build(many, tmp_path / "two.h5", OPTIONS, workers=3, executor=executor)
+    assert digest(tmp_path / "one.h5") == digest(tmp_path / "two.h5")
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ({"version": "0.0.0"}, "runs dicom-etl 0.0.0"),
+        ({"link_file": None}, "does not see the folder .*data"),
+        ({"link_file": b"other"}, "does not see the folder .*data"),
+        ({"out": None}, "does not see the folder .*results"),
+    ],
+)
+def test_workers_that_see_other_folders_stop_the_build_before_any_work(
+    tmp_path, monkeypatch, seen, words
+):
+    root = write_tree(tmp_path / "data")
+    (tmp_path / "results").mkdir()
+    look = engine.look
+    monkeypatch.setattr(engine, "look", lambda *paths: look(*paths)._replace(**seen))
+    monkeypatch.setattr(pipeline.examine, "examine", None)  # would fail if it were called
+    with ThreadPoolExecutor(2) as executor, pytest.raises(EtlError, match=words):
+        etl.build(root, tmp_path / "results" / "out.h5", OPTIONS, executor=executor)
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(local_pool, "_CGROUP_LIMIT", limit)
+    assert local_pool.available_cores() == 3
+    for text, cores in (("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1)):
+        limit.write_text(text)
+        assert local_pool.available_cores() == cores
+
+
+def test_a_script_that_is_run_again_by_every_worker_is_told_so(tmp_path):
+    write_tree(tmp_path / "data", [(f"P{n}", f"C{n}") for n in range(40)], outer=False)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import etl\n"
+        f"options = etl.BuildOptions(rows={ROWS}, columns={COLUMNS})\n"
+        "etl.build('data', 'out.h5', options, workers=2)\n"
+    )
+    command = [sys.executable, script.name]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = run.stderr.splitlines()[-1]
+    assert "no worker process starts" in last, run.stderr
+    assert "__main__" in last
+    assert "died" not in last  # no file is blamed
+    assert not list(tmp_path.glob("*.h5*"))
+    script.write_text(
+        script.read_text().replace("etl.build", "if __name__ == '__main__': etl.build")
+    )
+    subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_one_worker_that_starts_is_enough(monkeypatch):
+    start, number = local_pool.LocalPool._start, itertools.count()
+
+    def start_some(pool):
+        worker = start(pool)
+        if next(number) < 3:
+            worker.process.kill()
+            worker.process.join()
+        else:
+            assert worker.pipe.poll(30)
+        return worker
+
+    monkeypatch.setattr(local_pool.LocalPool, "_start", start_some)
+    work = Work(run=abs, divide=lambda n: [n], give_up=lambda _: None, names=str)
+    with local_engine(4) as engine:
+        assert list(engine.run(work, range(-8, 0))) == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def test_a_worker_killed_while_it_starts_blames_no_file(monkeypatch, tmp_path):
+    root = write_tree(tmp_path / "data", [(f"P{n}", f"C{n}") for n in range(40)], outer=False)
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(multiprocessing.get_context("forkserver").Process, "start", broken)
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", broken)
+    with pytest.raises(EtlError, match="no worker process starts"):
+        etl.build(root, tmp_path / "out.h5", OPTIONS, workers=2)
