@@ -7,15 +7,16 @@ from loader.format import VERSION as __version__  # noqa: N811  the customary na
 
 if TYPE_CHECKING:
     from etl.errors import EtlError
-    from etl.model import BuildOptions, Finding
+    from etl.findings import Finding
+    from etl.options import BuildOptions
     from etl.pipeline import build
 
 __all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
 
 _HOMES = {
-    "BuildOptions": "etl.model",
+    "BuildOptions": "etl.options",
     "EtlError": "etl.errors",
-    "Finding": "etl.model",
+    "Finding": "etl.findings",
     "build": "etl.pipeline",
 }
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.model import FLAG_CODES, SEVERITY_ORDER, BuildOptions, Finding
+from etl.findings import FLAG_CODES, SEVERITY_ORDER, Finding
+from etl.options import BuildOptions
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan, strings
 from etl.quality.statistics import pooled_moments

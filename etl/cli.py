@@ -23,7 +23,8 @@ from loader.format import VERSION
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from etl.model import Finding, Kind, Rasterizer
+    from etl.findings import Finding
+    from etl.options import Kind, Rasterizer
     from etl.report.summary import Summary
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
@@ -56,7 +57,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (EtlError, LoaderError) as error:
-            from etl.model import printable
+            from etl.findings import printable
 
             raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt as stop:
@@ -97,7 +98,7 @@ class _Split(click.ParamType[tuple[float, ...]]):
     ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
-        from etl.model import shares
+        from etl.options import shares
 
         try:
             return shares(value.split("/"))
@@ -144,15 +145,15 @@ class _Count(click.ParamType[int | None]):
 
 
 def _flag_codes() -> Iterable[str]:
-    from etl.model import FLAG_CODES
+    from etl.findings import FLAG_CODES
 
     return FLAG_CODES
 
 
 def _all_codes() -> Iterable[str]:
-    from etl.model import SEVERITIES
+    from etl.findings import CODES
 
-    return SEVERITIES
+    return CODES
 
 
 def main() -> None:
@@ -308,7 +309,7 @@ def build(
         n_workers = workers or local_pool.available_cores()
         if scheduler is None:
             local_pool.start_early(n_workers)  # before all that imports NumPy
-        from etl.model import BuildOptions
+        from etl.options import BuildOptions
         from etl.pipeline import RejectedError
         from etl.pipeline import build as build_file
         from etl.report.summary import FindingRow, findings_text, group_findings
@@ -533,7 +534,7 @@ class _Log:
 
     def add(self, text: str) -> None:
         """Write one line."""
-        from etl.model import printable
+        from etl.findings import printable
 
         if self._file is not None:
             self._try(self._file.write, f"{printable(text)}\n")
@@ -590,7 +591,7 @@ def _list_findings(findings: "list[Finding]", log: _Log, *, verbose: bool) -> No
 
 def _print(line: str, *, err: bool = False) -> None:
     """Print one line, in which a name, or a path, cannot steer the terminal."""
-    from etl.model import printable
+    from etl.findings import printable
 
     click.echo(printable(line), err=err)
 

@@ -11,7 +11,7 @@ class SourceError(EtlError):
     Parameters
     ----------
     code : str
-        The finding's code, a key of `etl.model.SEVERITIES`.
+        The finding's code, a key of `etl.findings.CODES`.
     message : str
         Why, and what to do, in our own words: parsers' texts quote header values.
     """

@@ -18,19 +18,9 @@ from etl.contours import checks, text
 from etl.dicom import instance as dicom_instance
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
-from etl.model import (
-    EMPTY_RANGE,
-    BuildOptions,
-    Contour,
-    Finding,
-    Identity,
-    Instance,
-    Kind,
-    Link,
-    Sample,
-    ValueRange,
-    Vertices,
-)
+from etl.findings import Finding
+from etl.model import EMPTY_RANGE, Contour, Identity, Instance, Link, Sample, ValueRange, Vertices
+from etl.options import BuildOptions, Kind
 from etl.sources.files import cannot_read, open_source, read_all
 
 _MAX_DICOM_BYTES: Final = 1 << 31

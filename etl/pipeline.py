@@ -21,7 +21,9 @@ from etl import examine, render
 from etl.assemble import BuildResult, assemble
 from etl.dicom.pixels import image_dtype
 from etl.errors import EtlError
-from etl.model import BuildOptions, Finding, Kind, Link
+from etl.findings import Finding
+from etl.model import Link
+from etl.options import BuildOptions, Kind
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan
 from etl.quality import alignment

@@ -17,7 +17,9 @@ from etl.contours import polygon
 from etl.contours.rasterise import label_maps
 from etl.dicom.pixels import modality_values, stored_values
 from etl.errors import ImageError, SourceError
-from etl.model import KINDS, BuildOptions, Finding, Image, Kind, LabelMap, Sample
+from etl.findings import Finding
+from etl.model import Image, LabelMap, Sample
+from etl.options import KINDS, BuildOptions, Kind
 from etl.output.row_writer import Plan, begin_writeback, open_rows, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
 from etl.quality.rows import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from etl.model import BuildOptions, Finding
+from etl.findings import Finding
+from etl.options import BuildOptions
 from etl.output.row_writer import strings
 from etl.quality.alignment import Audit, audit
 from etl.quality.rows import check_rows

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.examine import Examined
-from etl.model import EMPTY_RANGE, Finding, ValueRange
+from etl.findings import Finding
+from etl.model import EMPTY_RANGE, ValueRange
 from etl.output.row_writer import Plan, open_rows, write_rows
 
 _SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools

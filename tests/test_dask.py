@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import etl
 from etl.cli import cli
 from etl.errors import EtlError
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.workers.engine import dask_executor
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")

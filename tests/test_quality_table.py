@@ -19,7 +19,8 @@ import loader
 from etl.cli import cli
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
-from etl.model import FLAG_CODES, BuildOptions
+from etl.findings import FLAG_CODES
+from etl.options import BuildOptions
 from etl.phantom.heart import Cine, end_systole
 from etl.phantom.tree import write_phantom
 

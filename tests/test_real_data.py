@@ -14,7 +14,7 @@ import etl
 import loader
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.report import summary as report
 
 pytestmark = pytest.mark.real_data

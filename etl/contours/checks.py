@@ -7,7 +7,8 @@ import numpy as np
 
 from etl.contours.polygon import perimeter, share_outside
 from etl.errors import ContourError, ImageError
-from etl.model import Finding, PixelFormat, Vertices
+from etl.findings import Finding
+from etl.model import PixelFormat, Vertices
 
 MIN_VERTICES: Final = 3
 

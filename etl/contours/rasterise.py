@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from etl.model import Contour, Kind, LabelMap, Mask, Rasterizer, Vertices
+from etl.model import Contour, LabelMap, Mask, Vertices
+from etl.options import Kind, Rasterizer
 
 _BLOCK: Final = 1 << 20  # crossings held at a time: a million long edges stay within memory
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.sources.link_csv import read_csv
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS
 

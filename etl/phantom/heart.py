@@ -13,7 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from etl.model import KINDS, Kind, Vertices
+from etl.model import Vertices
+from etl.options import KINDS, Kind
 
 _END_SYSTOLE: Final = 0.35  # of the heart beat
 _DIASTASIS: Final = 0.8  # the heart rests from here on

@@ -14,7 +14,9 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from etl.model import AUDIT_CONTOURS, Finding, Image, Kind, Link, Vertices
+from etl.findings import Finding
+from etl.model import Image, Link, Vertices
+from etl.options import AUDIT_CONTOURS, Kind
 from etl.sources.link_csv import DICOM_FOLDER
 
 _Floats: TypeAlias = npt.NDArray[np.float64]

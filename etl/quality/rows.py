@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.model import KINDS, Finding, Image, Kind, Vertices
+from etl.findings import Finding
+from etl.model import Image, Vertices
+from etl.options import KINDS, Kind
 from etl.quality.neighbours import Stack, find_jumps
 
 Columns: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from etl.errors import EtlError
-from etl.model import AUDIT_CODES, QUALITY_CODES, SEVERITY_ORDER, located, printable
+from etl.findings import AUDIT_CODES, QUALITY_CODES, SEVERITY_ORDER, located, printable
 from etl.output import hdf5_file
 from loader import Dataset
 from loader import format as file_format

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.model import KINDS, Finding, Kind, Link
+from etl.findings import Finding
+from etl.model import Link
+from etl.options import KINDS, Kind
 
 LINK_FILE: Final = "link.csv"
 DICOM_FOLDER: Final = "dicoms"

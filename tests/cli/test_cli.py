@@ -19,7 +19,8 @@ import etl.pipeline
 import loader
 from etl.cli import cli
 from etl.errors import EtlError
-from etl.model import FLAG_CODES, BuildOptions
+from etl.findings import FLAG_CODES
+from etl.options import BuildOptions
 from loader import format as file_format
 from loader import open_dataset
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import etl
 from etl.contours.rasterise import rasterise
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from loader import open_dataset
 
 ROWS, COLUMNS = 6, 7

@@ -7,7 +7,8 @@ from builders import dicom_bytes
 
 import etl
 from etl.dicom.instance import read_instance
-from etl.model import BuildOptions, Contour, Identity, Link, Sample
+from etl.model import Contour, Identity, Link, Sample
+from etl.options import BuildOptions
 
 
 def test_a_sample_is_the_same_after_it_was_packed():

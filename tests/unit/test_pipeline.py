@@ -26,7 +26,7 @@ from builders import (
 import etl
 from etl import pipeline, review
 from etl.contours.rasterise import rasterise
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.output import hdf5_file
 from loader import format as file_format
 from loader import open_dataset

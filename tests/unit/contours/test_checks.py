@@ -6,7 +6,8 @@ import pytest
 from etl.contours.checks import MAX_PERIMETER, check_contour, check_size
 from etl.contours.rasterise import rasterise
 from etl.errors import ContourError, ImageError
-from etl.model import SEVERITIES, PixelFormat
+from etl.findings import CODES
+from etl.model import PixelFormat
 
 SIZE = 256, 240
 SQUARE = np.array([[10.0, 10], [60, 10], [60, 60], [10, 60]])
@@ -15,7 +16,7 @@ SQUARE = np.array([[10.0, 10], [60, 10], [60, 60], [10, 60]])
 def rejection(vertices):
     with pytest.raises(ContourError) as caught:
         check_contour("a.txt", np.array(vertices, float), *SIZE)
-    assert SEVERITIES[caught.value.code] == "error"
+    assert CODES[caught.value.code].severity == "error"
     return caught.value
 
 

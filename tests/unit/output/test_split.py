@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from etl.errors import EtlError
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.output.split import assign, read_split_file
 
 MANY = {f"P{i:04d}": 5 + i % 11 for i in range(400)}

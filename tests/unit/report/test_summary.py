@@ -8,7 +8,8 @@ import pytest
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
-from etl.model import BuildOptions, Finding
+from etl.findings import Finding
+from etl.options import BuildOptions
 from etl.report import overlays
 from etl.report import summary as report
 from loader import LoaderError, open_dataset

@@ -16,7 +16,7 @@ from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 import etl
 from etl import pipeline
 from etl.errors import EtlError
-from etl.model import BuildOptions
+from etl.options import BuildOptions
 from etl.workers import engine, local_pool
 from etl.workers.engine import Work, local_engine
 

@@ -1,0 +1,157 @@
+"""What the content of a file depends on besides its sources: BuildOptions and its checks."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, cast, get_args
+
+from etl.findings import FLAG_CODES
+
+Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
+Rasterizer = Literal["center", "pillow"]
+
+KINDS: Final[tuple[Kind, ...]] = ("i", "o")
+
+_RANGES: Final = (  # of the options that are whole numbers
+    ("rows", 1, 65535),
+    ("columns", 1, 65535),
+    ("contour_origin", 0, 1),
+    ("split_seed", 0, math.inf),
+    ("folds", 2, 9999),
+    ("audit_contours", 1, math.inf),
+)
+_ROUNDING: Final = 1e-9  # of shares in percent, when they are summed
+
+# Contours audited of each patient: their median is within a third of a pixel in hand-drawn ones.
+AUDIT_CONTOURS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What the content of the file depends on, besides the input.
+
+    Parameters
+    ----------
+    contours : tuple of {"i", "o"}
+        Contour kinds, the inner first.
+    rows, columns : int
+        The size that every image must have.
+    rasterizer : {"center", "pillow"}
+        The rule that turns a polygon into a mask; see `etl.contours.rasterise`.
+    contour_origin : {0, 1}
+        1 subtracts one pixel from x and y, for contour files that count from 1.
+    partial : bool
+        With two kinds, also write pairs that lack one of the two.
+    split : tuple of three floats, optional
+        Percent of the samples for train, validation and test.
+    split_seed : int
+        Key of the hash that orders the patients.
+    folds : int, optional
+        Number of cross-validation folds over the patients that are not test.
+    split_file : str, optional
+        The user's own split file (patient_id,split[,fold]).
+    qc : bool
+        Check what was drawn and how the rows agree; see `etl.quality.rows`.
+    audit : bool
+        Measure how far contours lie off the images' edges as well; see `etl.quality.alignment`.
+    audit_contours : int, optional
+        How many contours of each patient; None measures all.
+    exclude_flagged : tuple of str
+        Codes of `FLAG_CODES`: rows with such a finding are left out.
+    """
+
+    contours: tuple[Kind, ...] = ("i",)
+    rows: int = 256
+    columns: int = 256
+    rasterizer: Rasterizer = "center"
+    contour_origin: int = 0
+    partial: bool = False
+    split: tuple[float, float, float] | None = None
+    split_seed: int = 0
+    folds: int | None = None
+    split_file: str | None = None
+    qc: bool = True
+    audit: bool = True
+    audit_contours: int | None = AUDIT_CONTOURS
+    exclude_flagged: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no build can do, and put the contours in order, the inner first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is not what it should be.
+        """
+        contours, codes = (
+            _strings(name, getattr(self, name)) for name in ("contours", "exclude_flagged")
+        )
+        if not contours or contours - set(KINDS):
+            raise ValueError(f"contours: expected some of {KINDS}, found {self.contours!r}.")
+        if unknown := codes - set(FLAG_CODES):
+            raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
+        _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
+        for name, low, high in _RANGES:
+            if getattr(self, name) is not None:
+                _require_whole(name, getattr(self, name), low, high)
+        for name in ("partial", "qc", "audit"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
+        if self.split is not None and self.split_file is not None:
+            raise ValueError("split: expected either split or split_file, found both.")
+        # As frozen as before, in the one form in which the file records them.
+        object.__setattr__(self, "contours", tuple(kind for kind in KINDS if kind in contours))
+        object.__setattr__(
+            self, "exclude_flagged", tuple(code for code in FLAG_CODES if code in codes)
+        )
+        if self.split is not None:
+            object.__setattr__(self, "split", shares(self.split))
+
+    @property
+    def has_audit(self) -> bool:
+        """Whether contours are audited, which takes both switches."""
+        return self.qc and self.audit
+
+    def to_json(self) -> dict[str, object]:
+        """Return the options as the file records them: no path of this machine."""
+        recorded = asdict(self) | {"audit": self.has_audit}
+        del recorded["split_file"]
+        return recorded
+
+
+def shares(split: object) -> tuple[float, float, float]:
+    """Return three shares in percent as floats.
+
+    Raises
+    ------
+    ValueError
+        They are not three numbers, none negative, that sum to 100.
+    """
+    try:
+        train, validation, test = map(float, cast("Iterable[float]", split))
+    except (TypeError, ValueError):
+        train = validation = test = math.nan
+    is_whole = abs(train + validation + test - 100) < _ROUNDING  # not so for NaN
+    if not (min(train, validation, test) >= 0 and is_whole):
+        raise ValueError(f"split: expected three shares that sum to 100, found {split!r}.")
+    return train, validation, test
+
+
+def _strings(name: str, values: object) -> set[str]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected a tuple of strings, found {values!r}.")
+    return set(map(str, values))
+
+
+def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected {listed}, found {value!r}.")
+
+
+def _require_whole(name: str, value: object, low: int, high: float) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, found {value!r}.")
+    if not low <= value <= high:
+        expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {expected}, found {value}.")
