@@ -30,7 +30,6 @@ EXAMPLES: Final = "examples.json"
 _SIDE: Final = 380  # pixels of each half of a picture
 _MARGIN: Final = 8  # pixels of the image around the contours
 _GAP: Final = 12
-_COLOURS: Final = 96
 
 
 @dataclass(frozen=True)
@@ -564,4 +563,4 @@ def _picture(halves: list[_Half]) -> Image.Image:
         cut = half.drawn.crop(tuple(np.rint(box).astype(int).tolist()))
         cut = cut.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         picture.paste(cut, (place * (_SIDE + _GAP), 0))
-    return picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE)
+    return picture

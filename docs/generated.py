@@ -3,6 +3,7 @@
 Each entry of `GENERATORS` is a function from the directive's arguments to Markdown.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from etl.findings import CODES, FLAG_CODES
 _HERE: Final = Path(__file__).parent
 _EXAMPLES: Final = _HERE / "_generated"
 _SECTION: Final = re.compile(r"^```{generated} finding ([a-z-]+)$", re.MULTILINE)
+_OPTION: Final = re.compile(r"--[a-z-]+")
 _BEFORE_AND_AFTER: Final = "Left: as it should be. Right: with the defect."
 _TWO_IMAGES: Final = "The two images of the finding."
 
@@ -30,7 +32,7 @@ def command(name: str) -> str:
     chosen = cli.commands[name]
     context = click.Context(chosen, info_name=f"dicom-etl {name}")
     usage = chosen.get_usage(context).removeprefix("Usage: ")
-    lines = ["```text", usage, "```", "", chosen.help or "", ""]
+    lines = ["```text", usage, "```", "", inspect.cleandoc(chosen.help or ""), ""]
     lines += _table("option", "default", "meaning", rows=map(_option, options(name)))
     return "\n".join(lines)
 
@@ -41,12 +43,14 @@ def options(name: str) -> list[click.Option]:
 
 
 def _option(option: click.Option) -> tuple[str, str, str]:
-    names = ", ".join(f"`{name}`" for name in reversed(option.opts))
-    if not option.is_flag:
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    if isinstance(option.type, click.IntRange):
+        names += " `N`"
+    elif not option.is_flag:
         metavar = option.make_metavar(click.Context(click.Command("")))
         names += f" `{metavar.strip('[]')}`"
     default = f"`{option.default}`" if option.show_default else ""
-    return names, default, option.help or ""
+    return names, default, _OPTION.sub(r"`\g<0>`", option.help or "")
 
 
 def codes(*severities: str) -> str:
