@@ -63,6 +63,19 @@ def test_each_finding_code_has_one_section_with_an_example_of_the_same_code():
     require_same([code for _, code in sections], CODES)
 
 
+def test_no_page_names_a_finding_code_that_does_not_exist():
+    first_words = "|".join(sorted({code.partition("-")[0] for code in CODES}))
+    alike = re.compile(rf"(?<![\w-])(?:{first_words})(?:-[a-z]+)+(?![\w-])")
+    named = {
+        (page.name, word)
+        for page in HAND_WRITTEN
+        for code in CODE_IN_TEXT.findall(page.read_text())
+        for word in alike.findall(code)
+    }
+    assert [pair for pair in sorted(named) if pair[1] not in CODES] == []
+    assert named  # the pattern finds those that do
+
+
 def test_each_finding_code_is_planted_in_the_phantom(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     import defects
