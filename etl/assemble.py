@@ -1,9 +1,10 @@
-"""Judged rows → the small datasets and attributes of the file."""
+"""Reviewed rows → the small datasets and attributes of the file."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,18 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.findings import FLAG_CODES, SEVERITY_ORDER, Finding
+from etl.findings import FLAG_CODES, SEVERITY_ORDER, Finding, SampleKey
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan, strings
 from etl.quality.statistics import pooled_moments
 from etl.render import Columns
-from etl.review import Judged, rows_of
+from etl.review import Reviewed, rows_by_key
+from etl.sources.source import Discovery
 from loader import format as file_format
 from loader.format import Attribute
-
-_MEANINGS: Final = {"i": "blood pool (inside the i-contour)", "o": "inside the o-contour"}
-_MUSCLE: Final = "muscle (inside the o-contour, not the i-contour)"
 
 _EXAMPLES: Final = 3  # of patients that a note names
 
@@ -40,9 +39,9 @@ class BuildResult:
 
 def assemble(
     plan: Plan,
-    judged: Judged,
+    reviewed: Reviewed,
     contours: npt.NDArray[np.int64],
-    counts: dict[str, int],
+    found: Discovery,
     options: BuildOptions,
 ) -> BuildResult:
     """Write everything but pixels and vertices, which lie in the file already.
@@ -52,52 +51,67 @@ def assemble(
     contours : int64 array, shape (n, 3)
         (row, label, number of vertices), the rows counted before bad ones were taken out.
     """
-    manifest = judged.manifest
-    findings = sorted(judged.findings, key=_order)
-    rows = rows_of(findings, manifest)
+    manifest, scheme = reviewed.manifest, found.scheme
+    findings = sorted(reviewed.findings, key=_order)
+    rows, other_rows = _rows(findings, manifest)
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
-    sides = split.assign(Counter(patients), options)
+    sides = split.assign(Counter(patients), options, found.sides)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
     mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
+    columns = file_format.manifest_columns(scheme)
+    min_reader_version = file_format.min_reader_version(scheme)
+    if min_reader_version == 1:
+        columns |= file_format.VERSION_1_COLUMNS
+        manifest |= _neutral(file_format.VERSION_1_COLUMNS.keys() - manifest.keys(), plan.n_rows)
     hdf5_file.finish(
         plan,
         {
+            "manifest": columns,
+            "contours": file_format.CONTOURS,
+            "findings": file_format.FINDINGS | file_format.FINDINGS_VERSION_2,
+        },
+        {
             "manifest": manifest,
-            "contours": _contours(contours, judged.is_good),
+            "contours": _contours(contours, reviewed.is_good),
             "findings": {
                 "severity": strings([finding.severity for finding in findings]),
                 "code": strings([finding.code for finding in findings]),
                 "path": strings([finding.path for finding in findings]),
                 "row": np.array(rows),
                 "message": strings([finding.message for finding in findings]),
+                "label": np.array([finding.label for finding in findings]),
+                "other_row": np.array(other_rows),
             },
         },
         {
             Attribute.FORMAT: file_format.FORMAT,
             Attribute.FORMAT_VERSION: file_format.FORMAT_VERSION,
-            Attribute.MIN_READER_VERSION: file_format.FORMAT_VERSION,
+            Attribute.MIN_READER_VERSION: min_reader_version,
             Attribute.REQUIRED_FEATURES: json.dumps([]),
             Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
             Attribute.OPTIONS: json.dumps(_recorded(options)),
-            Attribute.LABELS: json.dumps(_labels(options)),
-            Attribute.SOURCES: json.dumps(counts),
+            Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in scheme}),
+            Attribute.STRUCTURES: json.dumps(scheme.to_json()),
+            Attribute.MASK_KIND: file_format.MASK_LABELS,
+            Attribute.SOURCES: json.dumps(found.counts),
             Attribute.FLAG_CODES: json.dumps(FLAG_CODES),
             Attribute.IMAGE_MEAN: mean,
             Attribute.IMAGE_STD: std,
             Attribute.DATASET_ID: xxhash.xxh3_128_hexdigest(manifest["row_xxh3"].tobytes()),
-            **({Attribute.ALIGNMENT: json.dumps(judged.alignment)} if judged.alignment else {}),
+            **({Attribute.ALIGNMENT: json.dumps(reviewed.alignment)} if reviewed.alignment else {}),
         },
     )
-    return BuildResult(plan.n_rows, findings, counts, _notes(options, sides))
+    return BuildResult(plan.n_rows, findings, found.counts, _notes(options, sides))
 
 
-def _order(finding: Finding) -> tuple[int, str, list[tuple[int, str]], str]:
+def _order(finding: Finding) -> tuple[object, ...]:
     """Return the key that sorts findings: errors first, numbers in paths by value."""
     pieces = re.findall(r"([0-9]+)|([^0-9]+)", finding.path)
     path = [(int(digits or 0), text) for digits, text in pieces]
-    return SEVERITY_ORDER.index(finding.severity), finding.code, path, finding.message
+    severity, key = SEVERITY_ORDER.index(finding.severity), finding.key
+    return severity, finding.code, path, key[1:] if key else (), finding.message
 
 
 def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray[np.uint64]:
@@ -119,10 +133,19 @@ def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -
     }
 
 
-def _labels(options: BuildOptions) -> dict[str, str]:
-    if len(options.contours) == 1:
-        return {"1": _MEANINGS[options.contours[0]]}
-    return {"1": _MEANINGS["i"], "2": _MUSCLE}
+def _neutral(names: Iterable[str], n_rows: int) -> Columns:
+    """Return columns that a version 1 reader expects, of structures that the file lacks."""
+    neutral: dict[str, object] = {"S": b"", "<f8": math.nan, "<i8": 0}
+    kinds = {name: file_format.VERSION_1_COLUMNS[name] for name in names}
+    return {name: np.full(n_rows, neutral[kind]) for name, kind in kinds.items()}
+
+
+def _rows(findings: Sequence[Finding], manifest: Columns) -> tuple[list[int], list[int]]:
+    """Return the row of each finding, and its partner's; -1 where there is none."""
+    keys = [key for finding in findings for key in (finding.key, finding.other_key)]
+    rows: dict[SampleKey | None, int] = dict(rows_by_key(keys, manifest).items())
+    found = [rows.get(key, file_format.NO_ROW) for key in keys]
+    return found[::2], found[1::2]
 
 
 def _recorded(options: BuildOptions) -> dict[str, object]:

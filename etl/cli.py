@@ -133,6 +133,25 @@ class _Codes(click.ParamType[tuple[str, ...]]):
         return tuple(code for code in known if code in given)
 
 
+class _Names(click.ParamType[tuple[str, ...]]):
+    """NAME,... → names, in the order given."""
+
+    name = "NAME,..."
+
+    def convert(
+        self,
+        value: str | tuple[str, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"expected names, each once, found {value!r}", param, ctx)
+        return names
+
+
 class _Count(click.ParamType[int | None]):
     """N or all → a number from 1, or None."""
 
@@ -194,11 +213,22 @@ def cli() -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
+    "--layout",
+    type=click.Choice(["auto", "link", "table"]),
+    default="auto",
+    show_default=True,
+    help="How DATA is laid out: a folder with link.csv, a table of annotations, or found by name.",
+)
+@click.option(
     "--contours",
     type=click.Choice(list(_CONTOURS)),
-    default="i",
-    show_default=True,
-    help="Contour kinds: i inner (blood pool), o outer (heart muscle), or both.",
+    help="With link.csv: i inner (blood pool), o outer (heart muscle), or both.  [default: i]",
+)
+@click.option(
+    "--structures",
+    type=_Names(),
+    help="With a table: labels to take, codes from 1 in this order, later ones on top.  "
+    "[default: all]",
 )
 @click.option(
     "--size",
@@ -276,7 +306,9 @@ def cli() -> None:
 def build(
     data: Path,
     out: Path,
-    contours: str,
+    layout: str,
+    contours: str | None,
+    structures: tuple[str, ...] | None,
     size: tuple[int, int],
     rasterizer: "Rasterizer",
     contour_origin: str,
@@ -297,7 +329,7 @@ def build(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Write the images and masks of folder DATA to the HDF5 file OUT.
+    """Write the images and masks of DATA, a folder or a table, to the HDF5 file OUT.
 
     One bad file never stops the build: it is left out and listed. OUT appears only when it is
     whole.
@@ -309,13 +341,15 @@ def build(
         n_workers = workers or local_pool.available_cores()
         if scheduler is None:
             local_pool.start_early(n_workers)  # before all that imports NumPy
+        from etl.errors import RejectedError
         from etl.options import BuildOptions
-        from etl.pipeline import RejectedError
         from etl.pipeline import build as build_file
         from etl.report.summary import FindingRow, findings_text, group_findings
 
     options = BuildOptions(
-        contours=_CONTOURS[contours],
+        layout=layout,
+        contours=_CONTOURS[contours] if contours else None,
+        structures=structures,
         rows=size[0],
         columns=size[1],
         rasterizer=rasterizer,
@@ -332,6 +366,7 @@ def build(
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.add(f"dicom-etl {VERSION} build {data} {out}")
+        _say_layout(data, layout, log, quiet=quiet)
         try:
             result = build_file(
                 data,
@@ -526,7 +561,7 @@ def _check_build_options() -> None:
         if given >= set(pair):
             options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
             raise click.UsageError(f"{options} exclude each other: give one of them.")
-    if "partial" in given and len(_CONTOURS[context.params["contours"]]) == 1:
+    if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
     if "split_seed" in given and not given & {"split", "folds"}:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
@@ -542,6 +577,17 @@ def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor
 
     with dask_executor(scheduler) as (executor, n_tasks):
         yield executor, n_tasks
+
+
+def _say_layout(data: Path, layout: str, log: "_Log", *, quiet: bool) -> None:
+    """Say which layout is found where none is given."""
+    from etl.sources.layouts import AUTO, choose
+
+    if layout == AUTO:
+        _, why = choose(data)
+        log.add(why)
+        if not quiet:
+            _print(why, err=True)
 
 
 class _Log:

@@ -1,5 +1,10 @@
 """What stops a run, and what rejects one source file."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from etl.findings import Finding
+
 
 class EtlError(Exception):
     """Nothing can be built; the message says what failed, where, why and what to do."""
@@ -20,6 +25,18 @@ class SourceError(EtlError):
         super().__init__(code, message)
         self.code = code
         self.message = message
+
+
+class RejectedError(EtlError):
+    """No row can be written, or with `strict` none may; `findings` tell why."""
+
+    def __init__(self, message: str, findings: "list[Finding]") -> None:
+        super().__init__(message, findings)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        """Return the message without the findings."""
+        return str(self.args[0])
 
 
 class ImageError(SourceError):

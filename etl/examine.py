@@ -1,89 +1,184 @@
 """Links → samples: everything that can be checked without decoding pixels.
 
-Runs in workers, on stretches of the list of links.
+`examine` and `read_headers` run in workers, on stretches of the list of links.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
 
-from etl.contours import checks, text
+from etl.contours import checks
 from etl.dicom import instance as dicom_instance
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
-from etl.findings import Finding
-from etl.model import EMPTY_RANGE, Contour, Identity, Instance, Link, Sample, ValueRange, Vertices
-from etl.options import BuildOptions, Kind
-from etl.sources.files import cannot_read, open_source, read_all
+from etl.findings import Finding, SampleKey
+from etl.labels import LabelScheme
+from etl.model import (
+    EMPTY_RANGE,
+    AnnotationRef,
+    Examined,
+    FileStamp,
+    Instance,
+    Link,
+    Region,
+    Sample,
+)
+from etl.options import BuildOptions
+from etl.sources.files import cannot_read, open_source
+from etl.sources.source import Discovery, Header, Source
+from etl.spool import Spool
+from etl.workers.chunks import chunks
+from etl.workers.engine import Engine, Work
+from etl.workers.progress import bar
 
 _MAX_DICOM_BYTES: Final = 1 << 31
+CRASHED: Final = "three workers crashed on it. Look at the file; is memory short?"
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """The good samples of a stretch of links, in order, and the findings on all of them."""
+def index_headers(
+    engine: Engine, source: Source, found: Discovery, options: BuildOptions, *, progress: bool
+) -> Discovery:
+    """Return the discovery with its final links; reads headers where the source wants them."""
+    if source.resolve is None:
+        return found
+    work: Work[Sequence[str], list[Header | None]] = Work(
+        run=functools.partial(read_headers, found.root),
+        divide=lambda paths: [[path] for path in paths],
+        give_up=lambda paths: [None] * len(paths),
+        names=list,
+    )
+    headers: list[Header | None] = []
+    with bar("reading headers", "files", len(found.to_index), shown=progress) as shown:
+        for part in engine.run(work, chunks(found.to_index, options)):
+            headers += part
+            shown(len(part))
+    known = zip(found.to_index, headers, strict=True)
+    return source.resolve(found, {path: header for path, header in known if header is not None})
 
-    n_links: int
-    samples: list[bytes]  # packed: each is opened again only by the worker that renders it
-    contours: npt.NDArray[np.int64]  # (n, 3): position in `samples`, label, number of vertices
-    vertices: Vertices  # of all these contours, one after the other
-    values: ValueRange  # over the samples
-    findings: list[Finding]
+
+def examine_links(
+    engine: Engine,
+    source: Source,
+    found: Discovery,
+    options: BuildOptions,
+    spool: Spool,
+    *,
+    progress: bool,
+) -> None:
+    """Put the samples that the links give, and the findings on them, into the spool.
+
+    The links are emptied: what is needed of them is in the spool.
+    """
+    work: Work[Sequence[Link], Examined] = Work(
+        run=functools.partial(examine, found.root, source, found.scheme, options),
+        divide=lambda links: [[link] for link in links],
+        give_up=functools.partial(give_up, found.scheme),
+        names=lambda links: [link.frame.path for link in links],
+    )
+    with bar("1/2 headers and contours", "pairs", len(found.links), shown=progress) as shown:
+        for examined in engine.run(work, chunks(found.links, options)):
+            spool.add(examined)
+            shown(examined.n_links)
+    found.links.clear()
 
 
-def examine(root: Path, options: BuildOptions, links: Sequence[Link]) -> Examined:
-    """Parse headers and contours; return what can become rows.
+def read_headers(root: Path, paths: Sequence[str]) -> list[Header | None]:
+    """Return what sources may want to know of DICOM files; None of those that cannot be read."""
+    headers: list[Header | None] = []
+    for path in paths:
+        try:
+            instance, _ = _read_header(root, path)
+        except SourceError:  # it becomes a finding when its links are examined
+            headers.append(None)
+        else:
+            headers.append(Header(instance.series_instance_uid, instance.instance_number))
+    return headers
+
+
+def examine(
+    root: Path,
+    source: Source,
+    scheme: LabelScheme,
+    options: BuildOptions,
+    links: Sequence[Link],
+) -> Examined:
+    """Parse headers and annotations; return what can become rows.
 
     All of a link's files are looked at even where one is bad, so that one run tells everything.
     """
     samples: list[Sample] = []
     findings: list[Finding] = []
     for link in links:
+        key = link.key
+        instance: Instance | None = None
+        stamp: FileStamp | None = None
         bad: list[Finding] = []
         warnings: list[Finding] = []
-        contours: list[Contour] = []
+        regions: list[Region] = []
         try:
-            instance, identity = _read_header(root, link.dicom_path)
+            instance, stamp = _read_header(root, link.frame.path)
             checks.check_size(instance.pixel_format, options.rows, options.columns)
         except SourceError as error:
-            bad.append(Finding(error.code, link.dicom_path, error.message))
-        for kind, path in link.contour_paths():
+            bad.append(Finding(error.code, link.frame.path, error.message, key))
+        for annotation in link.annotations:
             try:
-                contour = _read_contour(root, path, kind, options.contour_origin)
-                size = options.rows, options.columns
-                warnings += checks.check_contour(path, contour.vertices, *size)
-                contours.append(contour)
+                region = source.read_region(root, annotation, instance, options)
+                warnings += _check_region(region, annotation, key, options)
+                regions.append(region)
             except SourceError as error:
-                bad.append(Finding(error.code, path, error.message))
-        if bad:
+                bad.append(
+                    Finding(error.code, annotation.path, error.message, key, annotation.code)
+                )
+        if bad or instance is None or stamp is None:
             findings += bad
         else:
             findings += warnings
-            samples.append(Sample(link, instance, identity, tuple(contours)))
-    return _packed(len(links), samples, findings)
+            samples.append(Sample(link, instance, stamp, tuple(regions)))
+    return _packed(len(links), samples, findings, scheme)
 
 
-def lost(links: Sequence[Link]) -> Examined:
-    """Return what stands for links on which process after process died."""
-    why = "the process that read it died, three times. Look at the file; is memory short?"
-    findings = [Finding("image-unreadable", link.dicom_path, why) for link in links]
-    return _packed(len(links), [], findings)
+def give_up(scheme: LabelScheme, links: Sequence[Link]) -> Examined:
+    """Return an empty result with one finding per link; for links whose workers crashed."""
+    findings = [Finding("image-unreadable", link.frame.path, CRASHED, link.key) for link in links]
+    return _packed(len(links), [], findings, scheme)
 
 
-def _packed(n_links: int, samples: list[Sample], findings: list[Finding]) -> Examined:
-    contours = [
-        (position, contour.label, len(contour.vertices))
-        for position, sample in enumerate(samples)
-        for contour in sample.contours
+def _check_region(
+    region: Region, annotation: AnnotationRef, key: SampleKey, options: BuildOptions
+) -> list[Finding]:
+    """Require a region that touches the image; warn where part of it lies outside.
+
+    Raises
+    ------
+    ContourError
+        As `checks.check_contour` and `checks.check_mask` say.
+    """
+    size = options.rows, options.columns
+    if region.mask is not None:
+        checks.check_mask(region.mask, *size)
+    return [
+        remark.about(annotation.path, key, annotation.code)
+        for remark in checks.check_polygons(region.polygons, *size)
     ]
-    vertices = [contour.vertices for sample in samples for contour in sample.contours]
+
+
+def _packed(
+    n_links: int, samples: list[Sample], findings: list[Finding], scheme: LabelScheme
+) -> Examined:
+    contours = [
+        (position, scheme[region.code].label, len(vertices))
+        for position, sample in enumerate(samples)
+        for region in sample.regions
+        for vertices in region.polygons
+    ]
+    vertices = [
+        vertices for sample in samples for region in sample.regions for vertices in region.polygons
+    ]
     ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
     return Examined(
         n_links=n_links,
@@ -95,24 +190,14 @@ def _packed(n_links: int, samples: list[Sample], findings: list[Finding]) -> Exa
     )
 
 
-def _read_header(root: Path, path: str) -> tuple[Instance, Identity]:
+def _read_header(root: Path, path: str) -> tuple[Instance, FileStamp]:
     code = "image-unreadable"
-    with open_source(root, path, code) as (descriptor, identity):
-        if identity.size > _MAX_DICOM_BYTES:
-            message = f"has {identity.size} bytes, expected at most {_MAX_DICOM_BYTES}."
+    with open_source(root, path, code) as (descriptor, stamp):
+        if stamp.size > _MAX_DICOM_BYTES:
+            message = f"has {stamp.size} bytes, expected at most {_MAX_DICOM_BYTES}."
             raise SourceError(code, message)
         try:
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return dicom_instance.read_instance(file), identity
+                return dicom_instance.read_instance(file), stamp
         except OSError as error:
             raise cannot_read(error, code) from error
-
-
-def _read_contour(root: Path, path: str, kind: Kind, origin: int) -> Contour:
-    code = "contour-unreadable"
-    with open_source(root, path, code) as (descriptor, identity):
-        if identity.size > text.MAX_BYTES:
-            raise text.too_large(identity.size)
-        data = read_all(descriptor, identity, code)
-    vertices = text.parse_contour(data) - np.float64(origin)
-    return Contour(kind, vertices, xxhash.xxh3_128_hexdigest(data))

@@ -35,7 +35,7 @@ class FindingCode:
 CODES: Final[Mapping[str, FindingCode]] = {
     "link-invalid": FindingCode(
         "error",
-        "a line of link.csv with an id that is empty or no folder's name",
+        "a line of link.csv or of a table with an id, path, label or frame that cannot be",
         "repair the line",
     ),
     "link-unknown-patient": FindingCode(
@@ -45,7 +45,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "link-duplicate": FindingCode(
         "error",
-        "one id linked to two others: all of its pairs are left out",
+        "one id linked to two others, or one image to two patients: all of its pairs are left out",
         "keep the right line",
     ),
     "image-unreadable": FindingCode(
@@ -122,6 +122,14 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "error",
         "no pixel centre lies inside",
         "draw it again",
+    ),
+    "annotation-duplicate": FindingCode(
+        "error",
+        "a table has two contours of one label on one image: the image is left out",
+        "put both into one file with a blank line between them, or keep one",
+    ),
+    "mask-size": FindingCode(
+        "error", "a mask has another size than its image", "export the mask of this image"
     ),
     "row-excluded": FindingCode(
         "error",
@@ -231,6 +239,16 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "-1",
         "contours and images of one acquisition?",
     ),
+    "structure-missing": FindingCode(
+        "warning",
+        "`--structures` names a label that no annotation has",
+        "look for a spelling mistake",
+    ),
+    "structure-not-chosen": FindingCode(
+        "info",
+        "a label of the table that is not among `--structures`; with the number of its annotations",
+        "",
+    ),
     "image-no-contour": FindingCode(
         "info",
         "a DICOM without contour",
@@ -303,6 +321,17 @@ class Finding:
     def __str__(self) -> str:
         """Return one line for people: severity, code, where and why."""
         return f"{self.severity}: {self.code}: {located(self.path, self.message)}"
+
+
+class Remark(NamedTuple):
+    """A finding's code and message, before it is known which file and sample it is about."""
+
+    code: str
+    message: str
+
+    def about(self, path: str, key: SampleKey | None = None, label: int = 0) -> Finding:
+        """Return the finding."""
+        return Finding(self.code, path, self.message, key, label)
 
 
 def located(path: str, message: str) -> str:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from etl.options import Kind
+from etl.findings import Finding, SampleKey
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -21,27 +21,33 @@ Mask: TypeAlias = npt.NDArray[np.bool_]  # (rows, columns)
 Image: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]  # (rows, columns)
 LabelMap: TypeAlias = npt.NDArray[np.uint8]  # (rows, columns)
 
-LABELS: Final[dict[Kind, int]] = {"i": 1, "o": 2}  # codes in /contours/label, and in `i,o` masks
+
+class FrameRef(NamedTuple):
+    """One frame of a DICOM file; the path is relative to the root of the input."""
+
+    path: str
+    frame_number: int | None = None  # from 1; None: the file must have one frame
+
+
+class AnnotationRef(NamedTuple):
+    """Where one structure of one frame is annotated; the path is relative to the root."""
+
+    code: int  # of the structure
+    path: str
+    locator: str = ""  # within the file, where it holds several annotations
 
 
 class Link(NamedTuple):
-    """One DICOM file and its contour files; paths relative to DATA, empty where there is none."""
+    """One frame and its annotations, at most one of each structure, by code."""
 
-    patient_id: str
+    key: SampleKey
     original_id: str
-    slice: int
-    dicom_path: str
-    icontour_path: str = ""
-    ocontour_path: str = ""
-    is_audited: bool = False  # whether its contours are compared with the image's edges
-
-    def contour_paths(self) -> list[tuple[Kind, str]]:
-        """Return (kind, path) of the contours that the link has, the inner first."""
-        paths: list[tuple[Kind, str]] = [("i", self.icontour_path), ("o", self.ocontour_path)]
-        return [(kind, path) for kind, path in paths if path]
+    frame: FrameRef
+    annotations: tuple[AnnotationRef, ...]
+    is_audited: bool = False  # whether a contour is compared with the image's edges
 
 
-class Identity(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells one state of a file from another."""
 
     inode: int
@@ -106,50 +112,92 @@ class Instance(NamedTuple):
     image_orientation: tuple[float, ...]  # 6 direction cosines: along a row, then along a column
     slice_location: float  # mm
     trigger_time: float  # ms
+    transfer_syntax_uid: str
 
 
-class Contour(NamedTuple):
-    """One closed polygon as it will be rasterised, and the digest of the file it came from."""
+class Region(NamedTuple):
+    """What one annotation draws in one frame: polygons, even-odd together, or a mask."""
 
-    kind: Kind
-    vertices: Vertices
-    xxh3: str
+    code: int  # of the structure
+    polygons: tuple[Vertices, ...]
+    xxh3: str  # XXH3-128 of the annotation's file
+    mask: Mask | None = None  # instead of polygons
 
     @property
-    def label(self) -> int:
-        """The code in /contours/label."""
-        return LABELS[self.kind]
+    def n_vertices(self) -> int:
+        """Vertices of all polygons."""
+        return sum(map(len, self.polygons))
 
 
 class Sample(NamedTuple):
-    """One pair that passed every check made without its pixels."""
+    """One link that passed every check made without its pixels."""
 
     link: Link
     instance: Instance
-    identity: Identity
-    contours: tuple[Contour, ...]
+    stamp: FileStamp
+    regions: tuple[Region, ...]
 
     def packed(self) -> bytes:
         """Return what `unpacked` makes this again of; four times as fast as pickling it.
 
         Plain tuples and bytes name no class, and are made without asking for one.
         """
-        link, instance, identity, contours = self
+        (key, original_id, frame, annotations, is_audited), instance, stamp, regions = self
         pixels, *attributes = instance
-        drawn = [(kind, vertices.tobytes(), xxh3) for kind, vertices, xxh3 in contours]
-        plain = tuple(link), tuple(pixels), attributes, tuple(identity), drawn
+        link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], is_audited
+        drawn = [
+            (code, [vertices.tobytes() for vertices in polygons], xxh3, _packed_mask(mask))
+            for code, polygons, xxh3, mask in regions
+        ]
+        plain = link, tuple(pixels), attributes, tuple(stamp), drawn
         return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
-        link, pixels, attributes, identity, drawn = pickle.loads(packed)  # noqa: S301  our own
+        link, pixels, attributes, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
+        key, original_id, frame, annotations, is_audited = link
         return cls(
-            Link(*link),
+            Link(
+                SampleKey(*key),
+                original_id,
+                FrameRef(*frame),
+                tuple(AnnotationRef(*annotation) for annotation in annotations),
+                is_audited,
+            ),
             Instance(PixelFormat(*pixels), *attributes),
-            Identity(*identity),
+            FileStamp(*stamp),
             tuple(
-                Contour(kind, np.frombuffer(vertices).reshape(-1, 2), xxh3)
-                for kind, vertices, xxh3 in drawn
+                Region(
+                    code,
+                    tuple(np.frombuffer(vertices).reshape(-1, 2) for vertices in polygons),
+                    xxh3,
+                    _unpacked_mask(mask),
+                )
+                for code, polygons, xxh3, mask in drawn
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The good samples of a stretch of links, in order, and the findings on all of them."""
+
+    n_links: int
+    samples: list[bytes]  # packed: each is opened again only by the worker that renders it
+    contours: npt.NDArray[np.int64]  # (n, 3): position in `samples`, label, number of vertices
+    vertices: Vertices  # of all these contours, one after the other
+    values: ValueRange  # over the samples
+    findings: list[Finding]
+
+
+def _packed_mask(mask: Mask | None) -> tuple[bytes, tuple[int, ...]] | None:
+    return None if mask is None else (np.packbits(mask).tobytes(), mask.shape)
+
+
+def _unpacked_mask(packed: tuple[bytes, tuple[int, int]] | None) -> Mask | None:
+    if packed is None:
+        return None
+    data, (rows, columns) = packed
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * columns)
+    return bits.reshape(rows, columns).astype(np.bool_)

@@ -32,8 +32,8 @@ class BuildOptions:
 
     Parameters
     ----------
-    contours : tuple of {"i", "o"}
-        Contour kinds, the inner first.
+    contours : tuple of {"i", "o"}, optional
+        Contour kinds of a folder with link.csv; None: the inner ones.
     rows, columns : int
         The size that every image must have.
     rasterizer : {"center", "pillow"}
@@ -58,9 +58,14 @@ class BuildOptions:
         How many contours of each patient; None measures all.
     exclude_flagged : tuple of str
         Codes of `FLAG_CODES`: rows with such a finding are left out.
+    layout : str
+        The layout of the input, a key of `etl.sources.layouts.LAYOUTS`; "auto" finds it.
+    structures : tuple of str, optional
+        Labels of a table to take, in the order of their codes; where two overlap, the later one's
+        code stands in the mask. None: all, in alphabetical order.
     """
 
-    contours: tuple[Kind, ...] = ("i",)
+    contours: tuple[Kind, ...] | None = None
     rows: int = 256
     columns: int = 256
     rasterizer: Rasterizer = "center"
@@ -74,6 +79,8 @@ class BuildOptions:
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
     exclude_flagged: tuple[str, ...] = ()
+    layout: str = "auto"
+    structures: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -83,12 +90,8 @@ class BuildOptions:
         TypeError, ValueError
             An option is not what it should be.
         """
-        contours, codes = (
-            _strings(name, getattr(self, name)) for name in ("contours", "exclude_flagged")
-        )
-        if not contours or contours - set(KINDS):
-            raise ValueError(f"contours: expected some of {KINDS}, found {self.contours!r}.")
-        if unknown := codes - set(FLAG_CODES):
+        codes = _strings("exclude_flagged", self.exclude_flagged)
+        if unknown := set(codes) - set(FLAG_CODES):
             raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         for name, low, high in _RANGES:
@@ -97,15 +100,19 @@ class BuildOptions:
         for name in ("partial", "qc", "audit"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
+        if not isinstance(self.layout, str):
+            raise TypeError(f"layout: expected a string, found {self.layout!r}.")
         if self.split is not None and self.split_file is not None:
             raise ValueError("split: expected either split or split_file, found both.")
         # As frozen as before, in the one form in which the file records them.
-        object.__setattr__(self, "contours", tuple(kind for kind in KINDS if kind in contours))
-        object.__setattr__(
-            self, "exclude_flagged", tuple(code for code in FLAG_CODES if code in codes)
-        )
-        if self.split is not None:
-            object.__setattr__(self, "split", shares(self.split))
+        ordered = {
+            "exclude_flagged": tuple(code for code in FLAG_CODES if code in codes),
+            "contours": _contours(self.contours),
+            "structures": _structures(self.structures),
+            "split": None if self.split is None else shares(self.split),
+        }
+        for name, value in ordered.items():
+            object.__setattr__(self, name, value)
 
     @property
     def has_audit(self) -> bool:
@@ -137,10 +144,28 @@ def shares(split: object) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def _strings(name: str, values: object) -> set[str]:
+def _contours(contours: object) -> tuple[Kind, ...] | None:
+    if contours is None:
+        return None
+    given = _strings("contours", contours)
+    if not given or set(given) - set(KINDS):
+        raise ValueError(f"contours: expected some of {KINDS}, found {contours!r}.")
+    return tuple(kind for kind in KINDS if kind in given)
+
+
+def _structures(structures: object) -> tuple[str, ...] | None:
+    if structures is None:
+        return None
+    given = _strings("structures", structures)
+    if not given or not all(given) or len(set(given)) < len(given):
+        raise ValueError(f"structures: expected names, each once, found {structures!r}.")
+    return given
+
+
+def _strings(name: str, values: object) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a tuple of strings, found {values!r}.")
-    return set(map(str, values))
+    return tuple(map(str, values))
 
 
 def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,11 +1,13 @@
 """Samples → rows in the file: pixels, masks, statistics, digests and checks of each row.
 
-Runs in workers, on stretches of consecutive rows; no pixel goes from process to process.
+`render` runs in workers, on stretches of consecutive rows; no pixel goes from process to process.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -14,39 +16,106 @@ import numpy.typing as npt
 import xxhash
 
 from etl.contours import polygon
-from etl.contours.rasterise import label_maps
+from etl.contours.rasterise import Painted, label_maps
 from etl.dicom.pixels import modality_values, stored_values
 from etl.errors import ImageError, SourceError
+from etl.examine import CRASHED
 from etl.findings import Finding
-from etl.model import Image, LabelMap, Sample
-from etl.options import KINDS, BuildOptions, Kind
+from etl.labels import LabelScheme
+from etl.model import Image, Region, Sample
+from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, strings, write_rows
-from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, measure
-from etl.quality.rows import ROW_NUMBERS, Shape, check_contour, check_overlap, row_numbers
+from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
+from etl.quality.drawing import Shape, check_overlap, check_region
+from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
 from etl.sources.files import open_source, read_all, unchanged_since
+from etl.sources.source import Discovery
+from etl.spool import Spool
+from etl.workers.chunks import chunk_length
+from etl.workers.engine import Engine, Work
+from etl.workers.progress import bar
 from loader import format as file_format
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
 
 _MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
+_BLOCK_PARTS: Final = 256  # of some dozen rows each
 
-# What the checks keep of each row until all rows are known: 65 bytes.
-MARKS: Final = np.dtype([("numbers", ROW_NUMBERS), ("alignment", ALIGNMENT)])
+# What the checks keep of each row until all rows are known.
+MARKS: Final = np.dtype([("image", "<u8"), ("alignment", ALIGNMENT)])
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What one chunk of samples gave."""
+    """What one chunk of samples, or all of them, gave."""
 
-    is_good: list[bool]  # by sample; a bad one has findings and no entry in the other two
+    is_good: list[bool]  # by sample; a bad one has findings and no entry in the other three
     manifest: Columns
     marks: npt.NDArray[np.void]  # of type MARKS; empty where nothing is checked
+    shapes: npt.NDArray[np.void]  # of type SHAPES; `row` counts the good samples
     findings: list[Finding]
 
 
+def render_samples(
+    engine: Engine,
+    spool: Spool,
+    found: Discovery,
+    options: BuildOptions,
+    plan: Plan,
+    *,
+    progress: bool,
+) -> Rendered:
+    """Write the rows of all samples and return their manifest columns."""
+    work = Work(
+        run=functools.partial(render, found.root, found.scheme, options, plan),
+        divide=lambda task: [([one], task[1] + place) for place, one in enumerate(task[0])],
+        give_up=give_up,
+        names=names,
+    )
+    with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
+        return gather(_shown(engine.run(work, spool.tasks(chunk_length(options))), shown))
+
+
+def _shown(parts: Iterator[Rendered], shown: Callable[[int], object]) -> Iterator[Rendered]:
+    """Yield the parts, telling the bar the number of rows of each."""
+    for part in parts:
+        shown(len(part.is_good))
+        yield part
+
+
+def gather(parts: Iterable[Rendered]) -> Rendered:
+    """Return all parts as one; their manifests are emptied.
+
+    Now and then the parts at hand are put together: many small arrays take twice their content.
+    """
+    rest = iter(parts)
+    return _joined([_joined(some) for some in iter(lambda: list(islice(rest, _BLOCK_PARTS)), [])])
+
+
+def _joined(parts: list[Rendered]) -> Rendered:
+    """Return parts end to end, emptying their manifests column by column to save memory."""
+    tables = [part.manifest for part in parts if part.manifest]
+    columns = list(tables[0]) if tables else []
+    n_rows = 0
+    for part in parts:
+        part.shapes["row"] += n_rows
+        n_rows += sum(part.is_good)
+    return Rendered(
+        is_good=[good for part in parts for good in part.is_good],
+        manifest={name: np.concatenate([table.pop(name) for table in tables]) for name in columns},
+        marks=np.concatenate([np.empty(0, MARKS), *(part.marks for part in parts)]),
+        shapes=np.concatenate([np.empty(0, SHAPES), *(part.shapes for part in parts)]),
+        findings=[finding for part in parts for finding in part.findings],
+    )
+
+
 def render(
-    root: Path, options: BuildOptions, plan: Plan, task: tuple[list[bytes], int]
+    root: Path,
+    scheme: LabelScheme,
+    options: BuildOptions,
+    plan: Plan,
+    task: tuple[list[bytes], int],
 ) -> Rendered:
     """Write the rows of consecutive samples and return their manifest columns.
 
@@ -65,49 +134,54 @@ def render(
     is_good: list[bool] = []
     findings: list[Finding] = []
     with open_rows(plan) as file:
-        for sample, mask, n_inside in _drawn(packed, options):
-            row = _render_one(root, sample, mask, n_inside, options, plan.image_dtype)
+        for sample, painted in _painted(packed, scheme, options):
+            row = _render_one(root, sample, painted, scheme, options, plan.image_dtype)
             findings += row.findings
-            if row.pixels is not None:
+            if row.image is not None:
                 # At once: memory that is free again for the next row is still in the cache.
-                for name, pixels in zip(
-                    (file_format.IMAGES, file_format.MASKS), row.pixels, strict=True
-                ):
-                    write_rows(file, plan, name, first_row + len(is_good), pixels)
-                good.append(row._replace(pixels=None))
-            is_good.append(row.pixels is not None)
+                place = first_row + len(is_good)
+                write_rows(file, plan, file_format.IMAGES, place, row.image)
+                write_rows(file, plan, file_format.MASKS, place, painted.labels)
+                good.append(row._replace(image=None))
+            is_good.append(row.image is not None)
         for name in (file_format.IMAGES, file_format.MASKS):
             begin_writeback(file, plan, name, first_row, len(is_good))
+    shapes = [
+        (place, code, *shape)
+        for place, row in enumerate(good)
+        for code, shape in row.shapes.items()
+    ]
     return Rendered(
         is_good=is_good,
-        manifest=_columns([row.manifest for row in good]),
+        manifest=_columns([row.manifest for row in good], scheme),
         marks=np.array([row.marks for row in good if row.marks], MARKS),
+        shapes=np.array(shapes, SHAPES),
         findings=findings,
     )
 
 
-def lost(task: tuple[list[bytes], int]) -> Rendered:
-    """Return what stands for rows on which process after process died."""
-    why = "the process that rendered it died, three times. Look at the file; is memory short?"
-    samples = map(Sample.unpacked, task[0])
-    findings = [Finding("image-unreadable", sample.link.dicom_path, why) for sample in samples]
-    return Rendered([False] * len(findings), {}, np.empty(0, MARKS), findings)
+def give_up(task: tuple[list[bytes], int]) -> Rendered:
+    """Return no row and one finding per sample; for samples whose workers crashed."""
+    links = [Sample.unpacked(one).link for one in task[0]]
+    findings = [Finding("image-unreadable", link.frame.path, CRASHED, link.key) for link in links]
+    nothing = np.empty(0, MARKS), np.empty(0, SHAPES)
+    return Rendered([False] * len(findings), {}, *nothing, findings)
 
 
 def names(task: tuple[list[bytes], int]) -> list[str]:
     """Return the DICOM paths of a task's samples."""
-    return [Sample.unpacked(one).link.dicom_path for one in task[0]]
+    return [Sample.unpacked(one).link.frame.path for one in task[0]]
 
 
-def _drawn(
-    packed: list[bytes], options: BuildOptions
-) -> Iterator[tuple[Sample, LabelMap, dict[Kind, int]]]:
-    """Yield each sample with its label map, and how many pixels lie inside each of its contours."""
-    sizes = options.contours, options.rows, options.columns, options.rasterizer
+def _painted(
+    packed: list[bytes], scheme: LabelScheme, options: BuildOptions
+) -> Iterator[tuple[Sample, Painted]]:
+    """Yield each sample with its label map."""
+    size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
-        contours = [sample.contours for sample in samples]
-        for sample, (mask, n_inside) in zip(samples, label_maps(contours, *sizes), strict=True):
-            yield sample, mask, n_inside
+        regions = [sample.regions for sample in samples]
+        painted = label_maps(regions, scheme, *size, options.rasterizer)
+        yield from zip(samples, painted, strict=True)
 
 
 def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -116,7 +190,7 @@ def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     n_vertices = 0
     for sample in samples:
         group.append(sample)
-        n_vertices += sum(len(contour.vertices) for contour in sample.contours)
+        n_vertices += sum(region.n_vertices for region in sample.regions)
         if n_vertices > _MAX_VERTICES:
             yield group
             group, n_vertices = [], 0
@@ -124,27 +198,21 @@ def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield group
 
 
-class _Marks(NamedTuple):
-    """One row of MARKS."""
-
-    numbers: tuple[int | Shape, ...]
-    alignment: Alignment
-
-
 class _Row(NamedTuple):
-    """One row, or without pixels the findings that say why it cannot be."""
+    """One row, or without an image the findings that say why it cannot be."""
 
     findings: list[Finding]
-    pixels: tuple[Image, LabelMap] | None = None
-    manifest: dict[str, str | int | float] = {}  # noqa: RUF012  a tuple's default, never changed
-    marks: _Marks | None = None
+    image: Image | None = None
+    manifest: Mapping[str, str | int | float] = {}  # never changed
+    marks: tuple[int, Alignment] | None = None  # a row of MARKS
+    shapes: Mapping[int, Shape] = {}  # by code
 
 
 def _render_one(
     root: Path,
     sample: Sample,
-    mask: LabelMap,
-    n_inside: dict[Kind, int],
+    painted: Painted,
+    scheme: LabelScheme,
     options: BuildOptions,
     dtype: str,
 ) -> _Row:
@@ -153,71 +221,71 @@ def _render_one(
         data = _read_unchanged(root, sample)
         image = modality_values(stored_values(data, pixels), pixels, dtype)
     except SourceError as error:
-        return _Row([Finding(error.code, link.dicom_path, error.message)])
-    if empty := [kind for kind, n_pixels in n_inside.items() if n_pixels == 0]:
-        paths = dict(link.contour_paths())
+        return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
+    if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
+        paths = {annotation.code: annotation.path for annotation in link.annotations}
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
-        return _Row([Finding("mask-empty", paths[kind], message) for kind in empty])
-    marks, findings = _check(sample, image, mask, n_inside) if options.qc else (None, [])
-    manifest = _manifest_row(sample, data, image, mask, n_inside, options.contours)
-    return _Row(findings, (image, mask), manifest, marks)
+        return _Row([Finding("mask-empty", paths[code], message, link.key, code) for code in empty])
+    manifest = _manifest_row(sample, data, image, painted, scheme)
+    if not options.qc:
+        return _Row([], image, manifest)
+    shapes, findings = _check(sample, painted, scheme)
+    marks = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    return _Row(findings, image, manifest, marks, shapes)
 
 
 def _check(
-    sample: Sample, image: Image, mask: LabelMap, n_inside: dict[Kind, int]
-) -> tuple[_Marks, list[Finding]]:
-    """Return what to keep of a row for the checks of all rows, and what this one shows."""
-    paths = dict(sample.link.contour_paths())
-    shapes: dict[Kind, Shape] = {}
+    sample: Sample, painted: Painted, scheme: LabelScheme
+) -> tuple[dict[int, Shape], list[Finding]]:
+    """Return what to keep of the regions for the checks of all rows, and what they show."""
+    link = sample.link
+    paths = {annotation.code: annotation.path for annotation in link.annotations}
+    shapes: dict[int, Shape] = {}
     findings: list[Finding] = []
-    for contour in sample.contours:
-        shapes[contour.kind], found = check_contour(paths[contour.kind], contour.vertices)
-        findings += found
-    if len(shapes) == len(KINDS):
-        n_outside = int(np.count_nonzero(mask)) - n_inside["o"]
-        findings += check_overlap(paths["i"], n_inside["i"], n_outside)
-    return _Marks(row_numbers(image, shapes), _alignment(sample, image)), findings
+    for region in sample.regions:
+        code = region.code
+        shapes[code], remarks = check_region(region)
+        findings += [remark.about(paths[code], link.key, code) for remark in remarks]
+    for inner, outer in scheme.nested:
+        if (n_outside := painted.n_outside.get(inner.code)) is not None:
+            remarks = check_overlap(outer, painted.n_inside[inner.code], n_outside)
+            findings += [
+                remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
+            ]
+    return shapes, findings
 
 
-def _alignment(sample: Sample, image: Image) -> Alignment:
-    if not sample.link.is_audited:
-        return Alignment(math.nan, math.nan, NOT_AUDITED)
-    contour = sample.contours[0]  # the inner one where there are both: its contrast is strong
-    return measure(image, contour.vertices, contour.kind)
+def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
+    if sample.link.is_audited and (chosen := audited(sample.regions, scheme)) is not None:
+        return measure(image, *chosen)
+    return Alignment(math.nan, math.nan, NOT_AUDITED)
 
 
 def _read_unchanged(root: Path, sample: Sample) -> bytes:
     """Return the DICOM file's bytes, which must still be the ones that were examined."""
-    with open_source(root, sample.link.dicom_path, "image-changed") as (descriptor, _):
-        if not unchanged_since(descriptor, sample.identity):
+    with open_source(root, sample.link.frame.path, "image-changed") as (descriptor, _):
+        if not unchanged_since(descriptor, sample.stamp):
             raise ImageError("image-changed", "changed during the build. Build again.")
-        return read_all(descriptor, sample.identity, "image-changed")
+        return read_all(descriptor, sample.stamp, "image-changed")
 
 
 def _manifest_row(
-    sample: Sample,
-    data: bytes,
-    image: Image,
-    mask: LabelMap,
-    n_inside: dict[Kind, int],
-    kinds: tuple[Kind, ...],
+    sample: Sample, data: bytes, image: Image, painted: Painted, scheme: LabelScheme
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
-    n_first = n_inside.get(kinds[0], 0)  # label 1, wherever it is drawn
-    n_labelled = int(np.count_nonzero(mask)) if len(n_inside) > 1 else sum(n_inside.values())
     statistics = image_statistics(image)
-    contours = {contour.kind: contour for contour in sample.contours}
     row: dict[str, str | int | float] = {
-        "patient_id": link.patient_id,
+        "patient_id": link.key.patient_id,
         "original_id": link.original_id,
-        "slice": link.slice,
+        "series": link.key.series,
+        "slice": link.key.slice,
+        "frame_number": link.key.frame_number,
         "instance_number": instance.instance_number,
         "sop_instance_uid": instance.sop_instance_uid,
         "series_instance_uid": instance.series_instance_uid,
-        "dicom_path": link.dicom_path,
-        "icontour_path": link.icontour_path,
-        "ocontour_path": link.ocontour_path,
+        "transfer_syntax_uid": instance.transfer_syntax_uid,
+        "dicom_path": link.frame.path,
         "dicom_xxh3": xxhash.xxh3_128_hexdigest(data),
         "pixel_spacing_row": instance.pixel_spacing[0],
         "pixel_spacing_column": instance.pixel_spacing[1],
@@ -231,34 +299,64 @@ def _manifest_row(
         "std": statistics.std,
         "p01": statistics.p01,
         "p99": statistics.p99,
-        "row_xxh3": _row_digest(sample, image, mask),
-        "n_pixels_1": n_first,
-        "n_pixels_2": n_labelled - n_first,
+        "n_padding": 0,
+        "padding_minimum": math.nan,
+        "padding_maximum": math.nan,
+        "row_xxh3": _row_digest(sample, image, painted.labels),
     }
     axes = "xyz"
     row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
     for half, name in enumerate(("row", "column")):
         for i, axis in enumerate(axes):
             row[f"image_orientation_{name}_{axis}"] = instance.image_orientation[3 * half + i]
-    for kind in ("i", "o"):
-        contour = contours.get(kind)
-        row[f"{kind}contour_xxh3"] = contour.xxh3 if contour else ""
-        row[f"{kind}contour_area"] = polygon.area(contour.vertices) if contour else math.nan
-    return row
+    return row | _structure_columns(sample, painted, scheme)
 
 
-def _row_digest(sample: Sample, image: Image, mask: LabelMap) -> int:
-    digest = xxhash.xxh3_64(sample.link.patient_id.encode() + b"\0")
-    digest.update(sample.link.slice.to_bytes(8, "little", signed=True))
+def _structure_columns(
+    sample: Sample, painted: Painted, scheme: LabelScheme
+) -> dict[str, str | int | float]:
+    paths = {annotation.code: annotation.path for annotation in sample.link.annotations}
+    regions = {region.code: region for region in sample.regions}
+    # Nothing is painted over the last structure drawn, so that its pixels are counted already.
+    top = max(regions, key=scheme.places.__getitem__, default=0)
+    columns: dict[str, str | int | float] = {}
+    for code, structure in scheme.by_code.items():
+        region, stem = regions.get(code), structure.stem
+        columns[f"{stem}_path"] = paths.get(code, "")
+        columns[f"{stem}_xxh3"] = region.xxh3 if region else ""
+        columns[f"{stem}_area"] = _area(region) if region else math.nan
+        columns[f"drawn_{code}"] = int(region is not None)
+        if code == top or region is None:
+            columns[f"n_pixels_{code}"] = painted.n_inside.get(code, 0)
+        else:
+            columns[f"n_pixels_{code}"] = int(np.count_nonzero(painted.labels == code))
+    return columns
+
+
+def _area(region: Region) -> float:
+    """Return the area of a region in square pixels: of its polygons, or of its mask's pixels."""
+    if region.mask is not None:
+        return float(np.count_nonzero(region.mask))
+    return sum(polygon.nested_areas(region.polygons))
+
+
+def _row_digest(sample: Sample, image: Image, labels: npt.NDArray[np.uint8]) -> int:
+    """Return XXH3-64 over the row's key, image and mask; see the documentation's file format."""
+    key = sample.link.key
+    digest = xxhash.xxh3_64(key.patient_id.encode() + b"\0")
+    if key.series or key.frame_number != 1:  # so that the digests of version 1 stay
+        digest.update(key.series.encode() + b"\0")
+        digest.update(key.frame_number.to_bytes(8, "little", signed=True))
+    digest.update(key.slice.to_bytes(8, "little", signed=True))
     digest.update(image.data)
-    digest.update(mask.data)
+    digest.update(labels.data)
     return digest.intdigest()
 
 
-def _columns(manifest: list[dict[str, str | int | float]]) -> Columns:
+def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> Columns:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: Columns = {}
-    for name, kind in file_format.MANIFEST.items():
+    for name, kind in file_format.manifest_columns(scheme).items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
             is_text = kind == file_format.STRING

@@ -1,26 +1,28 @@
 """Rendered rows → those that are kept, and what only all of them together show."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from etl.findings import Finding
+from etl.errors import RejectedError
+from etl.findings import Finding, SampleKey
+from etl.labels import LabelScheme
 from etl.options import BuildOptions
-from etl.output.row_writer import strings
+from etl.output import hdf5_file
+from etl.output.row_writer import Plan
 from etl.quality.alignment import Audit, audit
-from etl.quality.rows import check_rows
+from etl.quality.rows import Rows, check_rows
 from etl.render import Columns, Rendered
 
-_BLOCK_PARTS: Final = 256  # of some dozen rows each
-_PATH_COLUMNS: Final = ("dicom_path", "icontour_path", "ocontour_path")
+_EXAMPLES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Reviewed:
     """What is kept, after the last check."""
 
     is_good: npt.NDArray[np.bool_]  # by sample
@@ -28,17 +30,15 @@ class Judged:
     findings: list[Finding]
     alignment: dict[str, object]  # the audit's numbers; empty without one
 
-
-def gather(parts: Iterable[Rendered]) -> Rendered:
-    """Return all parts as one; their manifests are emptied.
-
-    Now and then the parts at hand are put together: many small arrays take twice their content.
-    """
-    rest = iter(parts)
-    return _joined([_joined(some) for some in iter(lambda: list(islice(rest, _BLOCK_PARTS)), [])])
+    @property
+    def n_rows(self) -> int:
+        """The number of samples that are kept."""
+        return int(self.is_good.sum())
 
 
-def judge(rendered: Rendered, findings: list[Finding], options: BuildOptions) -> Judged:
+def review(
+    rendered: Rendered, findings: list[Finding], scheme: LabelScheme, options: BuildOptions
+) -> Reviewed:
     """Check all rows together, and leave out those with a finding by which the user wants it.
 
     Parameters
@@ -48,55 +48,103 @@ def judge(rendered: Rendered, findings: list[Finding], options: BuildOptions) ->
     findings : list of Finding
         Those of the stages before.
     """
-    is_good, manifest = np.array(rendered.is_good), rendered.manifest
+    is_good, manifest = np.array(rendered.is_good, np.bool_), rendered.manifest
     findings = findings + rendered.findings
     if not manifest:
-        return Judged(is_good, {}, findings, {})
+        return Reviewed(is_good, {}, findings, {})
     audited = Audit([], {})
     if options.qc:
-        findings += check_rows(manifest, rendered.marks["numbers"])
+        order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
+        shapes = rendered.shapes[order]
+        findings += check_rows(Rows(manifest, rendered.marks["image"], shapes, scheme))
     if options.has_audit:
-        patients = [value.decode() for value in manifest["patient_id"].tolist()]
-        audited = audit(patients, rendered.marks["alignment"], options.contour_origin)
+        patients, paths = (
+            [value.decode() for value in manifest[name].tolist()]
+            for name in ("patient_id", "dicom_path")
+        )
+        alignments = rendered.marks["alignment"]
+        audited = audit(patients, paths, alignments, options.contour_origin)
     findings += audited.findings
     excluded = _excluded(findings, manifest, options.exclude_flagged)
     is_kept = _drop(list(excluded), manifest)
     is_good[is_good] = is_kept
-    return Judged(is_good, manifest, findings + list(excluded.values()), audited.numbers)
+    return Reviewed(is_good, manifest, findings + list(excluded.values()), audited.numbers)
 
 
-def rows_of(findings: Sequence[Finding], manifest: Columns) -> list[int]:
-    """Return the row that each finding is about: the one that has its path, else -1."""
-    rows = {finding.path.encode("utf-8", "backslashreplace"): -1 for finding in findings}
-    for column in _PATH_COLUMNS:
-        for row, path in enumerate(manifest[column].tolist()):
-            if path in rows and path:
-                rows[path] = row
-    return [rows[path] for path in strings([finding.path for finding in findings]).tolist()]
-
-
-def _joined(parts: list[Rendered]) -> Rendered:
-    """Return parts end to end, emptying their manifests column by column to save memory."""
-    tables = [part.manifest for part in parts if part.manifest]
-    names = list(tables[0]) if tables else []
-    return Rendered(
-        is_good=[good for part in parts for good in part.is_good],
-        manifest={name: np.concatenate([table.pop(name) for table in tables]) for name in names},
-        marks=np.concatenate([part.marks for part in parts]),
-        findings=[finding for part in parts for finding in part.findings],
+def rows_by_key(keys: Iterable[SampleKey | None], manifest: Columns) -> dict[SampleKey, int]:
+    """Return the row of each of some keys that has one."""
+    wanted = {(k.patient_id.encode(), k.series.encode(), *k[2:]): k for k in keys if k is not None}
+    if not wanted:
+        return {}
+    columns = (
+        manifest[name].tolist() for name in ("patient_id", "series", "slice", "frame_number")
     )
+    return {wanted[key]: row for row, key in enumerate(zip(*columns, strict=True)) if key in wanted}
+
+
+def require_rows(n_rows: int, findings: Sequence[Finding], missing: str, *, strict: bool) -> None:
+    """Stop where there is nothing to write, or where `strict` forbids it.
+
+    Parameters
+    ----------
+    missing : str
+        A sentence on what the input lacks wholly; may be empty.
+
+    Raises
+    ------
+    RejectedError
+        With all findings.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if n_rows and not (strict and errors):
+        return
+    examples = "".join(f"\n  {finding}" for finding in (errors or findings)[:_EXAMPLES])
+    see_all = "See all with --verbose or --log-file FILE."
+    if not n_rows:
+        codes = Counter(finding.code for finding in findings)
+        listed = "".join(f", {n} {code}" for code, n in sorted(codes.items()))
+        raise RejectedError(
+            f"Nothing to build: no usable pair of image and contour{listed}."
+            f"{' ' * bool(missing)}{missing}{examples}\n{see_all}",
+            list(findings),
+        )
+    raise RejectedError(
+        f"Build stopped by --strict: {len(errors)} finding{'s' * (len(errors) != 1)} of severity "
+        f"error.{examples}\nMend them, or build without --strict to leave these pairs out. "
+        f"{see_all}",
+        list(findings),
+    )
+
+
+def keep_good(plan: Plan, reviewed: Reviewed, contours: npt.NDArray[np.int64]) -> Plan:
+    """Return the plan of the file without the rows that are not kept, nor their vertices.
+
+    Parameters
+    ----------
+    contours : int64 array, shape (n, 3)
+        (row, label, number of vertices), of all rows.
+    """
+    is_good = reviewed.is_good
+    if is_good.all():
+        return plan
+    ends = np.cumsum(contours[:, 2])
+    stretches = np.stack([ends - contours[:, 2], ends], axis=1)[is_good[contours[:, 0]]]
+    vertices = [(start, stop) for start, stop in stretches.tolist()]
+    return hdf5_file.keep_rows(plan, np.flatnonzero(is_good).tolist(), vertices)
 
 
 def _excluded(
     findings: list[Finding], manifest: Columns, codes: Sequence[str]
-) -> dict[int, Finding]:
+) -> Mapping[int, Finding]:
     """Return row → the finding that it is left out, of the rows with a finding of such a code."""
     causes = [finding for finding in findings if finding.code in codes]
+    rows = rows_by_key((cause.key for cause in causes), manifest)
     excluded: dict[int, Finding] = {}
-    for row, cause in zip(rows_of(causes, manifest), causes, strict=True):
-        message = f"left out by --exclude-flagged {cause.code}: {cause.message}"
-        excluded.setdefault(row, Finding("row-excluded", cause.path, message))
-    excluded.pop(-1, None)  # of pairs that became no row at all
+    for cause in causes:
+        if cause.key in rows:  # not so for pairs that became no row at all
+            message = f"left out by --exclude-flagged {cause.code}: {cause.message}"
+            found = Finding("row-excluded", cause.path, message, cause.key, cause.label)
+            excluded.setdefault(rows[cause.key], found)
     return excluded
 
 

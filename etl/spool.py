@@ -4,21 +4,24 @@ import itertools
 import tempfile
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from etl.examine import Examined
+from etl.dicom.pixels import image_dtype
 from etl.findings import Finding
-from etl.model import EMPTY_RANGE, ValueRange
+from etl.model import EMPTY_RANGE, Examined, ValueRange
+from etl.options import BuildOptions
+from etl.output import hdf5_file
 from etl.output.row_writer import Plan, open_rows, write_rows
 
 _SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools
 _BLOCK_VERTICES: Final = 1 << 16
 
 
-class Stock:
+class Spool:
     """Samples in the order of their rows, added as they are examined, taken to be rendered.
 
     Parameters
@@ -46,7 +49,7 @@ class Stock:
         return len(self._n_bytes)
 
     def add(self, examined: Examined) -> None:
-        """Put the samples of the next stretch of links behind the others."""
+        """Append the samples of the next chunk of links."""
         self.findings += examined.findings
         self.values |= examined.values
         first = len(self)
@@ -69,7 +72,21 @@ class Stock:
                 return
             yield [self._samples.read(size) for size in sizes], first
 
-    def write_vertices(self, plan: Plan) -> None:
+    def reserve(self, path: Path, options: BuildOptions) -> Plan:
+        """Make the file with room for a row of each sample, and write the vertices into it.
+
+        Raises
+        ------
+        OSError
+            The space cannot be had.
+        """
+        dtype = image_dtype(self.values)
+        size = options.rows, options.columns
+        plan = hdf5_file.create(path, len(self), *size, dtype, self.n_vertices)
+        self._write_vertices(plan)
+        return plan
+
+    def _write_vertices(self, plan: Plan) -> None:
         """Write contours/x and contours/y."""
         self._vertices.seek(0)
         with open_rows(plan) as file:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from loader.arguments import choice
 from loader.columns import Columns
 from loader.errors import LoaderError
-from loader.format import GROUPS, IMAGES, MASKS, Attribute
-from loader.structure import Extent, not_opened, read_structure
+from loader.format import Attribute, Structure
+from loader.structure import Extent, not_opened, read_contents
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
 Masks: TypeAlias = npt.NDArray[np.uint8]
@@ -36,6 +36,8 @@ class Dataset:
         Digest over all samples; the same for the same images, masks and order.
     attributes : dict of str to JSON value
         What `loader.format.Attribute` names: format, generator, options, labels, and so on.
+    structures : tuple of Structure
+        What masks and contours show, in paint order: name, code, meaning, stem of its columns.
     images : int16, uint16, int32 or float32 array, shape (n, rows, columns)
         Modality values.
     masks : uint8 array, shape (n, rows, columns)
@@ -54,6 +56,7 @@ class Dataset:
     path: Path
     dataset_id: str
     attributes: dict[str, Any]
+    structures: tuple[Structure, ...]
     images: Images
     masks: Masks
     manifest: Columns
@@ -157,18 +160,18 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         )
     name = os.fsdecode(path)
     buffer = _map_file(name)
-    structure = read_structure(buffer, name)
-    arrays = {key: _map_array(buffer, extent) for key, extent in structure.extents.items()}
+    contents = read_contents(buffer, name)
     tables = {
-        group: Columns(group, {column: arrays[f"{group}/{column}"] for column in columns})
-        for group, columns in GROUPS.items()
+        group: Columns(group, {key: _map_array(buffer, extent) for key, extent in columns.items()})
+        for group, columns in contents.tables.items()
     }
     return Dataset(
         path=Path(os.path.abspath(name)),
-        dataset_id=str(structure.attributes[Attribute.DATASET_ID]),
-        attributes=structure.attributes,
-        images=cast("Images", arrays[IMAGES]),
-        masks=cast("Masks", arrays[MASKS]),
+        dataset_id=str(contents.attributes[Attribute.DATASET_ID]),
+        attributes=contents.attributes,
+        structures=contents.structures,
+        images=cast("Images", _map_array(buffer, contents.images)),
+        masks=cast("Masks", _map_array(buffer, contents.masks)),
         buffer=buffer,
         **tables,
     )

@@ -1,15 +1,17 @@
-"""The file format "dicom-etl", version 1: names, types and alignment, written down once.
+"""The file format "dicom-etl", version 2: names, types and alignment, written down once.
 
-The README's section "The file" says what each dataset means; `etl.output.hdf5_file` fills them and
+The documentation's page on the file says what each dataset means; `etl.output` fills them and
 `loader.dataset` maps them, both with the names below.
 """
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 VERSION: Final = "0.1.0"  # of the distribution; here because both packages may import this module
 
 FORMAT: Final = "dicom-etl"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+MASK_LABELS: Final = "labels"  # the kind of mask: one code a pixel
 KNOWN_FEATURES: Final = frozenset[str]()
 
 IMAGES: Final = "images"
@@ -23,7 +25,8 @@ ALIGNMENT: Final = 65536
 
 STRING: Final = "S"  # fixed-length UTF-8, padded with NUL, as long as its longest value
 
-MANIFEST: Final[dict[str, str]] = {
+# Columns of /manifest that every file has, whatever its version and structures.
+CORE: Final[dict[str, str]] = {
     "patient_id": STRING,
     "original_id": STRING,
     "slice": "<i8",
@@ -31,11 +34,7 @@ MANIFEST: Final[dict[str, str]] = {
     "sop_instance_uid": STRING,
     "series_instance_uid": STRING,
     "dicom_path": STRING,
-    "icontour_path": STRING,
-    "ocontour_path": STRING,
     "dicom_xxh3": STRING,
-    "icontour_xxh3": STRING,
-    "ocontour_xxh3": STRING,
     "pixel_spacing_row": "<f8",
     "pixel_spacing_column": "<f8",
     "image_position_x": "<f8",
@@ -57,14 +56,20 @@ MANIFEST: Final[dict[str, str]] = {
     "std": "<f8",
     "p01": "<f8",
     "p99": "<f8",
-    "n_pixels_1": "<i8",
-    "n_pixels_2": "<i8",
-    "icontour_area": "<f8",
-    "ocontour_area": "<f8",
     "row_xxh3": "<u8",
     "split": "|i1",
     "fold": "<i2",
     "flags": "<u8",
+}
+
+# Columns that version 2 writes as well; a reader does without them.
+VERSION_2: Final[dict[str, str]] = {
+    "series": STRING,
+    "frame_number": "<i8",
+    "transfer_syntax_uid": STRING,
+    "n_padding": "<i8",
+    "padding_minimum": "<f8",
+    "padding_maximum": "<f8",
 }
 
 CONTOURS: Final[dict[str, str]] = {
@@ -84,11 +89,82 @@ FINDINGS: Final[dict[str, str]] = {
     "message": STRING,
 }
 
-GROUPS: Final = {"manifest": MANIFEST, "contours": CONTOURS, "findings": FINDINGS}
+FINDINGS_VERSION_2: Final[dict[str, str]] = {
+    "label": "|u1",  # the structure's code; 0: none
+    "other_row": "<i8",  # the partner of a finding about two rows; -1: none
+}
+
+GROUPS: Final = ("manifest", "contours", "findings")
 
 SPLITS: Final = ("train", "validation", "test")  # the code in /manifest/split is the position here
 NO_SPLIT: Final = -1
 NO_FOLD: Final = -1
+NO_ROW: Final = -1  # in /findings/row and other_row
+
+
+IGNORE: Final = 255  # in label maps: not known, to be left out of a loss
+MAX_CODE: Final = 254
+
+
+class Structure(NamedTuple):
+    """One structure that masks and contours show; an object of the attribute `structures`."""
+
+    name: str
+    code: int  # in label maps, 1 to MAX_CODE; in /findings/label; in the names of columns
+    meaning: str  # of the code in a label map
+    stem: str  # of the names of columns: <stem>_path, <stem>_xxh3, <stem>_area
+    inside_of: str = ""  # the name of the structure that it lies in; empty: of none
+    contrast: str = (
+        ""  # its inside is "brighter" or "darker" than what surrounds it; empty: unknown
+    )
+    contour_label: int = 0  # its code in /contours/label, where that is another one
+    source_codes: tuple[str, ...] = ()  # the names that its source has for it
+
+    @property
+    def label(self) -> int:
+        """The code in /contours/label."""
+        return self.contour_label or self.code
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of /manifest that this structure has, with their types."""
+        return {
+            f"{self.stem}_path": STRING,
+            f"{self.stem}_xxh3": STRING,
+            f"{self.stem}_area": "<f8",
+            f"n_pixels_{self.code}": "<i8",
+            f"drawn_{self.code}": "|u1",
+        }
+
+
+# The structures of every version 1 file, as far as the names of its columns tell.
+VERSION_1_STRUCTURES: Final = (
+    Structure("o-contour", 2, "", "ocontour"),
+    Structure("i-contour", 1, "", "icontour"),
+)
+
+
+# Columns of structures that a version 1 reader requires, whether or not a file shows them.
+VERSION_1_COLUMNS: Final[dict[str, str]] = {
+    column: kind
+    for structure in VERSION_1_STRUCTURES
+    for column, kind in structure.columns.items()
+    if not column.startswith("drawn_")
+}
+
+
+def min_reader_version(structures: Iterable[Structure]) -> int:
+    """Return the lowest version whose reader takes a file with these structures rightly."""
+    known = {(one.stem, one.label) for one in VERSION_1_STRUCTURES}
+    return 1 if {(one.stem, one.label) for one in structures} <= known else FORMAT_VERSION
+
+
+def manifest_columns(structures: Iterable[Structure]) -> dict[str, str]:
+    """Return the columns of /manifest that version 2 writes, with their types."""
+    columns = CORE | VERSION_2
+    for structure in sorted(structures, key=lambda one: one.code):
+        columns |= structure.columns
+    return columns
 
 
 class Attribute:
@@ -101,6 +177,8 @@ class Attribute:
     GENERATOR: Final = "generator"
     OPTIONS: Final = "options"  # JSON object: what the file's content depends on
     LABELS: Final = "labels"  # JSON object: label code -> meaning
+    STRUCTURES: Final = "structures"  # JSON list of structures in paint order (version 2)
+    MASK_KIND: Final = "mask_kind"  # "labels" (version 2)
     SOURCES: Final = "sources"  # JSON object: counts of what was found in the input folder
     FLAG_CODES: Final = "flag_codes"  # JSON list: finding code of each bit of /manifest/flags
     IMAGE_MEAN: Final = "image_mean"

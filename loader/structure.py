@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -14,18 +15,23 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
 from loader.errors import LoaderError
 from loader.format import (
     CONTOURS,
+    CORE,
     FINDINGS,
+    FINDINGS_VERSION_2,
     FORMAT,
     FORMAT_VERSION,
-    GROUPS,
     IMAGE_DTYPES,
     IMAGES,
     KNOWN_FEATURES,
-    MANIFEST,
     MASK_DTYPE,
+    MASK_LABELS,
     MASKS,
+    MAX_CODE,
     STRING,
+    VERSION_1_STRUCTURES,
+    VERSION_2,
     Attribute,
+    Structure,
 )
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -47,7 +53,11 @@ _ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.DIGESTS: dict,
 }
 
-_OPTIONAL_ATTRIBUTES: Final = (Attribute.ALIGNMENT,)  # JSON objects
+_OPTIONAL_ATTRIBUTES: Final[dict[str, type]] = {
+    Attribute.ALIGNMENT: dict,
+    Attribute.STRUCTURES: list,
+    Attribute.MASK_KIND: str,
+}
 
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _CHECKSUMMED_SUPERBLOCKS: Final = (2, 3)  # the byte after the signature; older ones lack checksums
@@ -59,12 +69,7 @@ _LAYOUTS: Final = {
 _MAX_SIDE: Final = 65535  # attributes Rows (0028,0010) and Columns (0028,0011) have 16 bits
 _MAX_STRING: Final = 2**31 - 1  # NumPy's longest
 
-# Datasets of equal length, beside the manifest.
-_TABLES: Final = (
-    ("contours/x", "contours/y"),
-    tuple(f"contours/{column}" for column in CONTOURS if column not in {"x", "y"}),
-    tuple(f"findings/{column}" for column in FINDINGS),
-)
+_STEM: Final = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 
 # What h5py raises on bytes that are not as they should be.
 _HDF5_ERRORS: Final = (
@@ -101,23 +106,30 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Structure:
-    """What the file's metadata says, once it has passed every check.
+class Contents:
+    """The file's metadata, once it has passed every check.
 
     Attributes
     ----------
     attributes : dict of str to JSON value
         The attributes of `loader.format.Attribute`, JSON ones decoded.
-    extents : dict of str to Extent
-        "images", "masks", and "<group>/<column>" for each column in `loader.format.GROUPS`.
+    structures : tuple of Structure
+        In paint order; of a version 1 file those that its labels name.
+    images, masks : Extent
+    tables : dict of str to dict of str to Extent
+        Group → column → extent: the columns that every file has, and of the others those that this
+        one has.
     """
 
     attributes: dict[str, Json]
-    extents: dict[str, Extent]
+    structures: tuple[Structure, ...]
+    images: Extent
+    masks: Extent
+    tables: dict[str, dict[str, Extent]]
 
 
-def read_structure(buffer: mmap.mmap, path: str) -> Structure:
-    """Return where the datasets lie in a mapped file.
+def read_contents(buffer: mmap.mmap, path: str) -> Contents:
+    """Return what a mapped file holds, and where.
 
     Parameters
     ----------
@@ -137,12 +149,16 @@ def read_structure(buffer: mmap.mmap, path: str) -> Structure:
     try:
         with h5py.File(buffer, "r") as file:
             attributes = _read_attributes(file, path)
-            extents = _read_extents(file.id, path, len(buffer))
+            structures = _read_structures(attributes, path)
+            images = _read_extent(file.id, IMAGES, IMAGE_DTYPES, f"{path}, /{IMAGES}")
+            masks = _read_extent(file.id, MASKS, (MASK_DTYPE,), f"{path}, /{MASKS}")
+            tables = _read_tables(file.id, structures, path)
     except _HDF5_ERRORS as error:
         why = "HDF5 cannot read it, so it is damaged or incomplete"
         raise not_opened(path, why, _COPY_AGAIN) from error
-    _check_shapes(extents, path)
-    return Structure(attributes, extents)
+    contents = Contents(attributes, structures, images, masks, tables)
+    _check_extents(contents, path, len(buffer))
+    return contents
 
 
 def not_opened(where: str, why: str, what_to_do: str = _REBUILD) -> LoaderError:
@@ -167,9 +183,10 @@ def _read_attributes(file: h5py.File, path: str) -> dict[str, Json]:
             raise not_opened(path, why, _OTHER_FILE)
         attributes[name] = _read_attribute(file, name, kind, f"{path}, attribute {name}")
         _check_version(name, attributes[name], path)
-    for name in _OPTIONAL_ATTRIBUTES:
+    for name, kind in _OPTIONAL_ATTRIBUTES.items():
         if h5a.exists(file.id, name.encode()):
-            attributes[name] = _read_attribute(file, name, dict, f"{path}, attribute {name}")
+            attributes[name] = _read_attribute(file, name, kind, f"{path}, attribute {name}")
+            _check_version(name, attributes[name], path)
     return attributes
 
 
@@ -211,6 +228,8 @@ def _check_version(name: str, value: Json, path: str) -> None:
     if name == Attribute.MIN_READER_VERSION and isinstance(value, int) and value > FORMAT_VERSION:
         why = f"it needs a reader of format version {value}, this one knows {FORMAT_VERSION}"
         raise not_opened(path, why, upgrade)
+    if name == Attribute.MASK_KIND and value != MASK_LABELS:
+        raise not_opened(path, f'it has masks of the kind "{value}", expected labels', upgrade)
     if name == Attribute.REQUIRED_FEATURES and isinstance(value, list):
         unknown = sorted({str(feature) for feature in value} - KNOWN_FEATURES)
         if unknown:
@@ -218,22 +237,72 @@ def _check_version(name: str, value: Json, path: str) -> None:
             raise not_opened(path, why, upgrade)
 
 
-def _read_extents(root: h5g.GroupID, path: str, n_file_bytes: int) -> dict[str, Extent]:
-    extents = {
-        IMAGES: _read_extent(root, IMAGES, IMAGE_DTYPES, f"{path}, /{IMAGES}"),
-        MASKS: _read_extent(root, MASKS, (MASK_DTYPE,), f"{path}, /{MASKS}"),
+def _read_structures(attributes: dict[str, Json], path: str) -> tuple[Structure, ...]:
+    """Return the structures in paint order; of version 1, which lacks them, by its labels."""
+    recorded = attributes.get(Attribute.STRUCTURES)
+    if recorded is None:
+        return _version_1_structures(attributes)
+    where = f"{path}, attribute {Attribute.STRUCTURES}"
+    try:
+        return tuple(map(_structure, recorded if isinstance(recorded, list) else []))
+    except (TypeError, ValueError, KeyError) as error:
+        raise not_opened(where, "expected objects with name, code, meaning and stem") from error
+
+
+def _version_1_structures(attributes: dict[str, Json]) -> tuple[Structure, ...]:
+    """Return the structures that the labels of a version 1 file name."""
+    labels, options = attributes[Attribute.LABELS], attributes[Attribute.OPTIONS]
+    meanings = labels if isinstance(labels, dict) else {}
+    structures: tuple[Structure, ...] = VERSION_1_STRUCTURES
+    if isinstance(options, dict) and options.get("contours") == ["o"]:
+        # The outer contour by itself: 1 in the masks, and 2 in /contours/label all the same.
+        structures = (structures[0]._replace(code=1, contour_label=2),)
+    return tuple(
+        one._replace(meaning=str(meanings[str(one.code)]))
+        for one in structures
+        if str(one.code) in meanings
+    )
+
+
+def _structure(recorded: Json) -> Structure:
+    """Return one structure; further keys are ignored."""
+    if not isinstance(recorded, dict):
+        raise TypeError("expected an object")
+    known = {key: value for key, value in recorded.items() if key in Structure._fields}
+    codes = known.pop("source_codes", [])
+    structure = Structure(**known, source_codes=tuple(map(str, codes)))  # type: ignore[arg-type]
+    if not (isinstance(structure.code, int) and 1 <= structure.code <= MAX_CODE):
+        raise ValueError("a code that no mask has")
+    if structure.inside_of == structure.name:
+        raise ValueError("a structure inside itself")
+    if not _STEM.fullmatch(structure.stem):
+        raise ValueError("a stem that begins no column's name")
+    return structure
+
+
+def _read_tables(
+    root: h5g.GroupID, structures: Sequence[Structure], path: str
+) -> dict[str, dict[str, Extent]]:
+    """Return the columns of each group: the required ones, and the optional ones that it has."""
+    of_structures = {
+        column: kind
+        for structure in (*VERSION_1_STRUCTURES, *structures)
+        for column, kind in structure.columns.items()
     }
-    for group, columns in GROUPS.items():
+    groups: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
+        ("manifest", CORE, VERSION_2 | of_structures),
+        ("contours", CONTOURS, {}),
+        ("findings", FINDINGS, FINDINGS_VERSION_2),
+    )
+    tables = {}
+    for group, required, optional in groups:
         parent = _open_object(root, group, h5g.GroupID, f"{path}, /{group}")
-        for column, dtype in columns.items():
-            where = f"{path}, /{group}/{column}"
-            extents[f"{group}/{column}"] = _read_extent(parent, column, (dtype,), where)
-    for name, extent in extents.items():
-        end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
-        if end > n_file_bytes:
-            why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
-            raise not_opened(f"{path}, /{name}", why, _COPY_AGAIN)
-    return extents
+        tables[group] = {
+            column: _read_extent(parent, column, (kind,), f"{path}, /{group}/{column}")
+            for column, kind in (required | optional).items()
+            if column in required or parent.links.exists(column.encode())
+        }
+    return tables
 
 
 def _open_object(
@@ -294,17 +363,31 @@ def _read_string_dtype(hdf5_type: h5t.TypeID, where: str) -> np.dtype[np.generic
     return np.dtype(f"S{n_bytes}")
 
 
-def _check_shapes(extents: dict[str, Extent], path: str) -> None:
-    """Check that images and masks are alike, and that the columns of a table are equally long."""
-    images = extents[IMAGES].shape
+def _check_extents(contents: Contents, path: str, n_file_bytes: int) -> None:
+    """Check that all is inside the file, and that what belongs together is equally long."""
+    images, tables = contents.images.shape, contents.tables
+    extents = {IMAGES: contents.images, MASKS: contents.masks} | {
+        f"{group}/{column}": extent
+        for group, columns in tables.items()
+        for column, extent in columns.items()
+    }
+    for name, extent in extents.items():
+        end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
+        if end > n_file_bytes:
+            why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
+            raise not_opened(f"{path}, /{name}", why, _COPY_AGAIN)
     _, *sides = images or (0,)
     if len(sides) != len(("rows", "columns")) or not all(0 < side <= _MAX_SIDE for side in sides):
         why = f"expected the shape (n, rows, columns), found {images}"
         raise not_opened(f"{path}, /{IMAGES}", why)
+    n_vertices, n_contours, n_findings = (
+        extents[name].shape[:1] for name in ("contours/x", "contours/row", "findings/severity")
+    )
     expected = {MASKS: images}
-    expected |= {f"manifest/{column}": images[:1] for column in MANIFEST}
-    for table in _TABLES:
-        expected |= dict.fromkeys(table, extents[table[0]].shape[:1])
+    expected |= {f"manifest/{column}": images[:1] for column in tables["manifest"]}
+    expected |= {f"contours/{column}": n_contours for column in tables["contours"]}
+    expected |= dict.fromkeys(("contours/x", "contours/y"), n_vertices)
+    expected |= {f"findings/{column}": n_findings for column in tables["findings"]}
     for name, shape in expected.items():
         if extents[name].shape != shape:
             why = f"expected the shape {shape}, found {extents[name].shape}"

@@ -1,14 +1,15 @@
 """Named checks of parsed data, each → nothing, an error that rejects, or a warning."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from etl.contours.polygon import perimeter, share_outside
 from etl.errors import ContourError, ImageError
-from etl.findings import Finding
-from etl.model import PixelFormat, Vertices
+from etl.findings import Remark
+from etl.model import Mask, PixelFormat, Vertices
 
 MIN_VERTICES: Final = 3
 
@@ -35,7 +36,43 @@ def check_size(pixels: PixelFormat, rows: int, columns: int) -> None:
         )
 
 
-def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> list[Finding]:
+def check_polygons(polygons: Sequence[Vertices], rows: int, columns: int) -> list[Remark]:
+    """Check each polygon of a region as `check_contour` does; of several, say which one it is.
+
+    Raises
+    ------
+    ContourError
+        One of them is of no use.
+    """
+    if len(polygons) == 1:
+        return check_contour(polygons[0], rows, columns)
+    remarks: list[Remark] = []
+    for number, vertices in enumerate(polygons, 1):
+        which = f"its polygon {number} of {len(polygons)}"
+        try:
+            found = check_contour(vertices, rows, columns)
+        except ContourError as error:
+            raise ContourError(error.code, f"{which} {error.message}") from error
+        remarks += [Remark(remark.code, f"{which}: {remark.message}") for remark in found]
+    return remarks
+
+
+def check_mask(mask: Mask, rows: int, columns: int) -> None:
+    """Require a mask of the image's size.
+
+    Raises
+    ------
+    ContourError
+        It has another.
+    """
+    if mask.shape != (rows, columns):
+        size = "x".join(map(str, mask.shape))
+        raise ContourError(
+            "mask-size", f"is {size} (rows x columns), expected {rows}x{columns} as its image."
+        )
+
+
+def check_contour(vertices: Vertices, rows: int, columns: int) -> list[Remark]:
     """Require a polygon that touches the image; warn where part of it lies outside.
 
     Raises
@@ -75,7 +112,7 @@ def check_contour(path: str, vertices: Vertices, rows: int, columns: int) -> lis
         return []
     part = "part of it" if math.isnan(share) else f"{share:.1%} of its area"
     message = f"{part} lies outside the {rows}x{columns} image and is cut off."
-    return [Finding("contour-partly-outside", path, message)]
+    return [Remark("contour-partly-outside", message)]
 
 
 def _has_three_points(vertices: Vertices) -> bool:

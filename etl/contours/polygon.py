@@ -1,12 +1,14 @@
 """Measures of a polygon; the same to the last bit on every machine."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from etl.model import Vertices
 
+_SAMPLED: Final = 16  # vertices that tell whether a polygon lies in another one
 _HALF: Final = 0.5  # of a pixel
 _NEARLY_ALL: Final = math.nextafter(1.0, 0.0)
 
@@ -14,6 +16,37 @@ _NEARLY_ALL: Final = math.nextafter(1.0, 0.0)
 def area(vertices: Vertices) -> float:
     """Return the area of a closed polygon in square pixels (shoelace formula, exactly summed)."""
     return abs(_signed_area(vertices))
+
+
+def nested_areas(polygons: Sequence[Vertices]) -> list[float]:
+    """Return the area of each polygon of a region, negative where it is a hole.
+
+    Even-odd: a polygon that lies in an odd number of others is a hole. Where the polygons do not
+    cross each other, the sum is the region's area.
+    """
+    areas = [area(vertices) for vertices in polygons]
+    if len(polygons) == 1:
+        return areas
+    lows = np.stack([vertices.min(axis=0) for vertices in polygons])
+    highs = np.stack([vertices.max(axis=0) for vertices in polygons])
+    signed = []
+    for vertices, low, high, size in zip(polygons, lows, highs, areas, strict=True):
+        is_around = ((lows <= low) & (highs >= high)).all(axis=1)
+        others = [polygons[place] for place in np.flatnonzero(is_around).tolist()]
+        depth = sum(_lies_in(vertices, other) for other in others if other is not vertices)
+        signed.append(-size if depth % 2 else size)
+    return signed
+
+
+def _lies_in(inner: Vertices, outer: Vertices) -> bool:
+    """Say whether most of some vertices of one polygon lie inside another one."""
+    x, y = inner[:: max(1, len(inner) // _SAMPLED)].T[:, :, None]
+    (x0, y0), (x1, y1) = outer.T, np.roll(outer, -1, axis=0).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+    is_crossed = ((y0 <= y) != (y1 <= y)) & (crossing > x)
+    is_inside = is_crossed.sum(axis=1) % 2 == 1
+    return 2 * int(is_inside.sum()) > len(is_inside)
 
 
 def perimeter(vertices: Vertices) -> float:

@@ -4,13 +4,14 @@ A run is what lies between two borders of a polygon on the way through the pixel
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from etl.model import Contour, LabelMap, Mask, Vertices
-from etl.options import Kind, Rasterizer
+from etl.labels import LabelScheme
+from etl.model import LabelMap, Mask, Region, Vertices
+from etl.options import Rasterizer
 
 _BLOCK: Final = 1 << 20  # crossings held at a time: a million long edges stay within memory
 
@@ -41,37 +42,50 @@ def rasterise(vertices: Vertices, rows: int, columns: int, rule: Rasterizer = "c
     DICOM PS3.3 C.7.6.2.1.1 (the position of a pixel is its centre).
     """
     mask = np.zeros((rows, columns), np.bool_)
-    _fill(mask, _borders([vertices], rows, columns, rule)[0], 1)
+    _fill(mask, _borders([[vertices]], rows, columns, rule)[0], 1)
     return mask
 
 
+class Painted(NamedTuple):
+    """The label map of one sample, and the pixels of its regions, by code."""
+
+    labels: LabelMap
+    n_inside: dict[int, int]  # pixels inside the region, covered by another one or not
+    n_outside: dict[int, int]  # those of them outside the structure that it lies in, where drawn
+
+
 def label_maps(
-    samples: Sequence[Sequence[Contour]],
-    kinds: tuple[Kind, ...],
+    samples: Sequence[Sequence[Region]],
+    scheme: LabelScheme,
     rows: int,
     columns: int,
     rule: Rasterizer,
-) -> Iterator[tuple[LabelMap, dict[Kind, int]]]:
-    """Yield each sample's label map, and how many pixels lie inside each of its contours.
-
-    One kind: 1 inside its contour. Two kinds: 2 inside the outer contour, then 1 inside the inner
-    one, which wins where they overlap.
+) -> Iterator[Painted]:
+    """Yield the label map of each sample: its regions in the scheme's paint order.
 
     Parameters
     ----------
-    samples : sequence of sequence of Contour
-        The contours of each sample. Taken together they cost a quarter of one by one.
+    samples : sequence of sequence of Region
+        The regions of each sample. Rasterising them together costs a quarter of one by one.
     """
-    vertices = [contour.vertices for contours in samples for contour in contours]
-    borders = iter(_borders(vertices, rows, columns, rule))
-    for contours in samples:
-        drawn = [(contour.kind, next(borders)) for contour in contours]
+    drawn = [region.polygons for regions in samples for region in regions if region.mask is None]
+    found = iter(_borders(drawn, rows, columns, rule))
+    for regions in samples:
+        borders = {
+            region.code: next(found) if region.mask is None else _runs(region.mask)
+            for region in regions
+        }
         labels = np.zeros((rows, columns), np.uint8)
-        n_inside: dict[Kind, int] = {}
-        for kind, its_borders in sorted(drawn, key=lambda one: one[0], reverse=True):
-            code = 1 if len(kinds) == 1 else 1 + kinds.index(kind)
-            n_inside[kind] = _fill(labels, its_borders, code)
-        yield labels, n_inside
+        n_inside = {
+            code: _fill(labels, borders[code], code)
+            for code in sorted(borders, key=scheme.places.__getitem__)
+        }
+        n_outside = {
+            inner.code: n_inside[inner.code] - _n_common(borders[inner.code], borders[outer.code])
+            for inner, outer in scheme.nested
+            if inner.code in borders and outer.code in borders
+        }
+        yield Painted(labels, n_inside, n_outside)
 
 
 def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:
@@ -85,22 +99,42 @@ def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:
     return n_pixels
 
 
+def _n_common(one: _Borders, other: _Borders) -> int:
+    """Return how many pixels lie inside both of two regions."""
+    if len(one) == 0 or len(other) == 0:
+        return 0
+    # Pixels of `other` before each of its borders; between two borders the number rises by 1 or 0.
+    steps = np.diff(other, prepend=other[0])
+    steps[::2] = 0
+    before = np.interp(one, other, np.cumsum(steps))
+    return round(float((before[1::2] - before[::2]).sum()))
+
+
+def _runs(mask: Mask | npt.NDArray[np.uint8]) -> _Borders:
+    return np.flatnonzero(np.diff(mask.ravel(), prepend=0, append=0))
+
+
 def _borders(
-    polygons: Sequence[Vertices], rows: int, columns: int, rule: Rasterizer
+    regions: Sequence[Sequence[Vertices]], rows: int, columns: int, rule: Rasterizer
 ) -> list[_Borders]:
+    """Return the borders of each region, its polygons even-odd together."""
     if rule == "pillow":
-        return [_pillow(vertices, rows, columns) for vertices in polygons]
-    return _even_odd(polygons, rows, columns) if polygons else []
+        return [
+            np.sort(np.concatenate([_pillow(vertices, rows, columns) for vertices in polygons]))
+            for polygons in regions
+        ]
+    return _even_odd(regions, rows, columns) if regions else []
 
 
-def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Borders]:
-    """Return where the rows of pixel centres cross the edges of each polygon.
+def _even_odd(regions: Sequence[Sequence[Vertices]], rows: int, columns: int) -> list[_Borders]:
+    """Return where the rows of pixel centres cross the edges of each region.
 
     An edge crosses row r where one end has y <= r and the other y > r; pixels from the crossing on
     to the right change sides. Both rules are half-open, so that polygons which share an edge share
     no pixel and leave none out. A row is crossed an even number of times, so that a run which
     reaches its end stops there, at the first pixel of the next one.
     """
+    polygons = [vertices for region in regions for vertices in region]
     lengths = np.array([len(vertices) for vertices in polygons])
     x, y = np.concatenate(polygons).T
     ends = np.cumsum(lengths)
@@ -119,9 +153,10 @@ def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Bo
         np.repeat(np.ceil(outermost).clip(0, columns), lengths)[start]
         for outermost in (f.reduceat(x, ends - lengths) for f in (np.minimum, np.maximum))
     )
-    # All polygons' borders in one order: each has its own stretch of numbers.
+    # All regions' borders in one order: each has its own stretch of numbers.
     stretch = rows * columns + 1
-    base = np.repeat(np.arange(len(polygons)) * stretch, lengths)[start]
+    n_vertices = [sum(map(len, region)) for region in regions]
+    base = np.repeat(np.arange(len(regions)) * stretch, n_vertices)[start]
     blocks = _blocks(last - first)
     borders = np.empty(0, np.int64)
     for edges in blocks:
@@ -134,7 +169,7 @@ def _even_odd(polygons: Sequence[Vertices], rows: int, columns: int) -> list[_Bo
         found = base[edge] + row * columns + column
         found.sort()
         borders = found if len(blocks) == 1 else _joined(borders, found)
-    splits = np.searchsorted(borders, np.arange(1, len(polygons)) * stretch)
+    splits = np.searchsorted(borders, np.arange(1, len(regions)) * stretch)
     return [
         part - number * stretch for number, part in enumerate(np.split(borders, splits.tolist()))
     ]
@@ -164,5 +199,4 @@ def _pillow(vertices: Vertices, rows: int, columns: int) -> _Borders:
     image = PillowImage.new("L", (columns, rows), 0)
     points = list(map(tuple, vertices.tolist()))
     ImageDraw.Draw(image).polygon(points, outline=0, fill=1)
-    pixels = np.frombuffer(image.tobytes(), np.uint8)
-    return np.flatnonzero(np.diff(pixels, prepend=0, append=0))
+    return _runs(np.frombuffer(image.tobytes(), np.uint8))

@@ -1,7 +1,7 @@
-"""One contour file → the vertices of a polygon.
+"""One contour file → the vertices of its polygons.
 
-The format is one vertex a line, "x y" in pixels: two plain ASCII decimal numbers. float() alone
-would also take "1_0" and other scripts' digits.
+The format is one vertex a line, "x y" in pixels: two plain ASCII decimal numbers. float() by itself
+would also take "1_0" and other scripts' digits. A blank line between two polygons separates them.
 """
 
 import math
@@ -20,25 +20,32 @@ MAX_BYTES: Final = 64 << 20
 _NUMBER: Final = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LINE: Final = re.compile(rb"[^\r\n]+")
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+_ONE_LINE_END: Final = (b"\n", b"\r\n", b"\r")
 _NOT_FINITE: Final = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _MEND: Final = "Repair the line or remove the file."
 _COLUMNS: Final = 2  # x and y
+_MIN_PART: Final = 3  # lines between blank ones that are a polygon of their own
 _NUMBER_CHARACTERS: Final = b"0123456789+-.eE"
 _BLANKS: Final = b" \t"
 
 
-def parse_contour(data: bytes) -> Vertices:
-    """Return the vertices that a contour file holds.
+def parse_contour(data: bytes) -> list[Vertices]:
+    """Return the polygons that a contour file holds.
+
+    Blank lines separate polygons of one region. They are skipped at the start and the end, where
+    several follow each other, and everywhere in a file in which one of the parts that they separate
+    has fewer than 3 lines: double spacing separates nothing.
 
     Parameters
     ----------
     data : bytes
-        The whole file; blank lines are skipped.
+        The whole file.
 
     Returns
     -------
-    float64 array, shape (n_vertices, 2)
-        (x, y) in pixels as they stand in the file, all finite; may be empty.
+    list of float64 arrays, shape (n_vertices, 2)
+        At least one; (x, y) in pixels as they stand in the file, all finite. A file without a
+        number gives one empty array.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def parse_contour(data: bytes) -> Vertices:
     if len(data) > MAX_BYTES:
         raise too_large(len(data))
     vertices = _plain(data)
-    return _line_by_line(data) if vertices is None else vertices
+    return _line_by_line(data) if vertices is None else [vertices]
 
 
 def _plain(data: bytes) -> Vertices | None:
@@ -75,13 +82,18 @@ def _plain(data: bytes) -> Vertices | None:
     return vertices if np.isfinite(vertices).all() else None
 
 
-def _line_by_line(data: bytes) -> Vertices:
-    """Return the vertices of any file, or raise for the first line that is not two numbers."""
+def _line_by_line(data: bytes) -> list[Vertices]:
+    """Return the polygons of any file, or raise for the first line that is not two numbers."""
     vertices: list[tuple[float, float]] = []
+    starts: list[int] = []  # of the parts but the first
+    end = 0  # of the last line that is not blank
     for line in _LINE.finditer(data):
         stripped = line[0].strip(_BLANKS)
         if not stripped:
             continue
+        if vertices and data[end : line.start()] not in _ONE_LINE_END:
+            starts.append(len(vertices))
+        end = line.end()
         cells = re.split(rb"[ \t]+", stripped, maxsplit=_COLUMNS)
         # Escaped: no control character of a file reaches a terminal.
         shown = stripped[:40].decode("latin-1").encode("unicode_escape").decode("ascii")
@@ -105,7 +117,9 @@ def _line_by_line(data: bytes) -> Vertices:
             raise ContourError(
                 "contour-too-large", f"has more than {MAX_VERTICES} points, expected at most that."
             )
-    return np.array(vertices, np.float64).reshape(-1, _COLUMNS)
+    points = np.array(vertices, np.float64).reshape(-1, _COLUMNS)
+    parts = np.split(points, starts)
+    return parts if min(map(len, parts)) >= _MIN_PART else [points]
 
 
 def _line_number(data: bytes, start: int) -> int:

@@ -188,6 +188,7 @@ def _instance(elements: dict[int, Element], syntax: str) -> Instance:
         image_orientation=_numbers(elements, 0x00200037, 6),
         slice_location=_numbers(elements, 0x00201041, 1)[0],
         trigger_time=_numbers(elements, 0x00181060, 1)[0],
+        transfer_syntax_uid=syntax,
     )
 
 

@@ -195,6 +195,7 @@ def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int
 
 def finish(
     plan: Plan,
+    schema: Mapping[str, Mapping[str, str]],
     groups: Mapping[str, Mapping[str, npt.NDArray[np.generic]]],
     attributes: Mapping[str, str | int | float],
 ) -> None:
@@ -202,15 +203,17 @@ def finish(
 
     Parameters
     ----------
+    schema : mapping
+        Group → column → type, as `loader.format` writes them.
     groups : mapping
-        Group → column → one-dimensional array; every column of `loader.format` but contours/x
-        and contours/y, which lie in the file already.
+        Group → column → one-dimensional array; every column of the schema but contours/x and
+        contours/y, which are in the file already.
     attributes : mapping
         Attributes of the root group, all but the digests.
     """
     with _open(Path(plan.path), "r+") as file:
         digests = {}
-        for group, columns in file_format.GROUPS.items():
+        for group, columns in schema.items():
             for column, kind in columns.items():
                 name = f"{group}/{column}"
                 if name in plan.offsets:

@@ -12,13 +12,17 @@ from typing import Final
 
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.sources.link_csv import read_csv
+from etl.sources.csv_table import parse_side, read_csv
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS
 
 _TEST: Final = SPLITS.index("test")
 
 
-def assign(n_samples: Mapping[str, int], options: BuildOptions) -> dict[str, tuple[int, int]]:
+def assign(
+    n_samples: Mapping[str, int],
+    options: BuildOptions,
+    sides: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, tuple[int, int]]:
     """Return patient_id → (split code, fold), as the manifest has them.
 
     Parameters
@@ -27,6 +31,8 @@ def assign(n_samples: Mapping[str, int], options: BuildOptions) -> dict[str, tup
         patient_id → number of rows.
     options : BuildOptions
         `split` or `split_file`, `folds`, `split_seed`.
+    sides : mapping, optional
+        patient_id → (split code, fold) where the input itself says so.
 
     Raises
     ------
@@ -35,8 +41,10 @@ def assign(n_samples: Mapping[str, int], options: BuildOptions) -> dict[str, tup
     """
     splits = dict.fromkeys(n_samples, NO_SPLIT)
     folds = dict.fromkeys(n_samples, NO_FOLD)
+    listed = sides
     if options.split_file is not None:
         listed = read_split_file(Path(options.split_file))
+    if listed is not None:
         for patient_id in listed.keys() & n_samples.keys():
             splits[patient_id], folds[patient_id] = listed[patient_id]
     elif options.split is not None:
@@ -45,6 +53,12 @@ def assign(n_samples: Mapping[str, int], options: BuildOptions) -> dict[str, tup
         rest = {name: n for name, n in n_samples.items() if splits[name] != _TEST}
         folds |= _cut(rest, [1.0] * options.folds, options.split_seed, "fold")
     return {patient_id: (splits[patient_id], folds[patient_id]) for patient_id in n_samples}
+
+
+def check_split_file(options: BuildOptions) -> None:
+    """Read the user's own split file, so that a bad one shows before the work."""
+    if options.split_file is not None:
+        read_split_file(Path(options.split_file))
 
 
 def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
@@ -62,13 +76,7 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
         where = f"Split file not usable: {path.name}, line {line}"
         if not patient_id:
             raise EtlError(f"{where}: patient_id is empty. Repair the line.")
-        if split not in SPLITS:
-            raise EtlError(f"{where}: expected split {', '.join(SPLITS)}, found {split[:40]!r}.")
-        if fold and not (fold.isascii() and fold.isdecimal() and len(fold) < 5):  # noqa: PLR2004  int16
-            raise EtlError(f"{where}: expected a fold from 0 to 9999, found {fold[:40]!r}.")
-        if fold and split == "test":
-            raise EtlError(f"{where}: a test patient has no fold. Leave it empty.")
-        code = (SPLITS.index(split), int(fold) if fold else NO_FOLD)
+        code = parse_side(split, fold, where)
         if listed.setdefault(patient_id, code) != code:
             raise EtlError(f"{where}: patient {patient_id!r} is on two sides. Keep one line.")
     return listed

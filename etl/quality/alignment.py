@@ -6,6 +6,7 @@ patient, and over the patients.
 """
 
 import math
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding
-from etl.model import Image, Link, Vertices
-from etl.options import AUDIT_CONTOURS, Kind
-from etl.sources.link_csv import DICOM_FOLDER
+from etl.labels import BRIGHTER, DARKER, LabelScheme
+from etl.model import Image, Link, Region, Vertices
+from etl.options import AUDIT_CONTOURS
+from loader.format import Structure
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -27,7 +29,7 @@ SEARCH: Final = 3  # pixels: an origin, a corner or a flip by one pixel lies wel
 # Of the contrast that every normal could have had on its own. Three real patients' inner contours
 # reach 0.36 to 0.79 and places with no contour 0.3. Around the heart muscle lie fat, lung and
 # blood: its contours reach 0.5 at a place up to a pixel wrong, so that only more than that counts.
-MIN_CONTRAST: Final[dict[Kind, float]] = {"i": 0.4, "o": 0.7}
+MIN_CONTRAST: Final[dict[str, float]] = {BRIGHTER: 0.4, DARKER: 0.7}
 MIN_DISPLACEMENT: Final = 0.5  # pixels: below, a border between pixels is a matter of taste
 MIN_CONTOURS: Final = 4  # measured in all, for the data set to have a displacement
 PATIENT_DISPLACEMENT: Final = 0.75  # pixels from the others: drawers and scanners differ by less
@@ -64,31 +66,47 @@ class Alignment(NamedTuple):
     outcome: int
 
 
-def choose(links: Sequence[Link], per_patient: int | None = AUDIT_CONTOURS) -> list[bool]:
-    """Say which links to audit: some of each patient, evenly spread.
+def mark_audited(
+    links: list[Link], scheme: LabelScheme, per_patient: int | None = AUDIT_CONTOURS
+) -> None:
+    """Mark the links to audit: some of each patient, evenly spread.
 
-    Of a patient with inner contours only those links, as they decide.
+    Of each patient only those that show the structure with the lowest code whose contrast is known:
+    of the heart the inner contour, where it is drawn.
 
     Parameters
     ----------
-    links : sequence of Link
-        In the order of the rows.
+    links : list of Link
+        In the order of the rows; marked in place.
     per_patient : int, optional
-        None audits all.
+        None marks all.
     """
-    places: defaultdict[tuple[str, bool], list[int]] = defaultdict(list)
+    places: defaultdict[str, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, link in enumerate(links):
-        places[link.patient_id, bool(link.icontour_path)].append(place)
-    chosen = [False] * len(links)
-    for (patient_id, has_inner), mine in places.items():
-        if has_inner or (patient_id, True) not in places:
-            n_chosen = len(mine) if per_patient is None else min(per_patient, len(mine))
-            for k in range(n_chosen):
-                chosen[mine[(2 * k + 1) * len(mine) // (2 * n_chosen)]] = True
-    return chosen
+        codes = [annotation.code for annotation in link.annotations]
+        if (code := _audited_code(codes, scheme)) is not None:
+            places[link.key.patient_id][code].append(place)
+    for by_code in places.values():
+        mine = by_code[min(by_code)]
+        n_chosen = len(mine) if per_patient is None else min(per_patient, len(mine))
+        for k in range(n_chosen):
+            place = mine[(2 * k + 1) * len(mine) // (2 * n_chosen)]
+            links[place] = links[place]._replace(is_audited=True)
 
 
-def measure(image: Image, vertices: Vertices, kind: Kind) -> Alignment:
+def audited(regions: Iterable[Region], scheme: LabelScheme) -> tuple[Vertices, Structure] | None:
+    """Return the contour of a sample that the audit measures: the longest of its structure."""
+    drawn = {region.code: region.polygons for region in regions if region.polygons}
+    if (code := _audited_code(drawn, scheme)) is None:
+        return None
+    return max(drawn[code], key=len), scheme[code]
+
+
+def _audited_code(codes: Iterable[int], scheme: LabelScheme) -> int | None:
+    return min((code for code in codes if scheme[code].contrast), default=None)
+
+
+def measure(image: Image, vertices: Vertices, structure: Structure) -> Alignment:
     """Return how far a contour lies off the image's edges.
 
     Parameters
@@ -97,8 +115,8 @@ def measure(image: Image, vertices: Vertices, kind: Kind) -> Alignment:
         Modality values.
     vertices : float64 array, shape (n_vertices, 2)
         (x, y) in pixels.
-    kind : {"i", "o"}
-        An inner contour is brighter inside, an outer one darker.
+    structure : Structure
+        Its contrast says whether the inside is brighter or darker than what surrounds it.
     """
     points, normals = _normals(vertices)
     inside, outside = points - _REACH * normals, points + _REACH * normals
@@ -110,10 +128,10 @@ def measure(image: Image, vertices: Vertices, kind: Kind) -> Alignment:
     if not own.all():
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
     contrast = (step / own[:, None, None]).mean(axis=0)
-    if kind == "o":
+    if structure.contrast == DARKER:
         contrast = -contrast
     row, column = divmod(int(contrast.argmax()), 2 * _RING + 1)
-    if contrast[row, column] < MIN_CONTRAST[kind]:
+    if contrast[row, column] < MIN_CONTRAST[structure.contrast]:
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
     if {row, column} & {0, 2 * _RING}:
         return Alignment(math.nan, math.nan, AT_EDGE)
@@ -198,6 +216,7 @@ class Audit:
 
 
 class _Patient(NamedTuple):
+    folder: str  # the innermost that holds all of its images
     patient_id: str
     n_audited: int
     offsets: _Floats  # (n_measured, 2), dx and dy
@@ -207,19 +226,24 @@ class _Patient(NamedTuple):
         return _median(self.offsets)
 
 
-def audit(patient_ids: Iterable[str], rows: npt.NDArray[np.void], contour_origin: int = 0) -> Audit:
+def audit(
+    patient_ids: Sequence[str],
+    paths: Sequence[str],
+    rows: npt.NDArray[np.void],
+    contour_origin: int = 0,
+) -> Audit:
     """Return the displacement of the data set and of each patient, and who stands out.
 
     Parameters
     ----------
-    patient_ids : iterable of str
-        Of each row.
+    patient_ids, paths : sequence of str
+        Of each row; the path is the image's.
     rows : array of `ALIGNMENT`
         One for each row of the file, most of them not audited.
     contour_origin : {0, 1}
         As the build had it, for the advice.
     """
-    patients = _patients(patient_ids, rows)
+    patients = _patients(patient_ids, paths, rows)
     measured = [patient for patient in patients if len(patient.offsets)]
     counts = np.bincount(rows["outcome"], minlength=4)
     numbers: dict[str, object] = {
@@ -246,8 +270,13 @@ def audit(patient_ids: Iterable[str], rows: npt.NDArray[np.void], contour_origin
     return Audit(findings, numbers)
 
 
-def _patients(patient_ids: Iterable[str], rows: npt.NDArray[np.void]) -> list[_Patient]:
+def _patients(
+    patient_ids: Sequence[str], paths: Sequence[str], rows: npt.NDArray[np.void]
+) -> list[_Patient]:
     """Return the audited patients in the order of their first rows."""
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for patient_id, path in zip(patient_ids, paths, strict=True):
+        folders[patient_id].add(posixpath.dirname(path))
     places: defaultdict[str, list[int]] = defaultdict(list)
     for place, patient_id in enumerate(patient_ids):
         if rows["outcome"][place] != NOT_AUDITED:
@@ -256,7 +285,8 @@ def _patients(patient_ids: Iterable[str], rows: npt.NDArray[np.void]) -> list[_P
     for patient_id, mine in places.items():
         good = rows[mine][rows["outcome"][mine] == MEASURED]
         offsets = np.stack([good["dx"], good["dy"]], axis=1).astype(np.float64)
-        patients.append(_Patient(patient_id, len(mine), offsets))
+        folder = posixpath.commonpath(folders[patient_id])
+        patients.append(_Patient(folder, patient_id, len(mine), offsets))
     return patients
 
 
@@ -330,7 +360,9 @@ def _lost(patients: list[_Patient], measured: list[_Patient]) -> list[Finding]:
 
 
 def _about(patient: _Patient, message: str) -> Finding:
-    return Finding("alignment-patient", f"{DICOM_FOLDER}/{patient.patient_id}", message)
+    if posixpath.basename(patient.folder) != patient.patient_id:
+        message = f"patient {patient.patient_id!r}: {message}"
+    return Finding("alignment-patient", patient.folder, message)
 
 
 def _median(offsets: _Floats) -> _Floats:

@@ -1,8 +1,8 @@
-"""Checks of what was drawn and of how the rows agree, each → warnings with their numbers.
+"""Checks of how the rows agree, each → warnings with their numbers.
 
-`check_contour` and `check_overlap` look at one row while a worker has it in hand. `check_rows`
-looks at all rows at the end: at their manifest and at a few numbers of each (`ROW_NUMBERS`),
-sorted and grouped, never all against all. `neighbours` compares neighbouring slices and phases.
+They look at all rows at the end: at their manifest and at a few numbers of each region (`SHAPES`),
+sorted and grouped, never all against all. `drawing` looks at one row by itself, `neighbours`
+compares neighbouring slices and phases.
 """
 
 import math
@@ -11,38 +11,24 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from etl.findings import Finding
-from etl.model import Image, Vertices
-from etl.options import KINDS, Kind
+from etl.findings import Finding, SampleKey
+from etl.labels import LabelScheme
 from etl.quality.neighbours import Stack, find_jumps
+from loader.format import Structure
 
 Columns: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
 _Flags: TypeAlias = npt.NDArray[np.bool_]
 
-# What the checks of all rows need of each, besides its manifest: 56 bytes. A digest is 0 and a
-# centroid NaN where the row lacks that contour.
-_SHAPE: Final = [("digest", "<u8"), ("x", "<f8"), ("y", "<f8")]
-ROW_NUMBERS: Final = np.dtype([("image", "<u8"), *((kind, _SHAPE) for kind in KINDS)])
+# The regions of all rows, with what the checks need of each; see `drawing.Shape`.
+SHAPES: Final = np.dtype(
+    [("row", "<i8"), ("code", "|u1"), ("digest", "<u8"), ("x", "<f8"), ("y", "<f8")]
+)
 
 # ---------------------------------------------------------------------------------- the thresholds
 
-# Vertices are compared on this grid: the customary contour files have two decimals.
-GRID: Final = 100  # steps to a pixel
-# A drawing closes itself within its usual spacing; this much more is a piece that is missing.
-GAP_RATIO: Final = 3.0  # times the longest distance between any other two neighbours
-MIN_GAP: Final = 3.0  # pixels: a straight line across less follows any real border
-# Smaller loops are a trembling hand, and turn at most a pixel or two inside out.
-MIN_LOOP: Final = 1.0  # square pixels wound round twice or backwards
-# A double click or a touching pair of points is harmless; so many say that a part is drawn twice.
-REPEATED_SHARE: Final = 0.05
-MIN_REPEATED: Final = 3  # points: one double click in a contour of few points is no matter
-# Two borders that touch share edge pixels: the drawings meet, the pixels' staircases do not.
-OUTSIDE_SHARE: Final = 0.01
-MIN_OUTSIDE: Final = 4  # pixels: of a small contour a single one is more than the share above
 # Where p01 and p99 are equal, an image is constant but for two pixels in a hundred. Where p99 and
 # the maximum are, this share has the highest value, which otherwise only a few pixels reach.
 SATURATED_SHARE: Final = 0.01
@@ -58,182 +44,59 @@ ORIENTATION_TOLERANCE: Final = 0.01  # of a direction cosine: 0.6 degrees
 AGREEING_ROWS: Final = 3
 AGREEING_SHARE: Final = 0.75
 
-_LINES: Final = 4  # scan lines to a pixel where a contour's loops are measured
-_MAX_CROSSINGS: Final = 1 << 18  # of lines with edges: a contour of huge edges gets fewer lines
-_LINE_OFFSET: Final = 0.0317  # pixels: off the grid, so that no vertex lies on a scan line
 _ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
 _LARGEST: Final = 1e10  # of a number in a header: more means nothing
 _N_NAMED: Final = 3  # others that a message names
 
-# ----------------------------------------------------------------------------------- of one contour
-
-
-class Shape(NamedTuple):
-    """What is kept of one contour until all rows are known."""
-
-    digest: int  # of its distinct vertices: whatever their format, first point or direction
-    x: float  # centre of mass, pixels
-    y: float
-
-
-def check_contour(path: str, vertices: Vertices) -> tuple[Shape, list[Finding]]:
-    """Return what to keep of a contour, and what is suspicious about its drawing.
-
-    Parameters
-    ----------
-    path : str
-        Of the contour file, for the findings.
-    vertices : float64 array, shape (n_vertices, 2)
-        (x, y) in pixels, three or more of them distinct.
-    """
-    # Whole numbers in floating point: sums are exact, so that every machine finds the same.
-    grid = np.rint(vertices * GRID) + 0.0  # one zero: -0.0 has other bytes
-    middle = np.rint(grid.sum(axis=0) / len(grid))
-    closed = np.concatenate((grid, grid[:1])) - middle
-    x, y = closed[:, 0], closed[:, 1]
-    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
-    shape, n_distinct = _shape(grid, middle, closed, cross)
-    dx, dy = x[1:] - x[:-1], y[1:] - y[:-1]
-    distance = np.sqrt(dx * dx + dy * dy) / GRID
-    findings = [
-        *_open_gap(path, distance),
-        *_repeated_points(path, len(grid), n_distinct, is_closed=bool(distance[-1] == 0)),
-    ]
-    if not _is_star(cross, y):
-        findings += _self_crossing(path, vertices)
-    return shape, findings
-
-
-def _shape(grid: _Floats, middle: _Floats, closed: _Floats, cross: _Floats) -> tuple[Shape, int]:
-    """Return digest and centre of mass of a contour, and how many distinct points it has."""
-    packed = np.sort(grid[:, 0] * (1 << 24) + grid[:, 1])
-    distinct = np.concatenate((packed[:1], packed[1:][packed[1:] != packed[:-1]]))
-    digest = xxhash.xxh3_64_intdigest(distinct.data)
-    doubled_area = float(cross.sum())
-    centre = middle
-    if doubled_area:
-        centre = middle + cross @ (closed[:-1] + closed[1:]) / (3 * doubled_area)
-    x, y = centre.tolist()
-    return Shape(digest, x / GRID, y / GRID), len(distinct)
-
-
-def _open_gap(path: str, distance: _Floats) -> Iterator[Finding]:
-    gap, longest = float(distance[-1]), float(distance[:-1].max())
-    if gap >= MIN_GAP and gap >= GAP_RATIO * longest:
-        yield Finding(
-            "contour-open-gap",
-            path,
-            f"its first and last point are {gap:.1f} pixels apart, other neighbours at most "
-            f"{longest:.1f}; a straight line closes it. Is a piece of it missing?",
-        )
-
-
-def _repeated_points(
-    path: str, n_vertices: int, n_distinct: int, *, is_closed: bool
-) -> Iterator[Finding]:
-    n_repeated = n_vertices - n_distinct - is_closed
-    if n_repeated >= MIN_REPEATED and n_repeated > REPEATED_SHARE * n_vertices:
-        yield Finding(
-            "contour-repeated-points",
-            path,
-            f"{n_repeated} of its {n_vertices} points ({n_repeated / n_vertices:.0%}) repeat "
-            "others. Is a part of it drawn twice?",
-        )
-
-
-def _is_star(cross: _Floats, y: _Floats) -> bool:
-    """Say whether a contour runs once around its middle, never turning back: it cannot cross."""
-    if cross.min() < 0 < cross.max():
-        return False
-    is_above = y < 0
-    n_turns = int(np.count_nonzero(is_above[1:] != is_above[:-1]))
-    return n_turns == 2  # noqa: PLR2004  once up and once down
-
-
-def _self_crossing(path: str, vertices: Vertices) -> Iterator[Finding]:
-    area = _loops(vertices)
-    if area >= MIN_LOOP:
-        yield Finding(
-            "contour-self-crossing",
-            path,
-            f"crosses itself: its loops have {area:.1f} square pixels, which it winds round twice "
-            "or backwards. Draw it again.",
-        )
-
-
-def _loops(vertices: Vertices) -> float:
-    """Return the area that a closed polygon winds round other than once in its own direction.
-
-    Around a place where it crosses itself winding numbers differ by two; where it only touches
-    itself all are 0 or that of its inside. They are counted along scan lines, edge by edge.
-    """
-    ends = np.concatenate((vertices[1:], vertices[:1]))
-    height = float(np.abs(ends[:, 1] - vertices[:, 1]).sum())
-    if height == 0:
-        return 0.0
-    lines = min(_LINES, _MAX_CROSSINGS / height)
-    y0, y1 = ((side[:, 1] + _LINE_OFFSET) * lines for side in (vertices, ends))
-    first = np.ceil(np.minimum(y0, y1)).astype(np.int64)
-    count = np.ceil(np.maximum(y0, y1)).astype(np.int64) - first
-    edge = np.repeat(np.arange(len(vertices)), count)
-    line = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    share = (line - y0[edge]) / (y1[edge] - y0[edge])
-    x = vertices[edge, 0] + share * (ends[edge, 0] - vertices[edge, 0])
-    order = np.lexsort((x, line))
-    # At the last edge of a line it is 0 again, so that no stretch leads from line to line.
-    winding = np.cumsum(np.sign(y1 - y0)[edge][order])[:-1]
-    stretches = np.diff(x[order])
-    # Whichever its own direction is: of a figure of eight the smaller half counts.
-    loops = (stretches[(winding != 0) & (winding != inside)].sum() for inside in (1, -1))
-    return float(min(loops)) / lines
-
-
-# --------------------------------------------------------------------------------------- of one row
-
-
-def check_overlap(path: str, n_inner: int, n_outside: int) -> list[Finding]:
-    """Warn where part of the inner contour lies outside the outer one.
-
-    Parameters
-    ----------
-    path : str
-        Of the inner contour file.
-    n_inner, n_outside : int
-        Pixels inside the inner contour, and those of them that are not inside the outer one.
-    """
-    if n_outside < MIN_OUTSIDE or n_outside <= OUTSIDE_SHARE * n_inner:
-        return []
-    message = (
-        f"{n_outside} of its {n_inner} pixels ({n_outside / n_inner:.1%}) lie outside the outer "
-        f"contour, expected at most {OUTSIDE_SHARE:.0%}. Does one of the two belong elsewhere?"
-    )
-    return [Finding("inner-outside-outer", path, message)]
-
-
-def row_numbers(image: Image, shapes: Mapping[Kind, Shape]) -> tuple[int | Shape, ...]:
-    """Return one row of `ROW_NUMBERS`; many of them make an array of that type."""
-    absent = Shape(0, math.nan, math.nan)
-    digest = xxhash.xxh3_64_intdigest(image.data)
-    return digest, *(shapes.get(kind, absent) for kind in KINDS)
-
-
 # -------------------------------------------------------------------------------------- of all rows
 
 
-def check_rows(manifest: Columns, numbers: npt.NDArray[np.void]) -> list[Finding]:
-    """Return what only all rows together show.
+class Rows(NamedTuple):
+    """All rows, as the checks see them."""
 
-    Parameters
-    ----------
-    manifest : mapping of name to array
-        The columns of /manifest but split, fold and flags.
-    numbers : array of `ROW_NUMBERS`
-        One for each row of the manifest.
-    """
-    return [finding for check in CHECKS for finding in check(manifest, numbers)]
+    manifest: Columns  # the columns of /manifest but split, fold and flags
+    images: npt.NDArray[np.uint64]  # a digest of each row's pixels
+    shapes: npt.NDArray[np.void]  # of type SHAPES, by code, then by row
+    scheme: LabelScheme
+
+    def key(self, row: int) -> SampleKey:
+        """Return the key of a row."""
+        return key_of(self.manifest, row)
+
+    def about_image(self, code: str, row: int, message: str, other: int | None = None) -> Finding:
+        """Return a finding about the image of a row."""
+        path = _text(self.manifest["dicom_path"], row)
+        return Finding(code, path, message, self.key(row), other_key=self._partner(other))
+
+    def about_region(
+        self, code: str, row: int, structure: Structure, message: str, other: int | None = None
+    ) -> Finding:
+        """Return a finding about the region that a structure has in a row."""
+        path = _text(self.manifest[f"{structure.stem}_path"], row)
+        key, partner = self.key(row), self._partner(other)
+        return Finding(code, path, message, key, structure.code, partner)
+
+    def _partner(self, row: int | None) -> SampleKey | None:
+        return None if row is None else self.key(row)
 
 
-def _image_values(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Finding]:
+def key_of(manifest: Columns, row: int) -> SampleKey:
+    """Return the key of a row of the manifest."""
+    return SampleKey(
+        _text(manifest["patient_id"], row),
+        _text(manifest["series"], row),
+        int(manifest["slice"][row]),
+        int(manifest["frame_number"][row]),
+    )
+
+
+def check_rows(rows: Rows) -> list[Finding]:
+    """Return what only all rows together show."""
+    return [finding for check in CHECKS for finding in check(rows)]
+
+
+def _image_values(rows: Rows) -> Iterator[Finding]:
+    manifest = rows.manifest
     low, high, top = (manifest[name].astype(np.float64) for name in ("p01", "p99", "maximum"))
     is_constant = low == high
     for row in np.flatnonzero(is_constant | (high == top)).tolist():
@@ -246,41 +109,45 @@ def _image_values(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Findin
                 f"{SATURATED_SHARE:.0%} or more of its pixels have its highest value "
                 f"({top[row]:g}): what was brighter is cut off. Export it again."
             )
-        yield Finding(code, _path(manifest, "dicom_path", row), message)
+        yield rows.about_image(code, row, message)
 
 
-def _identical_images(manifest: Columns, numbers: npt.NDArray[np.void]) -> Iterator[Finding]:
-    paths = manifest["dicom_path"]
-    for rows in _equal(numbers["image"]):
-        for position, row in enumerate(rows):
-            others = _others(paths, rows, position)
+def _identical_images(rows: Rows) -> Iterator[Finding]:
+    paths = rows.manifest["dicom_path"]
+    for alike in _equal(rows.images):
+        for position, row in enumerate(alike.tolist()):
+            others = _others(paths[alike], position)
             message = f"has the same pixels as {others}. Remove one of them, or its twin."
-            yield Finding("identical-image", _path(manifest, "dicom_path", row), message)
+            partner = int(alike[0 if position else 1])
+            yield rows.about_image("identical-image", row, message, partner)
 
 
-def _identical_contours(manifest: Columns, numbers: npt.NDArray[np.void]) -> Iterator[Finding]:
-    """Compare contours of both kinds: the same one on the same pixels is no second mistake."""
-    n_rows = len(numbers)
-    digests = np.concatenate([numbers[kind]["digest"] for kind in KINDS])
-    images = numbers["image"]
-    paths = np.concatenate([manifest[f"{kind}contour_path"] for kind in KINDS])
-    for places in _equal(digests):
-        if len(np.unique(images[places % n_rows])) == 1:
+def _identical_contours(rows: Rows) -> Iterator[Finding]:
+    """Compare the regions of all structures: one on equal pixels twice is no second mistake."""
+    shapes = rows.shapes
+    for places in _equal(shapes["digest"]):
+        alike = shapes[places]
+        if len(np.unique(rows.images[alike["row"]])) == 1:
             continue
-        for position, place in enumerate(places):
+        structures = [rows.scheme[code] for code in alike["code"].tolist()]
+        members = list(zip(structures, alike["row"].tolist(), strict=True))
+        paths = np.array([rows.manifest[f"{one.stem}_path"][row] for one, row in members])
+        for position, (structure, row) in enumerate(members):
             message = (
-                f"has the same points as {_others(paths, places, position)}, of another image. "
+                f"has the same points as {_others(paths, position)}, of another image. "
                 "Is it a copy?"
             )
-            yield Finding("identical-contour", bytes(paths[place]).decode(), message)
+            partner = members[0 if position else 1][1]
+            yield rows.about_region("identical-contour", row, structure, message, partner)
 
 
-def _area_outliers(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Finding]:
+def _area_outliers(rows: Rows) -> Iterator[Finding]:
+    manifest = rows.manifest
     spacing = _spacing(manifest).prod(axis=1)
     in_mm = not np.isnan(spacing).any()
     unit = "mm" if in_mm else "pixels"
-    for kind in KINDS:
-        area = _floats(manifest, f"{kind}contour_area") * (spacing if in_mm else 1.0)
+    for structure in rows.scheme:
+        area = _floats(manifest, f"{structure.stem}_area") * (spacing if in_mm else 1.0)
         radius = np.sqrt(area / math.pi)
         known = radius[~np.isnan(radius)]
         if len(known) < MIN_CONTOURS:
@@ -292,13 +159,14 @@ def _area_outliers(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Findi
             message = (
                 f"is as large as a circle of radius {radius[row]:.1f} {unit}, expected "
                 f"{SMALL_RADIUS * median:.1f} to {high:.1f}: the median of {len(known)} "
-                f"{kind}-contours is {median:.1f}. Look at its overlay."
+                f"{structure.name}s is {median:.1f}. Look at its overlay."
             )
-            yield Finding("area-outlier", _path(manifest, f"{kind}contour_path", row), message)
+            yield rows.about_region("area-outlier", row, structure, message)
 
 
-def _geometry_changes(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Finding]:
+def _geometry_changes(rows: Rows) -> Iterator[Finding]:
     """Compare each row with the geometry that most rows of its series have."""
+    manifest = rows.manifest
     spacing, orientation = _spacing(manifest), _orientation(manifest)
     uids = manifest["series_instance_uid"]
     patients, series = _codes(manifest["patient_id"]), _codes(uids)
@@ -315,13 +183,15 @@ def _geometry_changes(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Fi
             f"its {name} is {_listed(values[row])}, but {_listed(values[example[row]])} in most of "
             "its series. Does it belong there?"
         )
-        yield Finding("geometry-changes", _path(manifest, "dicom_path", row), message)
+        yield rows.about_image("geometry-changes", row, message)
 
 
-def _instance_numbers(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Finding]:
+def _instance_numbers(rows: Rows) -> Iterator[Finding]:
     """Compare file name and InstanceNumber; in a patient they may differ by one constant."""
+    manifest = rows.manifest
     instance, number = _floats(manifest, "instance_number"), _floats(manifest, "slice")
-    known = np.flatnonzero(~np.isnan(instance - number))
+    # Where a source tells series apart, `slice` is no number of a file name.
+    known = np.flatnonzero(~np.isnan(instance - number) & (manifest["series"] == b""))
     ahead = (instance - number)[known]
     patients = _codes(manifest["patient_id"])[known]
     example, n_usual, n_rows = _usual(patients, _codes(ahead))
@@ -333,11 +203,12 @@ def _instance_numbers(manifest: Columns, _: npt.NDArray[np.void]) -> Iterator[Fi
             f"its InstanceNumber is {instance[row]:g}, expected {expected:g}: {n_usual[place]} of "
             f"the patient's {n_rows[place]} images agree on that. Is the file misnamed?"
         )
-        yield Finding("instance-number-differs", _path(manifest, "dicom_path", row), message)
+        yield rows.about_image("instance-number-differs", row, message)
 
 
-def _jumps(manifest: Columns, numbers: npt.NDArray[np.void]) -> Iterator[Finding]:
+def _jumps(rows: Rows) -> Iterator[Finding]:
     """Compare areas and centroids with those of neighbouring slices and phases."""
+    manifest = rows.manifest
     spacing, orientation = _spacing(manifest), _orientation(manifest)
     position = np.stack([_floats(manifest, f"image_position_{axis}") for axis in "xyz"], axis=1)
     along_row, along_column = orientation[:, :3], orientation[:, 3:]
@@ -346,22 +217,24 @@ def _jumps(manifest: Columns, numbers: npt.NDArray[np.void]) -> Iterator[Finding
     # Where the first pixel lies in the slice's plane: slices of a stack may be cut out differently.
     shift = np.stack([(along_row * position).sum(axis=1), (along_column * position).sum(axis=1)], 1)
     shift /= spacing[:, ::-1]
-    key = [_codes(manifest["patient_id"]), is_placed, _geometries(spacing, orientation)]
+    key = [_codes(manifest["patient_id"]), _codes(manifest["series"])]
+    key += [is_placed, _geometries(spacing, orientation)]
     stack = Stack(
         group=_codes(_as_one(np.column_stack(key))),
         height=np.where(is_placed, height, _floats(manifest, "slice_location")),
         time=_floats(manifest, "trigger_time"),
     )
-    for kind in KINDS:
-        radius = np.sqrt(_floats(manifest, f"{kind}contour_area") / math.pi)
-        centroid = np.stack([numbers[kind]["x"], numbers[kind]["y"]], axis=1)
+    for structure in rows.scheme:
+        radius = np.sqrt(_floats(manifest, f"{structure.stem}_area") / math.pi)
+        drawn = rows.shapes[rows.shapes["code"] == structure.code]
+        centroid = np.full((len(radius), 2), np.nan)
+        centroid[drawn["row"]] = np.stack([drawn["x"], drawn["y"]], axis=1)
         for jump in find_jumps(stack, radius, centroid + np.nan_to_num(shift)):
-            path = _path(manifest, f"{kind}contour_path", jump.row)
-            yield Finding(jump.code, path, jump.message)
+            yield rows.about_region(jump.code, jump.row, structure, jump.message)
 
 
 # Named checks of all rows, in the order in which their findings come.
-CHECKS: Final[tuple[Callable[[Columns, npt.NDArray[np.void]], Iterable[Finding]], ...]] = (
+CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _image_values,
     _identical_images,
     _identical_contours,
@@ -379,8 +252,8 @@ def _floats(manifest: Columns, name: str) -> _Floats:
     return values
 
 
-def _path(manifest: Columns, column: str, row: int) -> str:
-    return bytes(manifest[column][row]).decode()
+def _text(values: npt.NDArray[np.generic], row: int) -> str:
+    return bytes(values[row]).decode()
 
 
 def _orientation(manifest: Columns) -> _Floats:
@@ -429,11 +302,11 @@ def _equal(digests: npt.NDArray[np.uint64]) -> Iterator[_Integers]:
             yield order[start : start + length].astype(np.int64)
 
 
-def _others(paths: npt.NDArray[np.generic], places: _Integers, position: int) -> str:
-    """Return the paths of the first few of `places` but one, and how many more there are."""
-    shown = [place for place in places[: _N_NAMED + 1].tolist() if place != places[position]]
-    names = [bytes(paths[place]).decode() for place in shown[:_N_NAMED]]
-    n_more = len(places) - 1 - len(names)
+def _others(paths: npt.NDArray[np.generic], position: int) -> str:
+    """Return the first few of some paths but one, and how many more there are."""
+    shown = [place for place in range(min(len(paths), _N_NAMED + 1)) if place != position]
+    names = [_text(paths, place) for place in shown[:_N_NAMED]]
+    n_more = len(paths) - 1 - len(names)
     return ", ".join(names) + (f" and {n_more} more" if n_more else "")
 
 

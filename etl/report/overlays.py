@@ -1,8 +1,10 @@
 """One picture per row: the image, the contour as drawn and the edge of its mask."""
 
+import colorsys
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +15,16 @@ from tqdm import tqdm
 from etl.errors import EtlError
 from etl.model import Image, LabelMap, Vertices
 from loader import Dataset
+from loader.format import Structure
 
 _WIDTH: Final = 1024  # pixels a picture has at least; images are enlarged by whole numbers
 _LONGEST: Final = 4096  # pixels that no side is enlarged beyond, which comes first
-# Yellow and blue: apart for all eyes. The mask's edge is the darker of each.
-_COLOURS: Final = {1: (255, 225, 50), 2: (70, 210, 255)}
-_EDGE_COLOURS: Final = {1: (230, 100, 0), 2: (30, 90, 255)}
+# Of contour and mask's edge, by label. Yellow and blue: apart for all eyes; the edge is darker.
+_COLOURS: Final = {1: ((255, 225, 50), (230, 100, 0)), 2: ((70, 210, 255), (30, 90, 255))}
+_HUE_STEP: Final = 0.618034  # of the circle: the golden ratio sets any number of hues apart
 _CAPTION_SIZE: Final = 16
-_WORDS: Final = {1: "i-contour", 2: "o-contour"}
+
+_Colour: TypeAlias = tuple[int, int, int]
 
 
 def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
@@ -40,7 +44,9 @@ def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
             )
         names = file_names(dataset)
         for row, name in enumerate(tqdm(names, desc="overlays", unit=" pictures", disable=None)):
-            picture = overlay(*dataset[row], dataset.polygons(row), name.removesuffix(".png"))
+            caption = name.removesuffix(".png")
+            contours = dataset.polygons(row)
+            picture = overlay(*dataset[row], contours, caption, dataset.structures)
             picture.save(folder / name, optimize=False)
         return sorted({path.name for path in folder.iterdir()} - set(names))
     except OSError as error:
@@ -66,7 +72,11 @@ def file_names(dataset: Dataset) -> list[str]:
 
 
 def overlay(
-    image: Image, mask: LabelMap, contours: list[tuple[int, Vertices]], caption: str
+    image: Image,
+    mask: LabelMap,
+    contours: list[tuple[int, Vertices]],
+    caption: str,
+    structures: Sequence[Structure],
 ) -> PillowImage.Image:
     """Return the picture of one row.
 
@@ -75,26 +85,54 @@ def overlay(
     image, mask : arrays, shape (rows, columns)
         Modality values; label map.
     contours : list of (label, vertices)
-        Label 1 for the i-contour, 2 for the o-contour; vertices in pixels.
+        As `Dataset.polygons` gives them; vertices in pixels.
+    structures : sequence of Structure
+        In paint order.
     """
     scale = max(1, min(-(-_WIDTH // image.shape[1]), _LONGEST // max(image.shape)))
     gray = PillowImage.fromarray(_windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    labels = [label for label, _ in contours]
-    for code in (2, 1):
-        # Label 2 ends where label 1 does, or outside it: its outer edge is that of both together.
-        edges = _edges(mask == code if code == 1 else mask > 0) * scale
-        if code in mask:
-            for line in edges.tolist():
-                draw.line(line, fill=_EDGE_COLOURS[2 if labels == [2] else code])
-    for label, vertices in contours:
-        # A pixel's centre lies half a pixel inside its square.
-        points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
-        draw.line(list(map(tuple, points.tolist())), fill=_COLOURS[label])
-    _write_caption(draw, caption, labels)
+    labels = {label for label, _ in contours}
+    shown = [one for one in structures if one.label in labels or one.code in mask]
+    for structure in shown:
+        # A structure ends where those that lie in it end, or outside of them: their union's edge.
+        codes = [structure.code, *_inside(structure, structures)]
+        for line in (_edges(np.isin(mask, codes)) * scale).tolist():
+            draw.line(line, fill=_colours(structure)[1])
+    for structure in shown:
+        for vertices in (vertices for label, vertices in contours if label == structure.label):
+            # A pixel's centre is half a pixel inside its square.
+            points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
+            draw.line(list(map(tuple, points.tolist())), fill=_colours(structure)[0])
+    words = [(one.name, _colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
+    _write_caption(draw, caption, words)
     return canvas
+
+
+def _inside(outer: Structure, structures: Sequence[Structure]) -> list[int]:
+    """Return the codes of the structures that lie in one, those in these ones too."""
+    found = [outer]
+    for one in found:
+        found += [inner for inner in structures if inner.inside_of == one.name != inner.name]
+        if len(found) > len(structures):  # a file in which two lie in each other
+            break
+    return [structure.code for structure in found[1:]]
+
+
+def _colours(structure: Structure) -> tuple[_Colour, _Colour]:
+    """Return the colour of a structure's contour, and of its mask's edge."""
+    if structure.label in _COLOURS:
+        return _COLOURS[structure.label]
+    hue = structure.label * _HUE_STEP % 1.0
+    bright, dark = (colorsys.hsv_to_rgb(hue, *rest) for rest in ((0.6, 1.0), (0.9, 0.8)))
+    return _bytes(bright), _bytes(dark)
+
+
+def _bytes(colour: tuple[float, float, float]) -> _Colour:
+    red, green, blue = (round(255 * part) for part in colour)
+    return red, green, blue
 
 
 def _windowed(image: Image) -> npt.NDArray[np.uint8]:
@@ -115,10 +153,11 @@ def _edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.concatenate([upright, level])
 
 
-def _write_caption(draw: ImageDraw.ImageDraw, caption: str, labels: list[int]) -> None:
+def _write_caption(
+    draw: ImageDraw.ImageDraw, caption: str, names: list[tuple[str, _Colour]]
+) -> None:
     font = ImageFont.load_default(_CAPTION_SIZE)
-    words = [(caption, (255, 255, 255))] + [(_WORDS[label], _COLOURS[label]) for label in labels]
     x = 8.0
-    for word, colour in words:
+    for word, colour in [(caption, (255, 255, 255)), *names]:
         draw.text((x, 8), word, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
         x += draw.textlength(word, font=font) + 16

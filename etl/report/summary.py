@@ -21,6 +21,15 @@ from loader.format import Attribute
 
 _N_EXAMPLES: Final = 3
 _WIDTH: Final = 110  # of a line of text; a path is never broken
+_SOURCE_WORDS: Final = {  # of the counts that sources make
+    "patients": "patients",
+    "dicoms": "DICOM files",
+    "images": "images",
+    "annotations": "annotations",
+    "icontours": "i-contours",
+    "ocontours": "o-contours",
+    "ignored_files": "other files",
+}
 _HEADINGS: Final = {
     "error": "Errors: pairs that should have been rows and are not",
     "warning": "Warnings: written or not needed, but look at them",
@@ -206,12 +215,16 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
         yield "  Alignment not measured: built with --no-audit"
     if summary.alignment is not None:
         yield f"  Alignment {_alignment_text(summary.alignment)}"
-    counts = summary.sources
-    yield (
-        f"  Sources   {counts.get('patients', 0)} linked patients, {counts.get('dicoms', 0)} DICOM "
-        f"files, {counts.get('icontours', 0)} i-contours, {counts.get('ocontours', 0)} o-contours, "
-        f"{counts.get('ignored_files', 0)} other files"
-    )
+    yield f"  Sources   {', '.join(_sources_text(summary.sources))}"
+
+
+def _sources_text(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield what was found in the input, in the words of its layout."""
+    for name, words in _SOURCE_WORDS.items():
+        if name in counts:
+            yield f"{counts[name]} {words}"
+    for name in sorted(counts.keys() - _SOURCE_WORDS.keys() - {"pairs"}):
+        yield f"{counts[name]} {name}"
 
 
 def findings_text(
@@ -310,11 +323,12 @@ def _items(value: object) -> list[tuple[str, object]]:
 
 def _labels(dataset: Dataset) -> list[Label]:
     labels = []
-    for code, meaning in _items(dataset.attributes[Attribute.LABELS]):
-        n_pixels = dataset.manifest[f"n_pixels_{code}"].astype(np.int64)
+    for structure in sorted(dataset.structures, key=lambda one: one.code):
+        n_pixels = dataset.manifest[f"n_pixels_{structure.code}"].astype(np.int64)
         present = n_pixels[n_pixels > 0]
         median = float(np.median(present)) if len(present) else 0.0
-        labels.append(Label(int(code), str(meaning), len(present), int(n_pixels.sum()), median))
+        total = int(n_pixels.sum())
+        labels.append(Label(structure.code, structure.meaning, len(present), total, median))
     return labels
 
 

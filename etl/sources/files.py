@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from etl.errors import SourceError
-from etl.model import Identity
+from etl.model import FileStamp
 
 
 @contextmanager
-def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, Identity]]:
-    """Open a regular file below `root`; yield its descriptor and identity.
+def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, FileStamp]]:
+    """Open a regular file below `root`; yield its descriptor and stamp.
 
     Parameters
     ----------
@@ -41,12 +41,12 @@ def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, Identit
     try:
         opened = os.fstat(descriptor)
         _require_regular(opened, code)
-        yield descriptor, _identity(opened)
+        yield descriptor, _stamp(opened)
     finally:
         os.close(descriptor)
 
 
-def read_all(descriptor: int, identity: Identity, code: str) -> bytes:
+def read_all(descriptor: int, stamp: FileStamp, code: str) -> bytes:
     """Return the whole content of an open source file.
 
     Raises
@@ -54,8 +54,8 @@ def read_all(descriptor: int, identity: Identity, code: str) -> bytes:
     SourceError
         The file cannot be read, or `unchanged_since` no longer holds afterwards.
     """
-    data = _read(descriptor, identity.size, code)
-    if len(data) != identity.size or not unchanged_since(descriptor, identity):
+    data = _read(descriptor, stamp.size, code)
+    if len(data) != stamp.size or not unchanged_since(descriptor, stamp):
         raise SourceError(code, "changed while it was read. Build again when nothing writes to it.")
     return data
 
@@ -78,17 +78,17 @@ def cannot_read(error: OSError, code: str) -> SourceError:
     return SourceError(code, f"cannot be read ({_reason(error)}).")
 
 
-def unchanged_since(descriptor: int, identity: Identity) -> bool:
-    """Say whether the open file is still in the state that `identity` describes."""
-    return _identity(os.fstat(descriptor)) == identity
+def unchanged_since(descriptor: int, stamp: FileStamp) -> bool:
+    """Say whether the open file is still in the state that `stamp` describes."""
+    return _stamp(os.fstat(descriptor)) == stamp
 
 
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def _identity(status: os.stat_result) -> Identity:
-    return Identity(status.st_ino, status.st_size, status.st_mtime_ns)
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _follow(root: Path, link: str, code: str) -> os.stat_result:

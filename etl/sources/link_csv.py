@@ -6,21 +6,23 @@ contourfiles/<original_id>/{i,o}-contours/IM-0001-<nnnn>-{i,o}contour-manual.txt
 """
 
 import contextlib
-import csv
 import errno
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.findings import Finding
-from etl.model import Link
-from etl.options import KINDS, Kind
+from etl.findings import Finding, SampleKey
+from etl.labels import cardiac_scheme
+from etl.model import AnnotationRef, FrameRef, Link
+from etl.options import KINDS, BuildOptions, Kind
+from etl.sources.contour_file import read_region
+from etl.sources.csv_table import read_csv
+from etl.sources.source import Discovery, Source
 
 LINK_FILE: Final = "link.csv"
 DICOM_FOLDER: Final = "dicoms"
@@ -33,15 +35,6 @@ _CONTOUR_NAME: Final = {
     for kind in ("i", "o")
 }
 _KIND_NAMES: Final = {"i": "i-contour (inner)", "o": "o-contour (outer)"}
-
-
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """What an input folder holds: the pairs to build, and what cannot or need not be built."""
-
-    links: list[Link]
-    findings: list[Finding]
-    counts: dict[str, int]
 
 
 class _Patient(NamedTuple):
@@ -63,43 +56,80 @@ class _Tally:
         )
     )
 
-    def add(self, code: str, path: str, message: str) -> None:
-        self.findings.append(Finding(code, path, message))
+    def add(
+        self, code: str, path: str, message: str, key: SampleKey | None = None, label: int = 0
+    ) -> None:
+        self.findings.append(Finding(code, path, message, key, label))
 
 
-def discover(root: Path, kinds: tuple[Kind, ...], *, partial: bool) -> Discovery:
+def discover(data: Path, options: BuildOptions) -> Discovery:
     """Return the links of an input folder, ordered by (patient_id, slice).
 
     Parameters
     ----------
-    root : Path
+    data : Path
         The input folder DATA.
-    kinds : tuple of {"i", "o"}
-        Contour kinds to pair; the other kind's files are counted and left alone.
-    partial : bool
-        With two kinds, keep pairs that have only one of the two.
+    options : BuildOptions
+        `contours`: kinds to pair; the other kind's files are counted and left as they are.
+        `partial`: with two kinds, keep pairs that have only one of the two.
 
     Raises
     ------
     EtlError
         No such folder, or no usable link.csv.
     """
-    if not os.path.isdir(root):  # as everywhere here: Path.is_dir raises for an overlong name
-        why = "is a file" if os.path.exists(root) else "no such folder"
-        raise EtlError(
-            f"Input folder not usable: {root}: {why}. Give the folder that holds {LINK_FILE}."
-        )
+    if not os.path.isdir(data):  # as everywhere here: Path.is_dir raises for an overlong name
+        why = "is a file" if os.path.exists(data) else "no such folder"
+        raise EtlError(f"Input not usable: {data}: {why}. Give the folder that holds {LINK_FILE}.")
+    kinds = _kinds(options)
     tally = _Tally()
-    patients = _read_links(root, tally)
+    patients = _read_links(data, tally)
     tally.counts["patients"] = len(patients)
     links = [
         link
         for patient in sorted(patients)
-        for link in _link_patient(root, patient, kinds, partial, tally)
+        for link in _link_patient(data, patient, kinds, options.partial, tally)
     ]
-    _list_unlinked(root, patients, kinds, tally)
+    _list_unlinked(data, patients, kinds, tally)
     tally.counts["pairs"] = len(links)
-    return Discovery(links, tally.findings, tally.counts)
+    return Discovery(
+        root=data,
+        probe=LINK_FILE,
+        scheme=cardiac_scheme(kinds),
+        links=links,
+        findings=tally.findings,
+        counts=tally.counts,
+        missing=_what_is_missing(tally.counts, kinds),
+    )
+
+
+def _recognises(data: Path) -> str:
+    return LINK_FILE if os.path.isfile(os.path.join(data, LINK_FILE)) else ""
+
+
+def _settle(options: BuildOptions) -> BuildOptions:
+    """Return the options with the kinds of contours filled in."""
+    if options.structures is not None:
+        raise EtlError(
+            "Option not usable: --structures is for tables: a folder with link.csv has inner and "
+            "outer contours. Use --contours."
+        )
+    return replace(options, contours=_kinds(options))
+
+
+def _kinds(options: BuildOptions) -> tuple[Kind, ...]:
+    return options.contours or KINDS[:1]
+
+
+def _what_is_missing(counts: dict[str, int], kinds: Sequence[Kind]) -> str:
+    """Return a sentence on what no file at all was found of."""
+    if not counts["patients"]:
+        return f"{LINK_FILE} links no patient to contours."
+    missing = [f"{kind}-contour" for kind in kinds if not counts[f"{kind}contours"]]
+    missing += ["DICOM"] * (not counts["dicoms"])
+    if not missing:
+        return ""
+    return f"No {' and no '.join(missing)} file was found; the documentation has their names."
 
 
 def _read_links(root: Path, tally: _Tally) -> list[_Patient]:
@@ -129,63 +159,6 @@ def _read_links(root: Path, tally: _Tally) -> list[_Patient]:
         message = f"line {line}: {problem}; all of its pairs are rejected. Keep the right line."
         tally.add("link-duplicate", LINK_FILE, message)
     return patients
-
-
-def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, column → value) of a table as people write it.
-
-    A byte order mark, CRLF, blank lines, blanks around values, columns in any order and further
-    columns are all fine; names of columns are compared without case.
-
-    Raises
-    ------
-    EtlError
-        The file is missing, not text, or lacks a required column.
-    """
-    expected = ",".join(required)
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
-            raise EtlError(
-                f"Table not usable: {path}: is a {found}, expected a file with the columns "
-                f"{expected}."
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise EtlError(
-            f"Table not usable: {path}: no such file. Write one with the columns {expected}."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise EtlError(
-            f"Table not usable: {path}: not text, expected UTF-8. Save it as CSV (UTF-8)."
-        ) from error
-    except OSError as error:
-        reason = (error.strerror or "input/output error").lower()
-        raise EtlError(f"Table not usable: {path}: {reason}.") from error
-    if "\0" in text:
-        raise EtlError(f"Table not usable: {path}: not text (NUL bytes). Save it as CSV (UTF-8).")
-    lines = ((i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip())
-    _, header = next(lines, (1, ""))
-    columns = [column.casefold() for column in _cells(header)]
-    if missing := [column for column in required if columns.count(column) != 1]:
-        raise EtlError(
-            f"Table not usable: {path}, line 1: expected each of the columns {expected} once, "
-            f"separated by commas, found {header.strip()[:80]!r} (look at: {', '.join(missing)})."
-        )
-    for number, line in lines:
-        cells = _cells(line)
-        if any(cells):  # spreadsheets write empty rows as lone commas
-            yield number, dict(zip(columns, cells, strict=False))
-
-
-def _cells(line: str) -> list[str]:
-    """Split one line; each stands alone, so that a stray quote spoils no other."""
-    try:
-        cells = next(csv.reader([line.strip()]), [])
-    except csv.Error:  # a field beyond the module's limit
-        cells = line.split(",")
-    return [cell.strip() for cell in cells]
 
 
 def _id_problem(column: str, value: str) -> str | None:
@@ -223,39 +196,51 @@ def _link_patient(
             if not os.path.isdir(root / folder):
                 tally.add("contour-missing", folder, f"the patient has no folder {kind}-contours.")
     for number in sorted(dicoms.keys() | {n for found in contours.values() for n in found}):
+        key = SampleKey(patient.patient_id, "", number)
         paths = {kind: contours[kind].get(number, []) for kind in kinds}
-        link = _link_slice(number, dicoms.get(number, []), paths, tally)
+        link = _link_slice(key, dicoms.get(number, []), paths, tally)
         if link is None:
             continue
         if missing := [kind for kind in kinds if kind not in link]:
             kept = "written with the other alone" if partial else "not written (see --partial)"
             message = f"no {_KIND_NAMES[missing[0]]}; the pair is {kept}."
-            tally.add("contour-missing", link["dicom"], message)
+            tally.add("contour-missing", link["dicom"], message, key, _code(missing[0], kinds))
             if not partial:
                 continue
-        ids = patient.patient_id, patient.original_id
-        yield Link(*ids, number, link["dicom"], link.get("i", ""), link.get("o", ""))
+        annotations = tuple(
+            AnnotationRef(_code(kind, kinds), link[kind]) for kind in kinds if kind in link
+        )
+        yield Link(key, patient.original_id, FrameRef(link["dicom"]), annotations)
+
+
+def _code(kind: Kind, kinds: Sequence[Kind]) -> int:
+    """Return the code of a kind's structure; see `cardiac_scheme`."""
+    return 1 + kinds.index(kind)
 
 
 def _link_slice(
-    number: int, dicoms: list[str], contours: dict[Kind, list[str]], tally: _Tally
+    key: SampleKey, dicoms: list[str], contours: dict[Kind, list[str]], tally: _Tally
 ) -> dict[str, str] | None:
     """Return "dicom", "i", "o" → path of one slice, or None with findings that say why."""
-    found = [path for paths in contours.values() for path in paths]
+    found = [(path, kind) for kind, paths in contours.items() for path in paths]
+    kinds = tuple(contours)
     if not found:
         wanted = " or ".join(_KIND_NAMES[kind] for kind in contours)
         for path in dicoms:
-            tally.add("image-no-contour", path, f"no {wanted} for this image.")
+            tally.add("image-no-contour", path, f"no {wanted} for this image.", key)
         return None
     if not dicoms:
-        for path in found:
-            tally.add("contour-no-image", path, f"no DICOM file for slice {number}.")
+        for path, kind in found:
+            message = f"no DICOM file for slice {key.slice}."
+            tally.add("contour-no-image", path, message, key, _code(kind, kinds))
         return None
     groups = [dicoms, *contours.values()]
     if any(len(paths) > 1 for paths in groups):
         for path in (path for paths in groups for path in paths if len(paths) > 1):
-            message = f"more than one file means slice {number}; none is taken. Keep one of them."
-            tally.add("slice-ambiguous", path, message)
+            message = (
+                f"more than one file means slice {key.slice}; none is taken. Keep one of them."
+            )
+            tally.add("slice-ambiguous", path, message, key)
         return None
     return {"dicom": dicoms[0]} | {kind: paths[0] for kind, paths in contours.items() if paths}
 
@@ -335,3 +320,12 @@ def _folders(root: Path, folder: str, except_for: Iterable[str], tally: _Tally) 
     known = set(except_for)
     names = _names(root, folder, tally)
     return [name for name in names if name not in known and os.path.isdir(root / folder / name)]
+
+
+SOURCE: Final = Source(
+    name="link",
+    recognises=_recognises,
+    settle=_settle,
+    discover=discover,
+    read_region=read_region,
+)

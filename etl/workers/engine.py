@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
 
 from etl.errors import EtlError
-from etl.sources.link_csv import LINK_FILE
 from etl.workers import local_pool
 from loader.format import VERSION
 
@@ -139,6 +138,31 @@ class InProcess(Executor):
 
 
 @contextmanager
+def engine_for(
+    executor: Executor | None, n_workers: int, n_tasks: int, probe: Path, out: Path
+) -> Iterator[Engine]:
+    """Yield an engine on the caller's executor, or on processes of this machine where it has none.
+
+    Parameters
+    ----------
+    n_tasks : int
+        Of the longest stage: more processes of this machine would have nothing to do.
+    probe, out : Path
+        A file of the input, and the new output file, which all workers must see.
+
+    Raises
+    ------
+    EtlError
+        The executor's workers do not see them, or run another version of dicom-etl.
+    """
+    if executor is None:
+        with local_engine(min(n_workers, n_tasks)) as engine:
+            yield engine
+    else:
+        yield foreign_engine(executor, n_workers, probe, out)
+
+
+@contextmanager
 def local_engine(n_workers: int) -> Iterator[Engine]:
     """Yield an engine of so many processes on this machine; of none extra for one worker.
 
@@ -149,14 +173,13 @@ def local_engine(n_workers: int) -> Iterator[Engine]:
         yield Engine(executor, n_workers, goes_on=True)
 
 
-@contextmanager
-def foreign_engine(executor: Executor, n_workers: int, root: Path, out: Path) -> Iterator[Engine]:
-    """Yield an engine on the caller's own executor, whose workers may run on other machines.
+def foreign_engine(executor: Executor, n_workers: int, probe: Path, out: Path) -> Engine:
+    """Return an engine on the caller's own executor, whose workers may run on other machines.
 
     Parameters
     ----------
-    root, out : Path
-        The input folder and the new output file, which all workers must see.
+    probe, out : Path
+        A file of the input, and the new output file, which all workers must see.
 
     Raises
     ------
@@ -165,41 +188,41 @@ def foreign_engine(executor: Executor, n_workers: int, root: Path, out: Path) ->
     """
     token = secrets.token_bytes(32)
     out.write_bytes(token)
-    expected = Sight(VERSION, (root / LINK_FILE).read_bytes(), token)
-    probes = [executor.submit(look, root, out) for _ in range(_IN_FLIGHT * n_workers)]
-    for seen in (probe.result() for probe in probes):
-        _require_same_sight(seen, expected, root, out)
+    expected = View(VERSION, probe.read_bytes(), token)
+    probes = [executor.submit(view, probe, out) for _ in range(_IN_FLIGHT * n_workers)]
+    for seen in (one.result() for one in probes):
+        _require_same_view(seen, expected, probe, out)
     # A Dask cluster starts its workers again by itself; any other executor is the caller's to mend.
     is_dask = type(executor).__module__.partition(".")[0] == "distributed"
-    yield Engine(executor, n_workers, goes_on=is_dask)
+    return Engine(executor, n_workers, goes_on=is_dask)
 
 
-class Sight(NamedTuple):
-    """What a worker has before its eyes; None for a file that it does not see."""
+class View(NamedTuple):
+    """The version that a worker runs, and the files that it sees; None for one that it does not."""
 
     version: str
-    link_file: bytes | None
+    probe: bytes | None
     out: bytes | None
 
 
-def look(root: Path, out: Path) -> Sight:
-    """Return what this process sees of the input folder and of the output file."""
+def view(probe: Path, out: Path) -> View:
+    """Return what this process sees of a file of the input and of the output file."""
     contents: list[bytes | None] = []
-    for path in (root / LINK_FILE, out):
+    for path in (probe, out):
         try:
             contents.append(path.read_bytes())
         except OSError:
             contents.append(None)
-    return Sight(VERSION, *contents)
+    return View(VERSION, *contents)
 
 
-def _require_same_sight(seen: Sight, expected: Sight, root: Path, out: Path) -> None:
+def _require_same_view(seen: View, expected: View, probe: Path, out: Path) -> None:
     if seen.version != expected.version:
         raise EtlError(
             f"Workers not usable: one runs dicom-etl {seen.version}, expected {expected.version}. "
             "Install the same version on all."
         )
-    places = ((seen.link_file, expected.link_file, root), (seen.out, expected.out, out.parent))
+    places = ((seen.probe, expected.probe, probe.parent), (seen.out, expected.out, out.parent))
     for found, wanted, folder in places:
         if found != wanted:
             raise EtlError(

@@ -6,7 +6,8 @@ import pytest
 from builders import contour_path, write_contour, write_dicom, write_tree
 
 from etl.errors import EtlError
-from etl.sources.link_csv import discover
+from etl.options import BuildOptions
+from etl.sources import link_csv
 
 
 @pytest.fixture
@@ -14,12 +15,16 @@ def root(tmp_path):
     return write_tree(tmp_path / "data", [("P1", "A1"), ("P2", "A2")], slices=(1, 2))
 
 
+def discover(root, kinds, *, partial):
+    return link_csv.discover(root, BuildOptions(contours=kinds, partial=partial))
+
+
 def codes(found):
     return Counter(finding.code for finding in found.findings)
 
 
 def slices(found):
-    return [(link.patient_id, link.slice) for link in found.links]
+    return [(link.key.patient_id, link.key.slice) for link in found.links]
 
 
 ALL = [("P1", 1), ("P1", 2), ("P2", 1), ("P2", 2)]

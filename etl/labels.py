@@ -1,0 +1,135 @@
+"""Structures and label schemes: what masks show, by which codes, and what covers what."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from etl.options import KINDS, Kind
+from loader.format import MAX_CODE, Structure
+
+BRIGHTER: Final = "brighter"
+DARKER: Final = "darker"
+
+_STEM: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", re.ASCII)
+_CONTRASTS: Final = ("", BRIGHTER, DARKER)
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """The structures of one file.
+
+    Parameters
+    ----------
+    structures : tuple of Structure
+        In paint order: where two overlap, the later one's code stands in the label map.
+
+    Raises
+    ------
+    ValueError
+        No structure, a code outside 1 to 254, a code, name or stem that two structures share, a
+        stem that cannot begin a column's name, or an `inside_of` that names no other structure.
+    """
+
+    structures: tuple[Structure, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what no file can hold."""
+        if not self.structures:
+            raise ValueError("structures: expected at least one, found none.")
+        for what in ("code", "name", "stem", "label"):
+            counts = Counter(getattr(structure, what) for structure in self.structures)
+            value, n_times = counts.most_common(1)[0]
+            if n_times > 1:
+                raise ValueError(f"structures: expected every {what} once, found {value!r} twice.")
+        names = {structure.name for structure in self.structures}
+        for one in self.structures:
+            if not 1 <= one.code <= MAX_CODE:
+                raise ValueError(f"structures: expected codes 1 to {MAX_CODE}, found {one.code}.")
+            if not _STEM.fullmatch(one.stem):
+                raise ValueError(f"structures: {one.stem!r} cannot begin a column's name.")
+            if one.inside_of and one.inside_of not in names - {one.name}:
+                raise ValueError(
+                    f"structures: {one.name!r} is inside of {one.inside_of!r}, unknown."
+                )
+            if one.contrast not in _CONTRASTS:
+                raise ValueError(f"structures: expected a contrast of {_CONTRASTS[1:]}.")
+
+    @cached_property
+    def by_code(self) -> dict[int, Structure]:
+        """The structures by their codes, in ascending order."""
+        return {one.code: one for one in sorted(self.structures, key=lambda one: one.code)}
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The place of each code in the paint order."""
+        return {one.code: place for place, one in enumerate(self.structures)}
+
+    def __iter__(self) -> Iterator[Structure]:
+        """Yield the structures in the order of their codes."""
+        return iter(self.by_code.values())
+
+    def __len__(self) -> int:
+        """Return the number of structures."""
+        return len(self.structures)
+
+    def __getitem__(self, code: int) -> Structure:
+        """Return the structure that has a code."""
+        return self.by_code[code]
+
+    @cached_property
+    def nested(self) -> list[tuple[Structure, Structure]]:
+        """Each structure that lies inside another one, with that one."""
+        by_name = {structure.name: structure for structure in self.structures}
+        return [(one, by_name[one.inside_of]) for one in self if one.inside_of]
+
+    def to_json(self) -> list[dict[str, object]]:
+        """Return the attribute `structures`: objects in paint order."""
+        return [
+            {**structure._asdict(), "contour_label": structure.label, "paint_order": place}
+            for place, structure in enumerate(self.structures)
+        ]
+
+
+_INNER: Final = Structure(
+    name="i-contour",
+    code=1,
+    meaning="blood pool (inside the i-contour)",
+    stem="icontour",
+    inside_of="o-contour",
+    contrast=BRIGHTER,
+)
+_OUTER: Final = Structure(
+    name="o-contour",
+    code=2,
+    meaning="muscle (inside the o-contour, not the i-contour)",
+    stem="ocontour",
+    contrast=DARKER,
+)
+CARDIAC: Final[dict[Kind, Structure]] = {"i": _INNER, "o": _OUTER}
+
+
+def cardiac_scheme(kinds: Sequence[Kind]) -> LabelScheme:
+    """Return the scheme of inner and outer contours of the heart's left ventricle.
+
+    One kind: its code is 1. Both: the outer contour is painted first, so that the blood pool inside
+    the inner one wins. In /contours/label the outer contour is always 2.
+    """
+    if len(kinds) == len(KINDS):
+        return LabelScheme((_OUTER, _INNER))
+    if kinds[0] == "i":
+        return LabelScheme((_INNER._replace(inside_of=""),))
+    meaning = "inside the o-contour"
+    return LabelScheme((_OUTER._replace(code=1, meaning=meaning, contour_label=2),))
+
+
+def named_scheme(names: Iterable[str]) -> LabelScheme:
+    """Return a scheme of structures known by their names only: codes from 1, later ones on top."""
+    return LabelScheme(
+        tuple(
+            Structure(name, code, meaning=name, stem=f"label{code}", source_codes=(name,))
+            for code, name in enumerate(names, 1)
+        )
+    )

@@ -1,0 +1,204 @@
+"""Checks of what was drawn on one sample, each → a remark with its numbers.
+
+They look at a region while a worker has it in memory, and keep of it what the checks of all rows
+need.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from etl.contours.polygon import nested_areas
+from etl.findings import Remark
+from etl.model import Mask, Region, Vertices
+from loader.format import Structure
+
+_Floats: TypeAlias = npt.NDArray[np.float64]
+
+# ---------------------------------------------------------------------------------- the thresholds
+
+# Vertices are compared on this grid: the customary contour files have two decimals.
+GRID: Final = 100  # steps to a pixel
+# A drawing closes itself within its usual spacing; this much more is a piece that is missing.
+GAP_RATIO: Final = 3.0  # times the longest distance between any other two neighbours
+MIN_GAP: Final = 3.0  # pixels: a straight line across less follows any real border
+# Smaller loops are a trembling hand, and turn at most a pixel or two inside out.
+MIN_LOOP: Final = 1.0  # square pixels wound round twice or backwards
+# A double click or a touching pair of points is harmless; so many say that a part is drawn twice.
+REPEATED_SHARE: Final = 0.05
+MIN_REPEATED: Final = 3  # points: one double click in a contour of few points is no matter
+# Two borders that touch share edge pixels: the drawings meet, the pixels' staircases do not.
+OUTSIDE_SHARE: Final = 0.01
+MIN_OUTSIDE: Final = 4  # pixels: of a small contour a single one is more than the share above
+
+_LINES: Final = 4  # scan lines to a pixel where a contour's loops are measured
+_MAX_CROSSINGS: Final = 1 << 18  # of lines with edges: a contour of huge edges gets fewer lines
+_LINE_OFFSET: Final = 0.0317  # pixels: off the grid, so that no vertex lies on a scan line
+
+# ------------------------------------------------------------------------------------ of one region
+
+
+class Shape(NamedTuple):
+    """What is kept of one region until all rows are known."""
+
+    digest: int  # of its distinct vertices: whatever their format, first point or direction
+    x: float  # centre of mass, pixels
+    y: float
+
+
+def check_region(region: Region) -> tuple[Shape, list[Remark]]:
+    """Return what to keep of a region, and what is suspicious about its drawing.
+
+    Of several polygons the remarks say which one they are about. A mask draws no line.
+    """
+    if region.mask is not None:
+        return _mask_shape(region.mask), []
+    if len(region.polygons) == 1:
+        return _check_polygon(region.polygons[0])
+    shapes: list[Shape] = []
+    remarks: list[Remark] = []
+    for number, vertices in enumerate(region.polygons, 1):
+        shape, found = _check_polygon(vertices)
+        shapes.append(shape)
+        which = f"its polygon {number} of {len(region.polygons)}"
+        remarks += [Remark(remark.code, f"{which}: {remark.message}") for remark in found]
+    return _joined(shapes, nested_areas(region.polygons)), remarks
+
+
+def _joined(shapes: Sequence[Shape], areas: Sequence[float]) -> Shape:
+    """Return the shape of a region from those of its polygons and their areas, holes negative."""
+    digest = xxhash.xxh3_64_intdigest(np.sort([shape.digest for shape in shapes]).tobytes())
+    total = sum(areas)
+    weights = [area / total if total else 1 / len(areas) for area in areas]
+    x = sum(weight * shape.x for weight, shape in zip(weights, shapes, strict=True))
+    y = sum(weight * shape.y for weight, shape in zip(weights, shapes, strict=True))
+    return Shape(digest, x, y)
+
+
+def _mask_shape(mask: Mask) -> Shape:
+    row, column = np.nonzero(mask)
+    digest = xxhash.xxh3_64_intdigest(np.packbits(mask).tobytes())
+    if len(row) == 0:
+        return Shape(digest, np.nan, np.nan)
+    return Shape(digest, float(column.mean()), float(row.mean()))
+
+
+def _check_polygon(vertices: Vertices) -> tuple[Shape, list[Remark]]:
+    """Return what to keep of a polygon with three distinct vertices, and what is suspicious."""
+    # Whole numbers in floating point: sums are exact, so that every machine finds the same.
+    grid = np.rint(vertices * GRID) + 0.0  # one zero: -0.0 has other bytes
+    middle = np.rint(grid.sum(axis=0) / len(grid))
+    closed = np.concatenate((grid, grid[:1])) - middle
+    x, y = closed[:, 0], closed[:, 1]
+    cross = x[:-1] * y[1:] - x[1:] * y[:-1]
+    shape, n_distinct = _shape(grid, middle, closed, cross)
+    dx, dy = x[1:] - x[:-1], y[1:] - y[:-1]
+    distance = np.sqrt(dx * dx + dy * dy) / GRID
+    findings = [
+        *_open_gap(distance),
+        *_repeated_points(len(grid), n_distinct, is_closed=bool(distance[-1] == 0)),
+    ]
+    if not _is_star(cross, y):
+        findings += _self_crossing(vertices)
+    return shape, findings
+
+
+def _shape(grid: _Floats, middle: _Floats, closed: _Floats, cross: _Floats) -> tuple[Shape, int]:
+    """Return digest and centre of mass of a contour, and how many distinct points it has."""
+    packed = np.sort(grid[:, 0] * (1 << 24) + grid[:, 1])
+    distinct = np.concatenate((packed[:1], packed[1:][packed[1:] != packed[:-1]]))
+    digest = xxhash.xxh3_64_intdigest(distinct.data)
+    doubled_area = float(cross.sum())
+    centre = middle
+    if doubled_area:
+        centre = middle + cross @ (closed[:-1] + closed[1:]) / (3 * doubled_area)
+    x, y = centre.tolist()
+    return Shape(digest, x / GRID, y / GRID), len(distinct)
+
+
+def _open_gap(distance: _Floats) -> Iterator[Remark]:
+    gap, longest = float(distance[-1]), float(distance[:-1].max())
+    if gap >= MIN_GAP and gap >= GAP_RATIO * longest:
+        yield Remark(
+            "contour-open-gap",
+            f"its first and last point are {gap:.1f} pixels apart, other neighbours at most "
+            f"{longest:.1f}; a straight line closes it. Is a piece of it missing?",
+        )
+
+
+def _repeated_points(n_vertices: int, n_distinct: int, *, is_closed: bool) -> Iterator[Remark]:
+    n_repeated = n_vertices - n_distinct - is_closed
+    if n_repeated >= MIN_REPEATED and n_repeated > REPEATED_SHARE * n_vertices:
+        yield Remark(
+            "contour-repeated-points",
+            f"{n_repeated} of its {n_vertices} points ({n_repeated / n_vertices:.0%}) repeat "
+            "others. Is a part of it drawn twice?",
+        )
+
+
+def _is_star(cross: _Floats, y: _Floats) -> bool:
+    """Say whether a contour runs once around its middle, never turning back: it cannot cross."""
+    if cross.min() < 0 < cross.max():
+        return False
+    is_above = y < 0
+    n_turns = int(np.count_nonzero(is_above[1:] != is_above[:-1]))
+    return n_turns == 2  # noqa: PLR2004  once up and once down
+
+
+def _self_crossing(vertices: Vertices) -> Iterator[Remark]:
+    area = _loops(vertices)
+    if area >= MIN_LOOP:
+        yield Remark(
+            "contour-self-crossing",
+            f"crosses itself: its loops have {area:.1f} square pixels, which it winds round twice "
+            "or backwards. Draw it again.",
+        )
+
+
+def _loops(vertices: Vertices) -> float:
+    """Return the area that a closed polygon winds round other than once in its own direction.
+
+    Around a place where it crosses itself winding numbers differ by two; where it only touches
+    itself all are 0 or that of its inside. They are counted along scan lines, edge by edge.
+    """
+    ends = np.concatenate((vertices[1:], vertices[:1]))
+    height = float(np.abs(ends[:, 1] - vertices[:, 1]).sum())
+    if height == 0:
+        return 0.0
+    lines = min(_LINES, _MAX_CROSSINGS / height)
+    y0, y1 = ((side[:, 1] + _LINE_OFFSET) * lines for side in (vertices, ends))
+    first = np.ceil(np.minimum(y0, y1)).astype(np.int64)
+    count = np.ceil(np.maximum(y0, y1)).astype(np.int64) - first
+    edge = np.repeat(np.arange(len(vertices)), count)
+    line = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    share = (line - y0[edge]) / (y1[edge] - y0[edge])
+    x = vertices[edge, 0] + share * (ends[edge, 0] - vertices[edge, 0])
+    order = np.lexsort((x, line))
+    # At the last edge of a line it is 0 again, so that no stretch leads from line to line.
+    winding = np.cumsum(np.sign(y1 - y0)[edge][order])[:-1]
+    stretches = np.diff(x[order])
+    # Whichever its own direction is: of a figure of eight the smaller half counts.
+    loops = (stretches[(winding != 0) & (winding != inside)].sum() for inside in (1, -1))
+    return float(min(loops)) / lines
+
+
+def check_overlap(outer: Structure, n_inner: int, n_outside: int) -> list[Remark]:
+    """Warn where part of a region lies outside the structure that it belongs in.
+
+    Parameters
+    ----------
+    outer : Structure
+        The structure that the inner one lies in.
+    n_inner, n_outside : int
+        Pixels inside the inner region, and those of them that are not inside the outer one.
+    """
+    if n_outside < MIN_OUTSIDE or n_outside <= OUTSIDE_SHARE * n_inner:
+        return []
+    message = (
+        f"{n_outside} of its {n_inner} pixels ({n_outside / n_inner:.1%}) lie outside the "
+        f"{outer.name}, expected at most {OUTSIDE_SHARE:.0%}. Does one of the two belong elsewhere?"
+    )
+    return [Remark("inner-outside-outer", message)]

@@ -1,0 +1,31 @@
+"""Text contours, one file for each structure of a frame; see `etl.contours.text`."""
+
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from etl.contours import text
+from etl.model import AnnotationRef, Instance, Region
+from etl.options import BuildOptions
+from etl.sources.files import open_source, read_all
+
+
+def read_region(
+    root: Path, annotation: AnnotationRef, _instance: Instance | None, options: BuildOptions
+) -> Region:
+    """Return the polygons of one contour file, counted as `options.contour_origin` says.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or is not a contour.
+    """
+    code = "contour-unreadable"
+    with open_source(root, annotation.path, code) as (descriptor, stamp):
+        if stamp.size > text.MAX_BYTES:
+            raise text.too_large(stamp.size)
+        data = read_all(descriptor, stamp, code)
+    origin = np.float64(options.contour_origin)
+    polygons = tuple(vertices - origin for vertices in text.parse_contour(data))
+    return Region(annotation.code, polygons, xxhash.xxh3_128_hexdigest(data))

@@ -1,0 +1,62 @@
+"""The layouts that a build knows, and the choice among them."""
+
+from pathlib import Path
+from typing import Final
+
+from etl.errors import EtlError
+from etl.sources import link_csv, table
+from etl.sources.source import Source
+
+AUTO: Final = "auto"
+
+# Add a source of your own here; the documentation's page on sources has an example.
+LAYOUTS: Final[dict[str, Source]] = {
+    source.name: source for source in (link_csv.SOURCE, table.SOURCE)
+}
+
+
+def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
+    """Return the source of DATA, and a sentence on why it is that one.
+
+    Parameters
+    ----------
+    data : Path
+        Input folder, or table.
+    layout : str
+        A key of `LAYOUTS`, or "auto": the one layout that recognises the names in DATA.
+
+    Raises
+    ------
+    EtlError
+        No such input; no layout recognises it, or several do.
+    ValueError
+        No such layout.
+    """
+    if layout != AUTO:
+        if layout not in LAYOUTS:
+            expected = ", ".join(map(repr, (AUTO, *LAYOUTS)))
+            raise ValueError(f"layout: expected one of {expected}, found {layout!r}.")
+        return LAYOUTS[layout], f"Layout {layout}: as given."
+    if not data.exists():
+        raise EtlError(
+            f"Input not usable: {data}: no such file or folder. Give the folder that holds "
+            f"{_markers()}."
+        )
+    found = {name: why for name, source in LAYOUTS.items() if (why := source.recognises(data))}
+    if len(found) > 1:
+        listed = ", ".join(f"{name} ({why})" for name, why in found.items())
+        raise EtlError(
+            f"Input not usable: {data}: more than one layout fits: {listed}. Choose one with "
+            "--layout."
+        )
+    if not found:
+        raise EtlError(
+            f"Input not usable: {data}: no layout fits. Give the folder that holds {_markers()}, "
+            "or the table itself."
+        )
+    ((name, why),) = found.items()
+    return LAYOUTS[name], f"Layout {name}: found {why}."
+
+
+def _markers() -> str:
+    return f"{link_csv.LINK_FILE} or {table.TABLE_FILE}"

@@ -1,0 +1,91 @@
+"""What a source is: where samples come from, as functions that the stages call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from etl.findings import Finding
+from etl.labels import LabelScheme
+from etl.model import AnnotationRef, Instance, Link, Region
+from etl.options import BuildOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What an input holds: the links to build, and what cannot or need not be built.
+
+    Attributes
+    ----------
+    root : Path
+        The folder that all paths of links and findings are relative to.
+    probe : str
+        A file below `root` that every worker must see as this process does.
+    scheme : LabelScheme
+        The structures that the file will have.
+    links : list of Link
+        In the order of their keys; no key stands twice.
+    findings : list of Finding
+    counts : dict of str to int
+        What was found, for the attribute `sources`.
+    missing : str
+        A sentence on what no file at all was found of; empty where there is some of everything.
+    to_index : tuple of str
+        DICOM files whose headers `Source.resolve` needs.
+    sides : mapping, optional
+        patient_id → (split code, fold), where the input itself says so.
+    """
+
+    root: Path
+    probe: str
+    scheme: LabelScheme
+    links: list[Link]
+    findings: list[Finding]
+    counts: dict[str, int]
+    missing: str = ""
+    to_index: tuple[str, ...] = ()
+    sides: Mapping[str, tuple[int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        """Make the root absolute: a worker may run in another folder."""
+        object.__setattr__(self, "root", self.root.absolute())
+
+
+class Header(NamedTuple):
+    """What a source may want to know of a DICOM file before it links; see `Source.resolve`."""
+
+    series_instance_uid: str
+    instance_number: float  # NaN where the file has none
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One layout of input; the value of its name in `etl.sources.layouts.LAYOUTS`.
+
+    Functions travel to worker processes by their names: they stand in a module.
+
+    Attributes
+    ----------
+    recognises : callable
+        DATA → the name of the file by which it is this layout, or an empty string. Looks at names
+        and opens nothing.
+    settle : callable
+        Options → the options as this layout takes them, its defaults filled in. Raises EtlError for
+        an option that it does not have.
+    discover : callable
+        (DATA, options) → Discovery. Lists folders and reads tables; opens no DICOM file.
+    read_region : callable
+        (root, annotation, instance, options) → Region, in pixels of the instance's frame; the
+        instance is None where the image cannot be used. Runs in workers. Raises SourceError for an
+        annotation that cannot be used.
+    resolve : callable, optional
+        (discovery, path → Header of `to_index`) → the discovery with its final links. A file
+        without an entry could not be read.
+    """
+
+    name: str
+    recognises: Callable[[Path], str]
+    settle: Callable[[BuildOptions], BuildOptions]
+    discover: Callable[[Path, BuildOptions], Discovery]
+    read_region: Callable[[Path, AnnotationRef, Instance | None, BuildOptions], Region]
+    resolve: Callable[[Discovery, Mapping[str, Header]], Discovery] | None = None
