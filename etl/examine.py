@@ -30,7 +30,7 @@ from etl.model import (
 )
 from etl.options import BuildOptions
 from etl.sources.files import cannot_read, open_source
-from etl.sources.source import Discovery, Header, Source
+from etl.sources.source import Discovery, Header, ReadRegion, Source
 from etl.spool import Spool
 from etl.workers.chunks import chunks
 from etl.workers.engine import Engine, Work
@@ -75,7 +75,7 @@ def examine_links(
     The links are emptied: what is needed of them is in the spool.
     """
     work: Work[Sequence[Link], Examined] = Work(
-        run=functools.partial(examine, found.root, source, found.scheme, options),
+        run=functools.partial(examine, found.root, source.read_region, found.scheme, options),
         divide=lambda links: [[link] for link in links],
         give_up=functools.partial(give_up, found.scheme),
         names=lambda links: [link.frame.path for link in links],
@@ -102,7 +102,7 @@ def read_headers(root: Path, paths: Sequence[str]) -> list[Header | None]:
 
 def examine(
     root: Path,
-    source: Source,
+    read_region: ReadRegion,
     scheme: LabelScheme,
     options: BuildOptions,
     links: Sequence[Link],
@@ -127,7 +127,7 @@ def examine(
             bad.append(Finding(error.code, link.frame.path, error.message, key))
         for annotation in link.annotations:
             try:
-                region = source.read_region(root, annotation, instance, options)
+                region = read_region(root, annotation, instance, options)
                 warnings += _check_region(region, annotation, key, options)
                 regions.append(region)
             except SourceError as error:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final
 
 from etl.options import KINDS, Kind
-from loader.format import MAX_CODE, Structure
+from loader.format import CORE, MAX_CODE, VERSION_2, Structure
 
 BRIGHTER: Final = "brighter"
 DARKER: Final = "darker"
@@ -44,18 +44,30 @@ class LabelScheme:
             value, n_times = counts.most_common(1)[0]
             if n_times > 1:
                 raise ValueError(f"structures: expected every {what} once, found {value!r} twice.")
-        names = {structure.name for structure in self.structures}
-        for one in self.structures:
-            if not 1 <= one.code <= MAX_CODE:
-                raise ValueError(f"structures: expected codes 1 to {MAX_CODE}, found {one.code}.")
-            if not _STEM.fullmatch(one.stem):
-                raise ValueError(f"structures: {one.stem!r} cannot begin a column's name.")
-            if one.inside_of and one.inside_of not in names - {one.name}:
-                raise ValueError(
-                    f"structures: {one.name!r} is inside of {one.inside_of!r}, unknown."
-                )
-            if one.contrast not in _CONTRASTS:
-                raise ValueError(f"structures: expected a contrast of {_CONTRASTS[1:]}.")
+        columns = {name for structure in self.structures for name in structure.columns}
+        if taken := sorted(columns & (CORE.keys() | VERSION_2.keys())):
+            raise ValueError(f"structures: two columns named {taken[0]!r}; give another stem.")
+        for structure in self.structures:
+            if problem := self._problem(structure):
+                raise ValueError(f"structures: {problem}.")
+
+    def _problem(self, one: Structure) -> str:
+        """Return why a structure cannot be; empty where it can."""
+        names = {structure.name: structure for structure in self.structures}
+        if not 1 <= one.code <= MAX_CODE:
+            return f"expected codes 1 to {MAX_CODE}, found {one.code}"
+        if not _STEM.fullmatch(one.stem):
+            return f"{one.stem!r} cannot begin a column's name"
+        if one.contrast not in _CONTRASTS:
+            return f"expected a contrast of {_CONTRASTS[1:]}, found {one.contrast!r}"
+        if one.inside_of and one.inside_of not in names.keys() - {one.name}:
+            return f"{one.name!r} is inside of {one.inside_of!r}, unknown"
+        outer = one
+        for _ in names:
+            if not outer.inside_of:
+                return ""
+            outer = names.get(outer.inside_of, one)
+        return f"{one.name!r} lies in itself"
 
     @cached_property
     def by_code(self) -> dict[int, Structure]:
@@ -84,6 +96,11 @@ class LabelScheme:
         """Each structure that lies inside another one, with that one."""
         by_name = {structure.name: structure for structure in self.structures}
         return [(one, by_name[one.inside_of]) for one in self if one.inside_of]
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether the audit can look for the edges of any structure."""
+        return any(one.contrast for one in self.structures)
 
     def to_json(self) -> list[dict[str, object]]:
         """Return the attribute `structures`: objects in paint order."""

@@ -80,7 +80,7 @@ def build(
     ):
         found = index_headers(engine, source, found, options, progress=progress)
         hdf5_file.check_space(out, len(found.links) * options.rows * options.columns)
-        if options.has_audit:
+        if options.has_audit and found.scheme.has_contrast:
             mark_audited(found.links, found.scheme, options.audit_contours)
         examine_links(engine, source, found, options, spool, progress=progress)
         require_rows(len(spool), spool.findings, found.missing, strict=strict)

@@ -57,7 +57,7 @@ def review(
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
         findings += check_rows(Rows(manifest, rendered.marks["image"], shapes, scheme))
-    if options.has_audit:
+    if options.has_audit and scheme.has_contrast:
         patients, paths = (
             [value.decode() for value in manifest[name].tolist()]
             for name in ("patient_id", "dicom_path")

@@ -1,71 +1,63 @@
-"""A source of your own: masks as NumPy files in DATA/masks/<patient>/<n>.npy beside DATA/dicoms.
+"""A source of your own: `<patient>/<n>.dcm`, and beside each its mask as a picture, `<n>.png`.
 
-Run: python examples/mask_source.py data out.h5
+Register it, then build as always:
+
+    from etl.sources.layouts import LAYOUTS
+    from mask_source import SOURCE
+
+    LAYOUTS["masks"] = SOURCE
+    etl.build("data", "out.h5", etl.BuildOptions(layout="masks"), workers=2)
 """
 
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import xxhash
+from PIL import Image
 
-import etl
 from etl.errors import ContourError
 from etl.findings import Finding, SampleKey
 from etl.labels import named_scheme
 from etl.model import AnnotationRef, FrameRef, Instance, Link, Region
-from etl.sources.files import open_source, read_all
-from etl.sources.layouts import LAYOUTS
+from etl.options import BuildOptions
 from etl.sources.source import Discovery, Source
 
 
-def recognises(data: Path) -> str:
-    """Return the name by which DATA is of this layout, or an empty string."""
-    return "masks" if (data / "masks").is_dir() else ""
-
-
-def discover(data: Path, options: etl.BuildOptions) -> Discovery:
-    """Return a link for each image that has a mask, and a finding for each that has none."""
-    images = sorted(path.relative_to(data) for path in data.glob("dicoms/*/*.dcm"))
-    if not images:
-        raise etl.EtlError(f"Input not usable: {data}: has no dicoms/<patient>/<n>.dcm.")
+def discover(data: Path, _options: BuildOptions) -> Discovery:
+    """Link each DICOM file that has a picture; list those that have none."""
     links, findings = [], []
+    images = sorted(data.glob("*/*.dcm"), key=lambda path: (path.parent.name, int(path.stem)))
     for image in images:
-        key = SampleKey(image.parent.name, series="", slice=int(image.stem))
-        mask = Path("masks", image.parent.name, f"{image.stem}.npy")
+        key = SampleKey(image.parent.name, "", int(image.stem))
+        path, mask = (
+            one.relative_to(data).as_posix() for one in (image, image.with_suffix(".png"))
+        )
         if (data / mask).exists():
-            annotation = AnnotationRef(code=1, path=mask.as_posix())
-            links.append(Link(key, "", FrameRef(image.as_posix()), (annotation,)))
+            links.append(Link(key, "", FrameRef(path), (AnnotationRef(1, mask),)))
         else:
-            why = "no mask for this image."
-            findings.append(Finding("image-no-contour", image.as_posix(), why, key))
-    return Discovery(
-        root=data,
-        probe=images[0].as_posix(),
-        scheme=named_scheme(options.structures or ["blood pool"]),
-        links=sorted(links),
-        findings=findings,
-        counts={"images": len(images), "annotations": len(links)},
-    )
+            findings.append(Finding("image-no-contour", path, "no mask beside this image.", key))
+    counts = {"patients": len({link.key.patient_id for link in links}), "images": len(images)}
+    scheme = named_scheme(["tumour"])
+    return Discovery(data, links[0].frame.path if links else "", scheme, links, findings, counts)
 
 
 def read_region(
-    root: Path, annotation: AnnotationRef, _instance: Instance | None, _options: etl.BuildOptions
+    root: Path, annotation: AnnotationRef, _instance: Instance | None, _options: BuildOptions
 ) -> Region:
-    """Return one mask; runs in a worker."""
-    with open_source(root, annotation.path, "contour-unreadable") as (descriptor, stamp):
-        data = read_all(descriptor, stamp, "contour-unreadable")
+    """Read one picture: every pixel that is not black belongs to the structure."""
     try:
-        mask = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise ContourError("contour-unreadable", "is no NumPy file. Save it again.") from error
-    return Region(annotation.code, (), xxhash.xxh3_128_hexdigest(data), mask > 0)
+        content = (root / annotation.path).read_bytes()
+        with Image.open(root / annotation.path) as picture:
+            mask = np.asarray(picture.convert("L")) > 0
+    except OSError as error:
+        raise ContourError("contour-unreadable", "is no picture. Export it again.") from error
+    return Region(annotation.code, (), xxhash.xxh3_128_hexdigest(content), mask)
 
 
-SOURCE = Source("masks", recognises, lambda options: options, discover, read_region)
-LAYOUTS[SOURCE.name] = SOURCE
-
-if __name__ == "__main__":
-    result = etl.build(sys.argv[1], sys.argv[2], etl.BuildOptions(layout="masks"))
-    print(f"{result.n_rows} rows, {len(result.findings)} findings")
+SOURCE = Source(
+    name="masks",
+    recognises=lambda data: "masks" if any(data.glob("*/*.png")) else "",
+    settle=lambda options: options,
+    discover=discover,
+    read_region=read_region,
+)

@@ -14,6 +14,7 @@ from etl.errors import ContourError
 from etl.model import Vertices
 
 MAX_VERTICES: Final = 1_000_000
+MAX_POLYGONS: Final = 500
 MAX_BYTES: Final = 64 << 20
 
 # No possessive quantifiers: Python 3.11.2, which Debian 12 has, gets them wrong.
@@ -118,8 +119,16 @@ def _line_by_line(data: bytes) -> list[Vertices]:
                 "contour-too-large", f"has more than {MAX_VERTICES} points, expected at most that."
             )
     points = np.array(vertices, np.float64).reshape(-1, _COLUMNS)
-    parts = np.split(points, starts)
-    return parts if min(map(len, parts)) >= _MIN_PART else [points]
+    lengths = np.diff([0, *starts, len(points)])
+    if lengths.min() < _MIN_PART:
+        return [points]
+    if len(lengths) > MAX_POLYGONS:
+        raise ContourError(
+            "contour-too-large",
+            f"has {len(lengths)} polygons (blank lines separate them), expected at most "
+            f"{MAX_POLYGONS}.",
+        )
+    return np.split(points, starts)
 
 
 def _line_number(data: bytes, start: int) -> int:

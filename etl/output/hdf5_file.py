@@ -254,7 +254,7 @@ def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
     dataset = h5py.h5d.create(file.id, name.encode(), kind, space, properties)
-    return int(dataset.get_offset())
+    return int(dataset.get_offset() or 0)  # an empty one has no place
 
 
 def _set_attribute(file: h5py.File, key: str, value: str | float) -> None:

@@ -156,7 +156,7 @@ def _summarise(dataset: Dataset) -> Summary:
         labels=_labels(dataset),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
-        unchecked=list(_unchecked(dict(_items(attributes[Attribute.OPTIONS])))),
+        unchecked=list(_unchecked(attributes)),
         alignment=alignment,
         findings=group_findings(read_findings(dataset)),
     )
@@ -200,9 +200,10 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
         shown = ", ".join(f"{row:g} x {column:g}" for row, column in summary.pixel_spacings[:4])
         more = ", ..." if len(summary.pixel_spacings) > 4 else ""  # noqa: PLR2004  what fits a line
         yield f"  Spacing   {shown}{more} mm"
+    width = max((len(str(label.code)) for label in summary.labels), default=1)
     for label in summary.labels:
         yield (
-            f"  Label {label.code}   {label.meaning}: in {label.n_rows} rows, "
+            f"  Label {label.code:<{width}}   {label.meaning}: in {label.n_rows} rows, "
             f"{label.n_pixels} pixels, {label.median_pixels:.0f} in the median"
         )
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
@@ -212,7 +213,7 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
     if set(QUALITY_CODES) <= set(summary.unchecked):
         yield "  Checks    none: built with --no-qc"
     elif set(AUDIT_CODES) <= set(summary.unchecked):
-        yield "  Alignment not measured: built with --no-audit"
+        yield "  Alignment not measured: --no-audit, or no structure whose contrast is known"
     if summary.alignment is not None:
         yield f"  Alignment {_alignment_text(summary.alignment)}"
     yield f"  Sources   {', '.join(_sources_text(summary.sources))}"
@@ -308,11 +309,11 @@ def _alignment_text(numbers: Mapping[str, object]) -> str:
     )
 
 
-def _unchecked(options: Mapping[str, object]) -> Sequence[str]:
-    """Return the codes of findings that a build with some options does not look for."""
-    if not options.get("qc", True):
+def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
+    """Return the codes of findings that the build did not look for."""
+    if not dict(_items(attributes[Attribute.OPTIONS])).get("qc", True):
         return QUALITY_CODES
-    return () if options.get("audit", True) else AUDIT_CODES
+    return () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
 
 
 def _items(value: object) -> list[tuple[str, object]]:

@@ -1,5 +1,6 @@
 """The layouts that a build knows, and the choice among them."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
             expected = ", ".join(map(repr, (AUTO, *LAYOUTS)))
             raise ValueError(f"layout: expected one of {expected}, found {layout!r}.")
         return LAYOUTS[layout], f"Layout {layout}: as given."
-    if not data.exists():
+    if not os.path.exists(data):  # Path.exists raises for an overlong name
         raise EtlError(
             f"Input not usable: {data}: no such file or folder. Give the folder that holds "
             f"{_markers()}."

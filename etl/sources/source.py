@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from etl.findings import Finding
 from etl.labels import LabelScheme
@@ -58,11 +58,14 @@ class Header(NamedTuple):
     instance_number: float  # NaN where the file has none
 
 
+ReadRegion: TypeAlias = Callable[[Path, AnnotationRef, Instance | None, BuildOptions], Region]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One layout of input; the value of its name in `etl.sources.layouts.LAYOUTS`.
 
-    Functions travel to worker processes by their names: they stand in a module.
+    `read_region` travels to worker processes by its name: it stands in a module.
 
     Attributes
     ----------
@@ -87,5 +90,5 @@ class Source:
     recognises: Callable[[Path], str]
     settle: Callable[[BuildOptions], BuildOptions]
     discover: Callable[[Path, BuildOptions], Discovery]
-    read_region: Callable[[Path, AnnotationRef, Instance | None, BuildOptions], Region]
+    read_region: ReadRegion
     resolve: Callable[[Discovery, Mapping[str, Header]], Discovery] | None = None
