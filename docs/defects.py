@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import mask_source  # in examples/
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -20,8 +21,10 @@ from PIL import Image
 
 import etl
 from etl.contours.rasterise import rasterise
+from etl.labels import cardiac_scheme
 from etl.phantom.tree import write_phantom
 from etl.report.overlays import overlay
+from etl.sources.layouts import LAYOUTS
 
 Vertices: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,12 +45,17 @@ class Planted:
         The images that show it. One is shown beside its clean self, two beside each other.
     text : str
         Lines of the file that is at fault.
+    data : str
+        What to build, relative to the phantom's folder.
     options : dict
-        Further options of the build.
+        Options of the build instead of both contours.
+    executor : Executor, optional
+        Where to build.
     """
 
     pairs: tuple[tuple[str, int], ...] = ()
     text: str = ""
+    data: str = ""
     options: dict[str, object] | None = None
     executor: Executor | None = None
 
@@ -186,6 +194,41 @@ def _(_tree: Tree) -> Planted:
 def _(tree: Tree) -> Planted:
     _self_crossing(tree)
     return Planted(options={"exclude_flagged": ("contour-self-crossing",)})
+
+
+def _table(tree: Tree, *lines: str, **options: object) -> Planted:
+    """Write a table of two good contours and further lines."""
+    pairs = [(tree.patients[1], number) for number in tree.slices(tree.patients[1], "o")[:2]]
+    images, inner, outer = (
+        [path(pair, *kind).relative_to(tree.root).as_posix() for pair in pairs]
+        for path, kind in ((tree.dicom, ()), (tree.contour, "i"), (tree.contour, "o"))
+    )
+    paths = {"image": images[0], "inner": inner[0], "outer": outer[0]}
+    table = [
+        "patient_id,image,label,contour",
+        *(
+            f"{p},{image},pool,{text}"
+            for (p, _), image, text in zip(pairs, images, inner, strict=True)
+        ),
+        *(line.format(patient=pairs[0][0], **paths) for line in lines),
+    ]
+    (tree.root / "table.csv").write_text("\n".join(table) + "\n")
+    return Planted(text="\n".join(table), data="table.csv", options=options)
+
+
+@plants("annotation-duplicate")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},pool,{outer}")
+
+
+@plants("structure-missing")
+def _(tree: Tree) -> Planted:
+    return _table(tree, structures=("pool", "mucsle"))
+
+
+@plants("structure-not-chosen")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},muscle,{outer}", structures=("pool",))
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -356,6 +399,16 @@ def _(tree: Tree) -> Planted:
     return Planted((pair,))
 
 
+@plants("mask-size")
+def _(tree: Tree) -> Planted:
+    LAYOUTS.setdefault(mask_source.SOURCE.name, mask_source.SOURCE)
+    pair = tree.middle(with_outer=False)
+    for number, rows in ((pair[1], 240), (tree.slices(pair[0])[0], 256)):
+        image = tree.dicom((pair[0], number))
+        Image.new("L", (256, rows), "white").save(image.with_suffix(".png"))
+    return Planted(data="dicoms", options={"layout": mask_source.SOURCE.name})
+
+
 # ---------------------------------------------------------------------------------------- drawings
 
 
@@ -503,9 +556,10 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
     with tempfile.TemporaryDirectory() as scratch:
         tree = Tree(Path(shutil.copytree(clean.root, Path(scratch) / "data")))
         planted = PLANTS[code](tree)
-        options = {"contours": ("i", "o"), "partial": True} | (planted.options or {})
+        both = {"contours": ("i", "o"), "partial": True}
+        options = both if planted.options is None else planted.options
         result = etl.build(
-            tree.root,
+            tree.root / planted.data,
             Path(scratch) / "out.h5",
             etl.BuildOptions(**options),
             executor=planted.executor,
@@ -539,7 +593,7 @@ def _half(tree: Tree, pair: tuple[str, int]) -> _Half:
     contours = [("io".index(kind) + 1, tree.vertices(pair, kind)) for kind in kinds]
     image = tree.pixels(pair).reshape(256, 256)
     mask = _mask(contours)
-    drawn = overlay(image, mask, contours, "")
+    drawn = overlay(image, mask, contours, "", cardiac_scheme(("i", "o")).structures)
     every = np.concatenate([vertices for _, vertices in contours])
     return _Half(drawn, drawn.width // 256, every.min(axis=0), every.max(axis=0))
 
