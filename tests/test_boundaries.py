@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "contours": {"records"},
     "dicom": {"format", "records"},
     "sources": {"contours", "dicom", "format", "records"},
-    "quality": {"contours", "records", "sources"},
+    "quality": {"contours", "format", "records"},
     "workers": {"format", "records", "sources"},
     "output": {"format", "records", "sources"},
     "stages": {
