@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test test-frameworks check bench format clean
+.PHONY: run test test-frameworks check docs bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
-$(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check: $(VENV)/.installed-%: pyproject.toml constraints.txt
+$(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(filter-out run,$*),[$*])'
 	touch $@
@@ -23,12 +23,15 @@ test: $(VENV)/.installed-test
 # PyTorch is large and not needed by any other command: its tests are apart.
 test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
-	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks
+	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build/html
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/build.py --pairs 1000 --rounds 3
@@ -39,4 +42,4 @@ format: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(RUN) build *.egg-info
+	rm -rf $(VENV) $(RUN) build docs/_build docs/_generated *.egg-info

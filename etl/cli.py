@@ -486,9 +486,27 @@ def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--patients", type=click.IntRange(1, 999), default=6, show_default=True)
-@click.option("--slices", type=click.IntRange(1, 99), default=8, show_default=True)
-@click.option("--phases", type=click.IntRange(1, 99), default=10, show_default=True)
+@click.option(
+    "--patients",
+    type=click.IntRange(1, 999),
+    default=6,
+    show_default=True,
+    help="Patients to make.",
+)
+@click.option(
+    "--slices",
+    type=click.IntRange(1, 99),
+    default=8,
+    show_default=True,
+    help="Slices of each patient's stack.",
+)
+@click.option(
+    "--phases",
+    type=click.IntRange(1, 99),
+    default=10,
+    show_default=True,
+    help="Phases of each slice's heart beat.",
+)
 @click.option(
     "--seed",
     type=click.IntRange(min=0),

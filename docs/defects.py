@@ -1,0 +1,566 @@
+"""One example of each finding: plant a defect in the phantom, build, and see that it is found.
+
+`write_examples` leaves a JSON file with path and message of each finding, and a picture where the
+defect can be seen. The pages in findings/ show them; nothing of it is committed.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from PIL import Image
+
+import etl
+from etl.contours.rasterise import rasterise
+from etl.phantom.tree import write_phantom
+from etl.report.overlays import overlay
+
+Vertices: TypeAlias = npt.NDArray[np.float64]
+
+EXAMPLES: Final = "examples.json"
+
+_SIDE: Final = 380  # pixels of each half of a picture
+_MARGIN: Final = 8  # pixels of the image around the contours
+_GAP: Final = 12
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What to show of a defect.
+
+    Attributes
+    ----------
+    pairs : tuple of (patient, slice)
+        The images that show it. One is shown beside its clean self, two beside each other.
+    text : str
+        Lines of the file that is at fault.
+    options : dict
+        Further options of the build.
+    """
+
+    pairs: tuple[tuple[str, int], ...] = ()
+    text: str = ""
+    options: dict[str, object] | None = None
+    executor: Executor | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a page shows of one finding."""
+
+    path: str
+    message: str
+    text: str
+    has_picture: bool
+    n_pairs: int
+
+
+class Tree:
+    """A phantom's folder, in which files can be changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        lines = (root / "link.csv").read_text().splitlines()[1:]
+        self.original_ids = dict(line.split(",") for line in lines)
+        self.patients = list(self.original_ids)
+
+    def slices(self, patient: str, kind: str = "i") -> list[int]:
+        """Return the slice numbers that have a contour."""
+        folder = self.root / "contourfiles" / self.original_ids[patient] / f"{kind}-contours"
+        return sorted(int(path.name.split("-")[2]) for path in folder.iterdir())
+
+    def middle(self, *, with_outer: bool) -> tuple[str, int]:
+        """Return patient and slice of a pair in the middle of a stack."""
+        patient = self.patients[1]
+        outer = self.slices(patient, "o")
+        chosen = [n for n in self.slices(patient) if (n in outer) == with_outer]
+        return patient, chosen[len(chosen) // 2]
+
+    def dicom(self, pair: tuple[str, int]) -> Path:
+        """Return the path of a pair's image."""
+        return self.root / "dicoms" / pair[0] / f"{pair[1]}.dcm"
+
+    def contour(self, pair: tuple[str, int], kind: str = "i") -> Path:
+        """Return the path of a pair's contour."""
+        name = f"IM-0001-{pair[1]:04d}-{kind}contour-manual.txt"
+        folder = self.root / "contourfiles" / self.original_ids[pair[0]]
+        return folder / f"{kind}-contours" / name
+
+    def vertices(self, pair: tuple[str, int], kind: str = "i") -> Vertices:
+        """Return a contour as the file has it."""
+        return np.loadtxt(self.contour(pair, kind), ndmin=2)
+
+    def draw(self, pair: tuple[str, int], vertices: Vertices, kind: str = "i") -> None:
+        """Write a contour."""
+        np.savetxt(self.contour(pair, kind), vertices, "%.4f")
+
+    def edit(self, pair: tuple[str, int], **attributes: object) -> None:
+        """Set attributes of an image; None removes one."""
+        dataset = pydicom.dcmread(self.dicom(pair))
+        for keyword, value in attributes.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                setattr(dataset, keyword, value)
+        dataset.save_as(self.dicom(pair))
+
+    def pixels(self, pair: tuple[str, int]) -> npt.NDArray[np.uint16]:
+        """Return the stored pixels of an image."""
+        return np.frombuffer(pydicom.dcmread(self.dicom(pair)).PixelData, "<u2").copy()
+
+
+Plant: TypeAlias = Callable[[Tree], Planted]
+PLANTS: Final[dict[str, Plant]] = {}
+
+
+def plants(code: str) -> Callable[[Plant], Plant]:
+    """Register the function that plants a defect."""
+
+    def register(plant: Plant) -> Plant:
+        PLANTS[code] = plant
+        return plant
+
+    return register
+
+
+# --------------------------------------------------------------------------------- files and links
+
+
+def _link_line(tree: Tree, line: str) -> Planted:
+    path = tree.root / "link.csv"
+    path.write_text(f"{path.read_text()}{line}\n")
+    return Planted(text=path.read_text())
+
+
+@plants("link-invalid")
+def _(tree: Tree) -> Planted:
+    return _link_line(tree, "PHANTOM005,")
+
+
+@plants("link-unknown-patient")
+def _(tree: Tree) -> Planted:
+    return _link_line(tree, "PHANTOM999,SYN-99")
+
+
+@plants("link-duplicate")
+def _(tree: Tree) -> Planted:
+    first, second = tree.patients[:2]
+    return _link_line(tree, f"{first},{tree.original_ids[second]}")
+
+
+@plants("slice-ambiguous")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    image = tree.dicom(pair)
+    twin = image.with_name(f"{pair[1]:03d}.dcm")
+    shutil.copyfile(image, twin)
+    return Planted(text=f"{image.name}\n{twin.name}\n")
+
+
+@plants("contour-no-image")
+def _(tree: Tree) -> Planted:
+    tree.dicom(tree.middle(with_outer=False)).unlink()
+    return Planted()
+
+
+@plants("image-no-contour")
+def _(tree: Tree) -> Planted:
+    tree.contour(tree.middle(with_outer=False)).unlink()
+    return Planted()
+
+
+@plants("contour-missing")
+def _(_tree: Tree) -> Planted:
+    return Planted()  # the phantom has such pairs
+
+
+@plants("row-excluded")
+def _(tree: Tree) -> Planted:
+    _self_crossing(tree)
+    return Planted(options={"exclude_flagged": ("contour-self-crossing",)})
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+def _edited(tree: Tree, **attributes: object) -> Planted:
+    tree.edit(tree.middle(with_outer=False), **attributes)
+    return Planted()
+
+
+@plants("image-unreadable")
+def _(tree: Tree) -> Planted:
+    tree.dicom(tree.middle(with_outer=False)).write_bytes(b"")
+    return Planted()
+
+
+@plants("image-truncated")
+def _(tree: Tree) -> Planted:
+    path = tree.dicom(tree.middle(with_outer=False))
+    path.write_bytes(path.read_bytes()[:-1000])
+    return Planted()
+
+
+@plants("image-no-pixels")
+def _(tree: Tree) -> Planted:
+    return _edited(tree, PixelData=None)
+
+
+@plants("image-not-grayscale")
+def _(tree: Tree) -> Planted:
+    return _edited(tree, PhotometricInterpretation="PALETTE COLOR")
+
+
+@plants("image-multiframe")
+def _(tree: Tree) -> Planted:
+    return _edited(tree, NumberOfFrames=2)
+
+
+@plants("image-unsupported-encoding")
+def _(tree: Tree) -> Planted:
+    path = tree.dicom(tree.middle(with_outer=False))
+    dataset = pydicom.dcmread(path)
+    dataset.compress(pydicom.uid.RLELossless)
+    dataset.save_as(path)
+    return Planted()
+
+
+@plants("image-size")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    smaller = tree.pixels(pair).reshape(256, 256)[:240]
+    tree.edit(pair, Rows=240, PixelData=smaller.tobytes())
+    return Planted()
+
+
+class _Meddling(Executor):
+    """Runs each task at once, and touches a file after it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def submit(self, task: Callable[..., object], /, *args: object, **kwargs: object) -> Future:  # type: ignore[type-arg]
+        """Return what the task returned."""
+        future: Future[object] = Future()
+        future.set_result(task(*args, **kwargs))
+        self._path.write_bytes(self._path.read_bytes() + b"\0\0")
+        return future
+
+
+@plants("image-changed")
+def _(tree: Tree) -> Planted:
+    return Planted(executor=_Meddling(tree.dicom(tree.middle(with_outer=False))))
+
+
+@plants("image-constant")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    tree.edit(pair, PixelData=np.full(256 * 256, 300, "<u2").tobytes())
+    return Planted((pair,))
+
+
+@plants("image-saturated")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    pixels = tree.pixels(pair)
+    highest = np.sort(pixels)[-len(pixels) // 7]
+    tree.edit(pair, PixelData=np.minimum(pixels, highest).tobytes())
+    return Planted((pair,))
+
+
+@plants("identical-image")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=False)
+    numbers = tree.slices(patient)
+    twin = patient, numbers[numbers.index(number) + 2]
+    tree.edit(twin, PixelData=tree.pixels((patient, number)).tobytes())
+    return Planted(((patient, number), twin))
+
+
+def _one_series(tree: Tree, patient: str) -> None:
+    for number in tree.slices(patient):
+        tree.edit((patient, number), SeriesInstanceUID="2.25.1")
+
+
+@plants("geometry-changes")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    _one_series(tree, pair[0])
+    tree.edit(pair, PixelSpacing=["1.5000", "1.5000"])
+    return Planted()
+
+
+@plants("instance-number-differs")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    tree.edit(pair, InstanceNumber=pair[1] + 1)
+    return Planted()
+
+
+# ----------------------------------------------------------------------------------- contour files
+
+
+def _text(tree: Tree, change: Callable[[list[str]], list[str]]) -> Planted:
+    """Change the lines of a contour file and show those around the first that differs."""
+    path = tree.contour(tree.middle(with_outer=False))
+    before = path.read_text().splitlines()
+    after = change(list(before))
+    path.write_text("\n".join(after) + "\n")
+    shown = [f"{number}: {line}" for number, line in enumerate(after[:4], start=1)]
+    return Planted(text="\n".join(shown))
+
+
+@plants("contour-unreadable")
+def _(tree: Tree) -> Planted:
+    return _text(tree, lambda lines: [*lines[:2], lines[2].replace(" ", ","), *lines[3:]])
+
+
+@plants("contour-not-finite")
+def _(tree: Tree) -> Planted:
+    return _text(tree, lambda lines: [*lines[:2], "nan nan", *lines[3:]])
+
+
+@plants("contour-too-few-points")
+def _(tree: Tree) -> Planted:
+    return _text(tree, lambda lines: lines[:2])
+
+
+@plants("contour-too-large")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    there_and_back = np.array([(0.0, 0.0), (60000.0, 60000.0)])
+    tree.draw(pair, np.tile(there_and_back, (100, 1)) + np.arange(200)[:, None])
+    return Planted()
+
+
+@plants("contour-outside")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    tree.draw(pair, tree.vertices(pair) + 300)
+    return Planted()
+
+
+@plants("mask-empty")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    centre = np.floor(tree.vertices(pair).mean(axis=0)) + 0.5
+    tree.draw(pair, centre + 0.3 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]))
+    return Planted((pair,))
+
+
+# ---------------------------------------------------------------------------------------- drawings
+
+
+@plants("contour-partly-outside")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    vertices = tree.vertices(pair)
+    n_columns_in = 2 * np.ptp(vertices[:, 0]) / 3
+    tree.draw(pair, vertices - (vertices[:, 0].max() - n_columns_in, 0))
+    return Planted((pair,))
+
+
+@plants("contour-open-gap")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    vertices = tree.vertices(pair)
+    tree.draw(pair, vertices[: -len(vertices) // 5])
+    return Planted((pair,))
+
+
+def _self_crossing(tree: Tree) -> tuple[str, int]:
+    pair = tree.middle(with_outer=False)
+    vertices = tree.vertices(pair)
+    right = int(vertices[:, 0].argmax())
+    corners = vertices[right] + 6 * np.array([[1, 0.5], [1, -0.5], [0, 0]])
+    tree.draw(pair, np.insert(vertices, right + 1, corners, axis=0))
+    return pair
+
+
+@plants("contour-self-crossing")
+def _(tree: Tree) -> Planted:
+    return Planted((_self_crossing(tree),))
+
+
+@plants("contour-repeated-points")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    vertices = tree.vertices(pair)
+    third = vertices[: len(vertices) // 3]
+    tree.draw(pair, np.concatenate([third, third[::-1], vertices]))
+    return Planted(text=f"{len(third)} of {len(vertices)} points are drawn three times")
+
+
+@plants("inner-outside-outer")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=True)
+    inner = tree.vertices(pair)
+    tree.draw(pair, inner + np.array([np.ptp(inner[:, 0]) / 3, 0]))
+    return Planted((pair,))
+
+
+@plants("identical-contour")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=False)
+    numbers = [n for n in tree.slices(patient) if n not in tree.slices(patient, "o")]
+    twin = patient, numbers[numbers.index(number) + 1]
+    tree.draw(twin, tree.vertices((patient, number)))
+    return Planted(((patient, number), twin))
+
+
+# ------------------------------------------------------------------------------ sizes and positions
+
+
+def _resized(tree: Tree, pair: tuple[str, int], factor: float) -> Planted:
+    vertices = tree.vertices(pair)
+    centre = vertices.mean(axis=0)
+    tree.draw(pair, centre + factor * (vertices - centre))
+    return Planted((pair,))
+
+
+@plants("area-jump")
+def _(tree: Tree) -> Planted:
+    return _resized(tree, tree.middle(with_outer=False), 1.6)
+
+
+@plants("area-outlier")
+def _(tree: Tree) -> Planted:
+    return _resized(tree, tree.middle(with_outer=True), 3.2)
+
+
+@plants("centroid-jump")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    vertices = tree.vertices(pair)
+    tree.draw(pair, vertices + np.ptp(vertices, axis=0) * (0.3, 0.4))
+    return Planted((pair,))
+
+
+# --------------------------------------------------------------------------------------- alignment
+
+
+def _moved(tree: Tree, patients: list[str], shift: tuple[float, float]) -> Planted:
+    for patient in patients:
+        for kind in "io":
+            for number in tree.slices(patient, kind):
+                pair = patient, number
+                tree.draw(pair, tree.vertices(pair, kind) + shift, kind)
+    return Planted((tree.middle(with_outer=True),))
+
+
+@plants("alignment-dataset")
+def _(tree: Tree) -> Planted:
+    return _moved(tree, tree.patients, (1.0, 1.0))
+
+
+@plants("alignment-patient")
+def _(tree: Tree) -> Planted:
+    return _moved(tree, [tree.patients[1]], (2.0, -1.5))
+
+
+# ------------------------------------------------------------------------------------ the examples
+
+
+def write_examples(folder: Path) -> dict[str, Example]:
+    """Plant every defect, and write what was found and the pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        clean = clean_tree(Path(scratch) / "clean")
+        examples = {code: example(code, clean, folder) for code in PLANTS}
+    plain = {code: asdict(one) for code, one in examples.items()}
+    (folder / EXAMPLES).write_text(json.dumps(plain, indent=1))
+    return examples
+
+
+def clean_tree(root: Path) -> Tree:
+    """Return a phantom without the images that have no contour."""
+    write_phantom(root, patients=4, slices=8, phases=3)
+    tree = Tree(root)
+    for patient in tree.patients:
+        wanted = set(tree.slices(patient))
+        for path in (root / "dicoms" / patient).iterdir():
+            if int(path.stem) not in wanted:
+                path.unlink()
+    return tree
+
+
+def example(code: str, clean: Tree, folder: Path) -> Example:
+    """Plant one defect in a copy of a clean tree; return the finding, and draw its picture.
+
+    Raises
+    ------
+    LookupError
+        The build did not find the defect.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Tree(Path(shutil.copytree(clean.root, Path(scratch) / "data")))
+        planted = PLANTS[code](tree)
+        options = {"contours": ("i", "o"), "partial": True} | (planted.options or {})
+        result = etl.build(
+            tree.root,
+            Path(scratch) / "out.h5",
+            etl.BuildOptions(**options),
+            executor=planted.executor,
+        )
+        found = [finding for finding in result.findings if finding.code == code]
+        if not found:
+            raise LookupError(f"{code}: planted, but not found; found {result.findings}.")
+        if planted.pairs:
+            halves = [_half(tree, pair) for pair in planted.pairs]
+            if len(halves) == 1:
+                halves.insert(0, _half(clean, planted.pairs[0]))
+            _picture(halves).save(folder / f"{code}.png", optimize=True)
+    return Example(
+        found[0].path, found[0].message, planted.text, bool(planted.pairs), len(planted.pairs)
+    )
+
+
+@dataclass(frozen=True)
+class _Half:
+    """An image with its contours, and the box around these in pixels of the image."""
+
+    drawn: Image.Image
+    scale: int
+    low: Vertices
+    high: Vertices
+
+
+def _half(tree: Tree, pair: tuple[str, int]) -> _Half:
+    """Return a pair's overlay as `report --overlays` draws it, from a build of this pair alone."""
+    kinds = [kind for kind in "io" if tree.contour(pair, kind).exists()]
+    contours = [("io".index(kind) + 1, tree.vertices(pair, kind)) for kind in kinds]
+    image = tree.pixels(pair).reshape(256, 256)
+    mask = _mask(contours)
+    drawn = overlay(image, mask, contours, "")
+    every = np.concatenate([vertices for _, vertices in contours])
+    return _Half(drawn, drawn.width // 256, every.min(axis=0), every.max(axis=0))
+
+
+def _mask(contours: list[tuple[int, Vertices]]) -> npt.NDArray[np.uint8]:
+    mask = np.zeros((256, 256), np.uint8)
+    for label, vertices in reversed(contours):  # the inner one last: it wins
+        mask[rasterise(vertices, 256, 256)] = label
+    return mask
+
+
+def _picture(halves: list[_Half]) -> Image.Image:
+    """Return two halves side by side, both cut to the square that holds all contours."""
+    low = np.min([half.low for half in halves], axis=0) - _MARGIN
+    high = np.max([half.high for half in halves], axis=0) + _MARGIN
+    side = float((high - low).max())
+    corner = np.clip((low + high - side) / 2, -0.5, 255.5 - side)
+    picture = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), "white")
+    for place, half in enumerate(halves):
+        box = np.append(corner + 0.5, corner + 0.5 + side) * half.scale
+        cut = half.drawn.crop(tuple(np.rint(box).astype(int).tolist()))
+        cut = cut.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        picture.paste(cut, (place * (_SIDE + _GAP), 0))
+    return picture
