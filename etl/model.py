@@ -7,11 +7,12 @@ times faster than a dataclass.
 import math
 import pickle
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from etl.geometry import ImagePlane
 from etl.options import Kind
 
 Vertices: TypeAlias = npt.NDArray[
@@ -50,10 +51,7 @@ class Identity(NamedTuple):
 
 
 class PixelFormat(NamedTuple):
-    """How the pixels of one instance lie in its file and what they mean.
-
-    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
-    """
+    """What the stored values of each frame of an instance mean."""
 
     rows: int
     columns: int
@@ -61,17 +59,25 @@ class PixelFormat(NamedTuple):
     bits_stored: int
     is_signed: bool
     is_inverted: bool  # MONOCHROME1
-    is_big_endian: bool
-    is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
-    is_deflated: bool
-    offset: int
     rescale_slope: float
     rescale_intercept: float
 
     @property
     def n_bytes(self) -> int:
-        """Length of the pixels, without padding."""
+        """Length of the pixels of one frame, without padding."""
         return self.rows * self.columns * self.bits_allocated // 8
+
+
+class NativePixels(NamedTuple):
+    """Where uncompressed pixels lie: frame after frame, without a gap between them.
+
+    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
+    """
+
+    offset: int  # of the first frame
+    is_big_endian: bool
+    is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
+    is_deflated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +101,11 @@ EMPTY_RANGE: Final = ValueRange(math.inf, -math.inf, is_whole=True)
 
 
 class Instance(NamedTuple):
-    """The attributes of one DICOM file that the manifest keeps; NaN or empty where it has none."""
+    """One frame of a DICOM file: its attributes and pixels; NaN or empty where it has no value."""
 
     pixel_format: PixelFormat
+    storage: NativePixels
+    transfer_syntax_uid: str
     sop_instance_uid: str
     series_instance_uid: str
     instance_number: float
@@ -106,6 +114,30 @@ class Instance(NamedTuple):
     image_orientation: tuple[float, ...]  # 6 direction cosines: along a row, then along a column
     slice_location: float  # mm
     trigger_time: float  # ms
+    frame_number: int = 1  # from 1
+    number_of_frames: int = 1
+    warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is suspicious in it
+
+    @property
+    def plane(self) -> ImagePlane:
+        """Where the frame lies in the patient."""
+        return ImagePlane(
+            self.image_position,
+            self.image_orientation[:3],
+            self.image_orientation[3:],
+            self.pixel_spacing,
+        )
+
+    def plain(self) -> tuple[object, ...]:
+        """Return the instance as tuples of no class, which pickle quickly."""
+        pixels, storage, *attributes = self
+        return tuple(pixels), tuple(storage), attributes
+
+    @classmethod
+    def of_plain(cls, plain: tuple[Any, ...]) -> "Instance":
+        """Return the instance that `plain` was called on."""
+        pixels, storage, attributes = plain
+        return cls(PixelFormat(*pixels), NativePixels(*storage), *attributes)
 
 
 class Contour(NamedTuple):
@@ -135,18 +167,17 @@ class Sample(NamedTuple):
         Plain tuples and bytes name no class, and are made without asking for one.
         """
         link, instance, identity, contours = self
-        pixels, *attributes = instance
         drawn = [(kind, vertices.tobytes(), xxh3) for kind, vertices, xxh3 in contours]
-        plain = tuple(link), tuple(pixels), attributes, tuple(identity), drawn
+        plain = tuple(link), instance.plain(), tuple(identity), drawn
         return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
-        link, pixels, attributes, identity, drawn = pickle.loads(packed)  # noqa: S301  our own
+        link, instance, identity, drawn = pickle.loads(packed)  # noqa: S301  our own
         return cls(
             Link(*link),
-            Instance(PixelFormat(*pixels), *attributes),
+            Instance.of_plain(instance),
             Identity(*identity),
             tuple(
                 Contour(kind, np.frombuffer(vertices).reshape(-1, 2), xxh3)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 from etl.findings import Finding
+from etl.geometry import heights, offsets_in_plane
 from etl.model import Image, Vertices
 from etl.options import KINDS, Kind
 from etl.quality.neighbours import Stack, find_jumps
@@ -340,12 +341,10 @@ def _jumps(manifest: Columns, numbers: npt.NDArray[np.void]) -> Iterator[Finding
     """Compare areas and centroids with those of neighbouring slices and phases."""
     spacing, orientation = _spacing(manifest), _orientation(manifest)
     position = np.stack([_floats(manifest, f"image_position_{axis}") for axis in "xyz"], axis=1)
-    along_row, along_column = orientation[:, :3], orientation[:, 3:]
-    height = (np.cross(along_row, along_column) * position).sum(axis=1)
+    height = heights(orientation, position)
     is_placed = ~np.isnan(height)
     # Where the first pixel lies in the slice's plane: slices of a stack may be cut out differently.
-    shift = np.stack([(along_row * position).sum(axis=1), (along_column * position).sum(axis=1)], 1)
-    shift /= spacing[:, ::-1]
+    shift = offsets_in_plane(orientation, position) / spacing[:, ::-1]
     key = [_codes(manifest["patient_id"]), is_placed, _geometries(spacing, orientation)]
     stack = Stack(
         group=_codes(_as_one(np.column_stack(key))),
