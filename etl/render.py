@@ -219,7 +219,7 @@ def _render_one(
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
-        image = modality_values(stored_values(data, pixels), pixels, dtype)
+        image = modality_values(stored_values(data, sample.instance), pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
     if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
