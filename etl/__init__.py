@@ -1,9 +1,8 @@
 """dicom-etl: a folder of DICOM images and drawn contours → one HDF5 file."""
 
-import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING
-
-from loader.format import VERSION as __version__  # noqa: N811  the customary name
 
 if TYPE_CHECKING:
     from etl.errors import EtlError
@@ -11,18 +10,59 @@ if TYPE_CHECKING:
     from etl.options import BuildOptions
     from etl.pipeline import build
 
-__all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
 
-_HOMES = {
-    "BuildOptions": "etl.options",
-    "EtlError": "etl.errors",
-    "Finding": "etl.findings",
-    "build": "etl.pipeline",
-}
+def _require_own_loader() -> None:
+    """Require that `loader` is the package beside this one; another is not imported.
+
+    Raises
+    ------
+    ImportError
+        Python finds another module or folder of this name first.
+    """
+    spec = importlib.util.find_spec("loader")
+    if spec is None:
+        return  # Python's own error says so
+    found = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+    folder = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    expected = os.path.join(folder, "loader", "__init__.py")
+    if os.path.realpath(found) != expected:
+        raise ImportError(
+            f"Package loader not usable: {found}: is not dicom-etl's own, which is {expected}. "
+            "Rename the other one, or take its folder out of PYTHONPATH and sys.path.",
+            name="loader",
+            path=found,
+        )
+
+
+_require_own_loader()
+
+from loader.format import VERSION as __version__  # noqa: E402, N811  the customary name
+
+__all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: `import etl` alone stays quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'etl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name when it is first used, so that `import etl` stays quick."""
+    match name:
+        case "BuildOptions":
+            from etl.options import BuildOptions
+
+            return BuildOptions
+        case "EtlError":
+            from etl.errors import EtlError
+
+            return EtlError
+        case "Finding":
+            from etl.findings import Finding
+
+            return Finding
+        case "build":
+            from etl.pipeline import build
+
+            return build
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion."""
+    return __all__

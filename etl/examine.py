@@ -23,6 +23,7 @@ from etl.model import (
     AnnotationRef,
     Examined,
     FileStamp,
+    FrameRef,
     Instance,
     Link,
     Region,
@@ -92,7 +93,7 @@ def read_headers(root: Path, paths: Sequence[str]) -> list[Header | None]:
     headers: list[Header | None] = []
     for path in paths:
         try:
-            instance, _ = _read_header(root, path)
+            instance, _ = _read_header(root, FrameRef(path, 1))
         except SourceError:  # it becomes a finding when its links are examined
             headers.append(None)
         else:
@@ -121,8 +122,9 @@ def examine(
         warnings: list[Finding] = []
         regions: list[Region] = []
         try:
-            instance, stamp = _read_header(root, link.frame.path)
+            instance, stamp = _read_header(root, link.frame)
             checks.check_size(instance.pixel_format, options.rows, options.columns)
+            warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]
         except SourceError as error:
             bad.append(Finding(error.code, link.frame.path, error.message, key))
         for annotation in link.annotations:
@@ -190,14 +192,14 @@ def _packed(
     )
 
 
-def _read_header(root: Path, path: str) -> tuple[Instance, FileStamp]:
+def _read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
     code = "image-unreadable"
-    with open_source(root, path, code) as (descriptor, stamp):
+    with open_source(root, frame.path, code) as (descriptor, stamp):
         if stamp.size > _MAX_DICOM_BYTES:
             message = f"has {stamp.size} bytes, expected at most {_MAX_DICOM_BYTES}."
             raise SourceError(code, message)
         try:
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return dicom_instance.read_instance(file), stamp
+                return dicom_instance.read_instance(file, frame.frame_number), stamp
         except OSError as error:
             raise cannot_read(error, code) from error

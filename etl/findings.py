@@ -73,6 +73,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "has more than one frame",
         "export single frames",
     ),
+    "image-no-frame": FindingCode(
+        "error",
+        "an annotation is about a frame that its image does not have",
+        "is it another image's?",
+    ),
     "image-unsupported-encoding": FindingCode(
         "error",
         "compressed, 32-bit or floating point pixels; a Modality LUT",

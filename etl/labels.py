@@ -1,5 +1,6 @@
 """Structures and label schemes: what masks show, by which codes, and what covers what."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from functools import cached_property
 from typing import Final
 
 from etl.options import KINDS, Kind
-from loader.format import CORE, MAX_CODE, VERSION_2, Structure
+from loader.format import CORE, MAX_CODE, STRING, VERSION_2, Structure
 
 BRIGHTER: Final = "brighter"
 DARKER: Final = "darker"
@@ -90,6 +91,12 @@ class LabelScheme:
     def __getitem__(self, code: int) -> Structure:
         """Return the structure that has a code."""
         return self.by_code[code]
+
+    @cached_property
+    def absent(self) -> dict[str, str | int | float]:
+        """The values of all structures' columns in a row that shows none of them."""
+        neutral: dict[str, str | int | float] = {STRING: "", "<f8": math.nan, "<i8": 0, "|u1": 0}
+        return {column: neutral[kind] for one in self for column, kind in one.columns.items()}
 
     @cached_property
     def nested(self) -> list[tuple[Structure, Structure]]:

@@ -7,12 +7,13 @@ times faster than a dataclass.
 import math
 import pickle
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding, SampleKey
+from etl.geometry import ImagePlane
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -56,10 +57,7 @@ class FileStamp(NamedTuple):
 
 
 class PixelFormat(NamedTuple):
-    """How the pixels of one instance lie in its file and what they mean.
-
-    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
-    """
+    """What the stored values of each frame of an instance mean."""
 
     rows: int
     columns: int
@@ -67,17 +65,25 @@ class PixelFormat(NamedTuple):
     bits_stored: int
     is_signed: bool
     is_inverted: bool  # MONOCHROME1
-    is_big_endian: bool
-    is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
-    is_deflated: bool
-    offset: int
     rescale_slope: float
     rescale_intercept: float
 
     @property
     def n_bytes(self) -> int:
-        """Length of the pixels, without padding."""
+        """Length of the pixels of one frame, without padding."""
         return self.rows * self.columns * self.bits_allocated // 8
+
+
+class NativePixels(NamedTuple):
+    """Where uncompressed pixels lie: frame after frame, without a gap between them.
+
+    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
+    """
+
+    offset: int  # of the first frame
+    is_big_endian: bool
+    is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
+    is_deflated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +107,11 @@ EMPTY_RANGE: Final = ValueRange(math.inf, -math.inf, is_whole=True)
 
 
 class Instance(NamedTuple):
-    """The attributes of one DICOM file that the manifest keeps; NaN or empty where it has none."""
+    """One frame of a DICOM file: its attributes and pixels; NaN or empty where it has no value."""
 
     pixel_format: PixelFormat
+    storage: NativePixels
+    transfer_syntax_uid: str
     sop_instance_uid: str
     series_instance_uid: str
     instance_number: float
@@ -112,7 +120,30 @@ class Instance(NamedTuple):
     image_orientation: tuple[float, ...]  # 6 direction cosines: along a row, then along a column
     slice_location: float  # mm
     trigger_time: float  # ms
-    transfer_syntax_uid: str
+    frame_number: int = 1  # from 1
+    number_of_frames: int = 1
+    warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is suspicious in it
+
+    @property
+    def plane(self) -> ImagePlane:
+        """Where the frame lies in the patient."""
+        return ImagePlane(
+            self.image_position,
+            self.image_orientation[:3],
+            self.image_orientation[3:],
+            self.pixel_spacing,
+        )
+
+    def plain(self) -> tuple[object, ...]:
+        """Return the instance as tuples of no class, which pickle quickly."""
+        pixels, storage, *attributes = self
+        return tuple(pixels), tuple(storage), attributes
+
+    @classmethod
+    def of_plain(cls, plain: tuple[Any, ...]) -> "Instance":
+        """Return the instance that `plain` was called on."""
+        pixels, storage, attributes = plain
+        return cls(PixelFormat(*pixels), NativePixels(*storage), *attributes)
 
 
 class Region(NamedTuple):
@@ -143,19 +174,18 @@ class Sample(NamedTuple):
         Plain tuples and bytes name no class, and are made without asking for one.
         """
         (key, original_id, frame, annotations, is_audited), instance, stamp, regions = self
-        pixels, *attributes = instance
         link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], is_audited
         drawn = [
             (code, [vertices.tobytes() for vertices in polygons], xxh3, _packed_mask(mask))
             for code, polygons, xxh3, mask in regions
         ]
-        plain = link, tuple(pixels), attributes, tuple(stamp), drawn
+        plain = link, instance.plain(), tuple(stamp), drawn
         return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
-        link, pixels, attributes, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
+        link, instance, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
         key, original_id, frame, annotations, is_audited = link
         return cls(
             Link(
@@ -165,7 +195,7 @@ class Sample(NamedTuple):
                 tuple(AnnotationRef(*annotation) for annotation in annotations),
                 is_audited,
             ),
-            Instance(PixelFormat(*pixels), *attributes),
+            Instance.of_plain(instance),
             FileStamp(*stamp),
             tuple(
                 Region(

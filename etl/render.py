@@ -219,7 +219,7 @@ def _render_one(
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
-        image = modality_values(stored_values(data, pixels), pixels, dtype)
+        image = modality_values(stored_values(data, sample.instance), pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
     if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
@@ -315,21 +315,19 @@ def _manifest_row(
 def _structure_columns(
     sample: Sample, painted: Painted, scheme: LabelScheme
 ) -> dict[str, str | int | float]:
-    paths = {annotation.code: annotation.path for annotation in sample.link.annotations}
-    regions = {region.code: region for region in sample.regions}
+    columns = scheme.absent.copy()
     # Nothing is painted over the last structure drawn, so that its pixels are counted already.
-    top = max(regions, key=scheme.places.__getitem__, default=0)
-    columns: dict[str, str | int | float] = {}
-    for code, structure in scheme.by_code.items():
-        region, stem = regions.get(code), structure.stem
-        columns[f"{stem}_path"] = paths.get(code, "")
-        columns[f"{stem}_xxh3"] = region.xxh3 if region else ""
-        columns[f"{stem}_area"] = _area(region) if region else math.nan
-        columns[f"drawn_{code}"] = int(region is not None)
-        if code == top or region is None:
-            columns[f"n_pixels_{code}"] = painted.n_inside.get(code, 0)
-        else:
-            columns[f"n_pixels_{code}"] = int(np.count_nonzero(painted.labels == code))
+    top = max((region.code for region in sample.regions), key=scheme.places.__getitem__, default=0)
+    for annotation, region in zip(sample.link.annotations, sample.regions, strict=True):
+        code, stem = region.code, scheme[region.code].stem
+        columns[f"{stem}_path"] = annotation.path
+        columns[f"{stem}_xxh3"] = region.xxh3
+        columns[f"{stem}_area"] = _area(region)
+        columns[f"drawn_{code}"] = 1
+        is_top = code == top
+        columns[f"n_pixels_{code}"] = (
+            painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))
+        )
     return columns
 
 
@@ -337,6 +335,8 @@ def _area(region: Region) -> float:
     """Return the area of a region in square pixels: of its polygons, or of its mask's pixels."""
     if region.mask is not None:
         return float(np.count_nonzero(region.mask))
+    if len(region.polygons) == 1:
+        return polygon.area(region.polygons[0])
     return sum(polygon.nested_areas(region.polygons))
 
 

@@ -104,10 +104,11 @@ def _n_common(one: _Borders, other: _Borders) -> int:
     if len(one) == 0 or len(other) == 0:
         return 0
     # Pixels of `other` before each of its borders; between two borders the number rises by 1 or 0.
-    steps = np.diff(other, prepend=other[0])
-    steps[::2] = 0
-    before = np.interp(one, other, np.cumsum(steps))
-    return round(float((before[1::2] - before[::2]).sum()))
+    lengths = other[1::2] - other[::2]
+    before = np.repeat(lengths.cumsum(), 2)
+    before[::2] -= lengths
+    ends = np.interp(one, other, before)
+    return round(float(ends[1::2].sum() - ends[::2].sum()))
 
 
 def _runs(mask: Mask | npt.NDArray[np.uint8]) -> _Borders:

@@ -19,7 +19,7 @@ from etl.dicom import pydicom_scan
 from etl.dicom.pixels import modality_range
 from etl.dicom.quick_scan import META_OFFSET, PIXEL_DATA, Element, HeaderTemplate, scan, scan_meta
 from etl.errors import ImageError
-from etl.model import Instance, PixelFormat
+from etl.model import Instance, NativePixels, PixelFormat
 
 _MARK: Final = b"DICM"
 _HEAD_BYTES: Final = 16384  # most headers are shorter
@@ -90,18 +90,20 @@ _MAX_LOOKED_AT: Final = 1024
 _MAX_VALUE_BYTES: Final = 4096
 
 
-def read_instance(file: BinaryIO) -> Instance:
-    """Return the attributes of one DICOM file and where its pixels lie.
+def read_instance(file: BinaryIO, frame_number: int | None = None) -> Instance:
+    """Return the attributes of one frame of a DICOM file and where its pixels lie.
 
     Parameters
     ----------
     file : binary file
         Seekable, positioned anywhere; best without a buffer of its own.
+    frame_number : int, optional
+        Counts from 1. Where it is None the file must have one frame.
 
     Raises
     ------
     ImageError
-        Anything for which the file cannot become a grayscale image of one frame.
+        Anything for which the frame cannot become a grayscale image.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -116,7 +118,7 @@ def read_instance(file: BinaryIO) -> Instance:
     if found is None and len(head) < size <= _SCAN_LIMIT:
         found = _scan(head + file.read(), size)
     elements, syntax = found or _parse(file, size)
-    return _instance(elements, syntax)
+    return _instance(elements, syntax, frame_number)
 
 
 def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
@@ -176,10 +178,16 @@ def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
     ), syntax
 
 
-def _instance(elements: dict[int, Element], syntax: str) -> Instance:
+def _instance(elements: dict[int, Element], syntax: str, frame_number: int | None) -> Instance:
     described = tuple((tag, elements[tag]) for tag in _PIXEL_TAGS if tag in elements)
+    pixel_format, storage, n_frames = _pixels(described, syntax, frame_number is None)
+    if frame_number is not None and not 1 <= frame_number <= n_frames:
+        frames = f"frames 1 to {n_frames}" if n_frames > 1 else "one frame"
+        raise ImageError("image-no-frame", f"has {frames}, but frame {frame_number} was asked for.")
     return Instance(
-        pixel_format=_pixel_format(described, syntax),
+        pixel_format=pixel_format,
+        storage=storage,
+        transfer_syntax_uid=syntax,
         sop_instance_uid=_uid(elements, 0x00080018),
         series_instance_uid=_uid(elements, 0x0020000E),
         instance_number=_numbers(elements, 0x00200013, 1)[0],
@@ -188,13 +196,16 @@ def _instance(elements: dict[int, Element], syntax: str) -> Instance:
         image_orientation=_numbers(elements, 0x00200037, 6),
         slice_location=_numbers(elements, 0x00201041, 1)[0],
         trigger_time=_numbers(elements, 0x00181060, 1)[0],
-        transfer_syntax_uid=syntax,
+        frame_number=frame_number or 1,
+        number_of_frames=n_frames,
     )
 
 
 @lru_cache
-def _pixel_format(described: tuple[tuple[int, Element], ...], syntax: str) -> PixelFormat:
-    """Return how the pixels lie and what they mean, or say why they are of no use.
+def _pixels(
+    described: tuple[tuple[int, Element], ...], syntax: str, must_be_single: bool
+) -> tuple[PixelFormat, NativePixels, int]:
+    """Return what pixels mean, how they lie and how many frames there are, or say what is wrong.
 
     The images of a series agree in these elements; they are looked at once.
     """
@@ -203,7 +214,11 @@ def _pixel_format(described: tuple[tuple[int, Element], ...], syntax: str) -> Pi
     order: Literal["big", "little"] = "big" if is_big_endian else "little"
     pixel_data = _require_pixel_data(elements)
     is_inverted = _require_grayscale(elements, order)
-    _require_one_frame(elements)
+    n_frames = _require_frames(elements)
+    if must_be_single and n_frames != 1:
+        raise ImageError(
+            "image-multiframe", f"has {n_frames} frames, expected 1. Export single frames."
+        )
     _require_no_modality_lut(elements)
     bits_allocated, bits_stored, is_signed = _require_pixel_cell(elements, order)
     rows, columns = (_required(elements, tag, order) for tag in (0x00280010, 0x00280011))
@@ -217,18 +232,20 @@ def _pixel_format(described: tuple[tuple[int, Element], ...], syntax: str) -> Pi
         bits_stored=bits_stored,
         is_signed=is_signed,
         is_inverted=is_inverted,
-        is_big_endian=is_big_endian,
-        is_word_swapped=is_big_endian and bits_allocated == _BYTE and pixel_data.vr == "OW",
-        is_deflated=syntax == _DEFLATED,
-        offset=pixel_data.offset,
         rescale_slope=slope,
         rescale_intercept=_rescale(elements, 0x00281052, default=0.0),
     )
     values = modality_range(pixels)
     if max(-values.lowest, values.highest) > float(np.finfo(np.float32).max):
         raise ImageError("image-unreadable", "its rescaled values are beyond float32.")
-    _require_length(pixels, pixel_data.length)
-    return pixels
+    _require_length(pixels, n_frames, pixel_data.length)
+    storage = NativePixels(
+        offset=pixel_data.offset,
+        is_big_endian=is_big_endian,
+        is_word_swapped=is_big_endian and bits_allocated == _BYTE and pixel_data.vr == "OW",
+        is_deflated=syntax == _DEFLATED,
+    )
+    return pixels, storage, n_frames
 
 
 def _require_pixel_data(elements: dict[int, Element]) -> Element:
@@ -253,16 +270,16 @@ def _require_grayscale(elements: dict[int, Element], order: Literal["big", "litt
     return photometric == "MONOCHROME1"
 
 
-def _require_one_frame(elements: dict[int, Element]) -> None:
+def _require_frames(elements: dict[int, Element]) -> int:
+    """Return NumberOfFrames; 1 where it is missing or empty."""
     text = _text(elements, 0x00280008)
-    if text and not _INTEGER.fullmatch(text.encode()):
+    if not text:
+        return 1
+    if not _INTEGER.fullmatch(text.encode()):
         raise ImageError("image-unreadable", "NumberOfFrames is not a number.")
-    if text and int(text) < 1:
+    if int(text) < 1:
         raise ImageError("image-unreadable", f"NumberOfFrames is {int(text)}, expected 1.")
-    if text and int(text) != 1:
-        raise ImageError(
-            "image-multiframe", f"has {int(text)} frames, expected 1. Export single frames."
-        )
+    return int(text)
 
 
 def _require_no_modality_lut(elements: dict[int, Element]) -> None:
@@ -298,18 +315,19 @@ def _require_pixel_cell(
     return allocated, stored, representation == 1
 
 
-def _require_length(pixels: PixelFormat, length: int) -> None:
+def _require_length(pixels: PixelFormat, n_frames: int, length: int) -> None:
     """Check the length of PixelData; one byte of padding makes an odd length even."""
-    expected = pixels.n_bytes
+    expected = n_frames * pixels.n_bytes
     if expected == 0:
         raise ImageError("image-no-pixels", f"has {pixels.rows} x {pixels.columns} pixels.")
     if length in {expected, expected + expected % 2}:
         return
     code = "image-truncated" if length < expected else "image-unreadable"
+    frames = f"{n_frames} frames of " if n_frames > 1 else ""
     raise ImageError(
         code,
-        f"PixelData has {length} bytes, expected {expected} for {pixels.rows} x {pixels.columns} "
-        f"pixels of {pixels.bits_allocated} bits. Export it again.",
+        f"PixelData has {length} bytes, expected {expected} for {frames}{pixels.rows} x "
+        f"{pixels.columns} pixels of {pixels.bits_allocated} bits. Export it again.",
     )
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.dicom.pydicom_scan import inflated_data_set
-from etl.model import Image, PixelFormat, ValueRange
+from etl.model import Image, Instance, NativePixels, PixelFormat, ValueRange
 from loader import format as file_format
 
 _BYTE: Final = 8  # bits
+_WORD_BYTES: Final = 2
 
 
-def stored_values(data: bytes, pixels: PixelFormat) -> npt.NDArray[np.int16 | np.uint16]:
-    """Return the stored values: as they lie in the file, masked to BitsStored.
+def stored_values(data: bytes, instance: Instance) -> npt.NDArray[np.int16 | np.uint16]:
+    """Return the stored values of an instance's frame: as they lie in its file, cut to BitsStored.
 
     Parameters
     ----------
@@ -28,22 +29,33 @@ def stored_values(data: bytes, pixels: PixelFormat) -> npt.NDArray[np.int16 | np
     ----------
     DICOM PS3.5 8.1.1 (pixel cells) and annex D (bytes of 8-bit pixels in 16-bit words).
     """
-    if pixels.is_deflated:
-        data = inflated_data_set(data)
-    n_pixels = pixels.rows * pixels.columns
-    kind, n_bytes = ("i" if pixels.is_signed else "u"), pixels.bits_allocated // _BYTE
-    if pixels.is_word_swapped:
-        words = np.frombuffer(data, ">u2", (n_pixels + 1) // 2, pixels.offset)
-        stored = words.astype("<u2").view(f"{kind}1")[:n_pixels]
-    else:
-        order = ">" if pixels.is_big_endian else "<"
-        stored = np.frombuffer(data, f"{order}{kind}{n_bytes}", n_pixels, pixels.offset)
-        stored = stored.astype(f"{kind}{n_bytes}", copy=False)
+    pixels = instance.pixel_format
+    stored = _native_cells(data, pixels, instance.storage, instance.frame_number)
     unused = pixels.bits_allocated - pixels.bits_stored
     if unused:
         # Up and down again: drops the bits above, and carries the sign where there is one.
         stored = np.right_shift(np.left_shift(stored, unused), unused)
     return stored.reshape(pixels.rows, pixels.columns)
+
+
+def _native_cells(
+    data: bytes, pixels: PixelFormat, storage: NativePixels, frame_number: int
+) -> npt.NDArray[np.int16 | np.uint16]:
+    """Return the pixel cells of one frame, all bits of them; shape (rows * columns,)."""
+    if storage.is_deflated:
+        data = inflated_data_set(data)
+    n_pixels = pixels.rows * pixels.columns
+    kind, n_bytes = ("i" if pixels.is_signed else "u"), pixels.bits_allocated // _BYTE
+    skipped = (frame_number - 1) * pixels.n_bytes
+    if storage.is_word_swapped:
+        # A frame of an odd number of bytes ends, and the next begins, in the middle of a word.
+        first, shift = divmod(skipped, _WORD_BYTES)
+        n_words = -(-(shift + n_pixels) // _WORD_BYTES)
+        words = np.frombuffer(data, ">u2", n_words, storage.offset + _WORD_BYTES * first)
+        return words.astype("<u2").view(f"{kind}1")[shift : shift + n_pixels]
+    order = ">" if storage.is_big_endian else "<"
+    cells = np.frombuffer(data, f"{order}{kind}{n_bytes}", n_pixels, storage.offset + skipped)
+    return cells.astype(f"{kind}{n_bytes}", copy=False)
 
 
 def modality_values(

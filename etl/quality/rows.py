@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding, SampleKey
+from etl.geometry import heights, offsets_in_plane
 from etl.labels import LabelScheme
 from etl.quality.neighbours import Stack, find_jumps
 from loader.format import Structure
@@ -211,12 +212,10 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
     manifest = rows.manifest
     spacing, orientation = _spacing(manifest), _orientation(manifest)
     position = np.stack([_floats(manifest, f"image_position_{axis}") for axis in "xyz"], axis=1)
-    along_row, along_column = orientation[:, :3], orientation[:, 3:]
-    height = (np.cross(along_row, along_column) * position).sum(axis=1)
+    height = heights(orientation, position)
     is_placed = ~np.isnan(height)
     # Where the first pixel lies in the slice's plane: slices of a stack may be cut out differently.
-    shift = np.stack([(along_row * position).sum(axis=1), (along_column * position).sum(axis=1)], 1)
-    shift /= spacing[:, ::-1]
+    shift = offsets_in_plane(orientation, position) / spacing[:, ::-1]
     key = [_codes(manifest["patient_id"]), _codes(manifest["series"])]
     key += [is_placed, _geometries(spacing, orientation)]
     stack = Stack(

@@ -27,6 +27,11 @@ from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from etl.errors import EtlError
 
+# Never a fork of this process itself, which may have threads.
+_START_METHOD: Final = "forkserver" if sys.platform == "linux" else "spawn"
+_PRELOAD: Final = (
+    f"{__package__}.preload"  # not imported here: the coordinator starts without NumPy
+)
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _READY: Final = "ready"  # what a worker says first
 _MOST_FALSE_STARTS: Final = 3
@@ -140,7 +145,8 @@ class LocalPool(Executor):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(theirs,), daemon=True)
             try:
-                process.start()
+                with _same_modules():
+                    process.start()
             except (OSError, EOFError):  # it was killed at that very moment
                 ours.close()
             else:
@@ -220,22 +226,42 @@ def _work(pipe: "Connection[_Message, bytes]") -> None:
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """Return how worker processes start, the server that they fork from being under way.
-
-    Never from this process itself, which may have threads.
-    """
-    if sys.platform != "linux":
+    """Return how worker processes start, the server that they fork from being under way."""
+    if _START_METHOD == "spawn":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["etl.render", "etl.examine"])
-    resource_tracker.ensure_running()  # first, since it unblocks Ctrl-C when it starts
+    if sys.flags.safe_path or not sys.flags.ignore_environment:  # else see _same_modules
+        context.set_forkserver_preload([_PRELOAD])
     # Ctrl-C reaches the server and the workers too: blocked for good in them, for now in us.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _same_modules():
+        resource_tracker.ensure_running()  # first, since it unblocks Ctrl-C when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextmanager
+def _same_modules() -> Iterator[None]:
+    """Let processes that start in the block import what this one would.
+
+    multiprocessing starts them with `python -c`, which looks for modules in the current folder
+    first: a `loader.py` there would be imported in place of ours, and executed.
+    """
+    folders = [path or os.getcwd() for path in sys.path]
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

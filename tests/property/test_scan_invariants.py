@@ -21,7 +21,7 @@ LONG = ["OB", "OW", "UT", "UN"]
 def outcome(data):
     try:
         found = parse_dicom.read_instance(io.BytesIO(data))
-        return repr(found), stored_values(data, found.pixel_format).tobytes()
+        return repr(found), stored_values(data, found).tobytes()
     except ImageError as error:
         return error.code
 

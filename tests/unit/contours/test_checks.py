@@ -32,7 +32,7 @@ def test_a_polygon_inside_the_image_passes_without_a_word():
 
 
 def test_another_size_names_both():
-    found = PixelFormat(12, 14, 16, 16, False, False, False, False, False, 0, 1.0, 0.0)
+    found = PixelFormat(12, 14, 16, 16, False, False, 1.0, 0.0)
     check_size(found, 12, 14)
     with pytest.raises(ImageError, match=r"is 12x14 .* expected 14x12") as caught:
         check_size(found, 14, 12)

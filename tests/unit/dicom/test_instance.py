@@ -12,10 +12,11 @@ from pydicom.sequence import Sequence
 from etl.dicom.instance import read_instance
 from etl.dicom.pixels import stored_values
 from etl.errors import ImageError
+from etl.geometry import ImagePlane
 
 
-def read(data):
-    return read_instance(io.BytesIO(data))
+def read(data, frame_number=None):
+    return read_instance(io.BytesIO(data), frame_number)
 
 
 def rejection(data):
@@ -124,9 +125,58 @@ def test_a_bad_file_is_rejected_with_its_code(case):
     assert rejection(make()) == code
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_frame_of_several_is_chosen_by_its_number(syntax):
+    frames = [gradient(3, 5, "<u1", seed) for seed in range(3)]  # 15 bytes each
+    data = dicom_bytes(cine(frames), syntax)
+    for number, frame in enumerate(frames, 1):
+        found = read(data, number)
+        assert (found.frame_number, found.number_of_frames) == (number, 3)
+        assert np.array_equal(stored_values(data, found), frame)
+    assert rejection(data) == "image-multiframe"
+
+
+@pytest.mark.parametrize("number", [-1, 0, 4])
+def test_a_frame_that_is_not_there_is_said_to_be_missing(number):
+    data = dicom_bytes(cine([gradient()] * 3))
+    with pytest.raises(ImageError, match=f"has frames 1 to 3, but frame {number} was") as caught:
+        read(data, number)
+    assert caught.value.code == "image-no-frame"
+    with pytest.raises(ImageError, match="has one frame, but frame 2 was"):
+        read(dicom_bytes(), 2)
+
+
+def test_the_only_frame_has_number_1():
+    assert read(dicom_bytes(), 1) == read(dicom_bytes())
+    assert read(dicom_bytes(instance(NumberOfFrames=1))).frame_number == 1
+
+
+def test_the_pixels_of_all_frames_must_be_there():
+    short = cine([gradient()] * 3)
+    short.NumberOfFrames = 4
+    with pytest.raises(ImageError, match="expected 1344 for 4 frames of 12 x 14") as caught:
+        read(dicom_bytes(short), 1)
+    assert caught.value.code == "image-truncated"
+
+
+def test_an_instance_knows_its_transfer_syntax_and_plane():
+    found = read(dicom_bytes(syntax="implicit"))
+    assert found.transfer_syntax_uid == SYNTAXES["implicit"]
+    assert found.plane == ImagePlane((1.5, -2.25, 3), (1, 0, 0), (0, 0.5, -0.5), (1.25, 1.5))
+    assert found.warnings == ()
+
+
+def cine(frames):
+    """Return an instance of several frames."""
+    dataset = instance(frames[0], NumberOfFrames=len(frames))
+    pixels = b"".join(frame.tobytes() for frame in frames)
+    dataset.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    return dataset
+
+
 def test_trailing_padding_is_stepped_over():
     data = dicom_bytes() + bytes(512)
-    assert np.array_equal(stored_values(data, read(data).pixel_format), gradient())
+    assert np.array_equal(stored_values(data, read(data)), gradient())
 
 
 def test_a_file_without_transfer_syntax_is_not_said_to_be_compressed():
@@ -172,12 +222,12 @@ def test_a_modality_lut_is_not_passed_over(syntax, undefined):
         read(dicom_bytes(with_lut(lut(), undefined), syntax))
     assert caught.value.code == "image-unsupported-encoding"
     empty = dicom_bytes(with_lut(lut(is_empty=True), undefined), syntax)
-    assert np.array_equal(stored_values(empty, read(empty).pixel_format), gradient())
+    assert np.array_equal(stored_values(empty, read(empty)), gradient())
 
 
 def test_a_lut_of_another_kind_is_no_modality_lut():
     data = dicom_bytes(instance(VOILUTSequence=lut()))
-    assert np.array_equal(stored_values(data, read(data).pixel_format), gradient())
+    assert np.array_equal(stored_values(data, read(data)), gradient())
 
 
 def test_messages_name_no_patient():

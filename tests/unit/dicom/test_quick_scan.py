@@ -26,7 +26,7 @@ def outcome(data):
     """Return what a file gives: attributes and pixels, or the code of its error."""
     try:
         found = read_instance(io.BytesIO(data))
-        pixels = stored_values(data, found.pixel_format)
+        pixels = stored_values(data, found)
     except ImageError as error:
         return error.code
     return repr(found), pixels.tobytes()
@@ -66,7 +66,7 @@ def test_a_transfer_syntax_in_the_data_set_counts_for_nothing():
     data = data[:end] + second + data[end:]
     parse_dicom._templates.clear()
     for _ in range(2):  # the second time from what is remembered
-        assert not read_instance(io.BytesIO(data)).pixel_format.is_big_endian
+        assert not read_instance(io.BytesIO(data)).storage.is_big_endian
 
 
 def test_a_long_value_is_read_and_where_pydicom_leaves_it_out_the_file_is_refused(by_pydicom):
@@ -110,7 +110,7 @@ def test_every_file_gives_what_it_gives_by_pydicom(path, by_pydicom):
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path)
             expected = dataset.pixel_array
-        stored = stored_values(data, read_instance(io.BytesIO(data)).pixel_format)
+        stored = stored_values(data, read_instance(io.BytesIO(data)))
         assert np.array_equal(stored, expected)
         assert found[0].count(str(dataset.SOPInstanceUID)) >= 1
 
