@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -219,6 +219,15 @@ def _table(tree: Tree, *lines: str, **options: object) -> Planted:
 @plants("annotation-duplicate")
 def _(tree: Tree) -> Planted:
     return _table(tree, "{patient},{image},pool,{outer}")
+
+
+@plants("image-no-frame")
+def _(tree: Tree) -> Planted:
+    planted = _table(tree)
+    first, *others = planted.text.splitlines()
+    text = "\n".join([f"{first},frame", *(f"{line},{n}" for n, line in enumerate(others, 1))])
+    (tree.root / planted.data).write_text(f"{text}\n")
+    return replace(planted, text=text)
 
 
 @plants("structure-missing")

@@ -52,8 +52,9 @@ def require_same(documented, existing):
     documented = list(documented)
     twice = {name for name in documented if documented.count(name) > 1}
     assert not twice, f"documented twice: {sorted(twice)}"
-    assert not set(existing) - set(documented), "not in the documentation"
-    assert not set(documented) - set(existing), "in the documentation only"
+    missing, unknown = set(existing) - set(documented), set(documented) - set(existing)
+    assert not missing, f"not in the documentation: {sorted(missing)}"
+    assert not unknown, f"in the documentation only: {sorted(unknown)}"
 
 
 def read(path):
