@@ -277,3 +277,60 @@ def test_twelve_structures_end_to_end(root, tmp_path):
     assert counts == np.bincount(expected.ravel(), minlength=13)[1:].tolist()
     assert [label for label, _ in data.polygons(0)] == list(range(1, 13))
     assert [data.manifest[f"label{code}_path"][0] for code in (1, 12)] == ["1.txt", "12.txt"]
+
+
+class TestFrames:
+    """Frames of one file are rows of their own, and findings know which is meant."""
+
+    @pytest.fixture
+    def cine(self, root):
+        frames = np.stack([gradient(seed=10 + n) for n in range(3)])
+        frames[1] = 7  # constant: the second frame is the suspicious one
+        pixels = {"PixelData": frames.tobytes(), "NumberOfFrames": 3}
+        (root / "cine.dcm").write_bytes(dicom_bytes(instance(frames[0], **pixels)))
+        lines = [f"P1,cine.dcm,heart,{name}.txt,{n}" for n, name in enumerate("abc", 1)]
+        return write(root, *lines, header=f"{HEADER},frame"), frames
+
+    def test_each_frame_is_a_row(self, cine, tmp_path):
+        root, frames = cine
+        _, data = build(root, tmp_path / "out.h5")
+        assert np.array_equal(data.images, frames)
+        assert data.manifest["frame_number"].tolist() == [1, 2, 3]
+        assert data.manifest["slice"].tolist() == [7, 7, 7]
+        assert len(set(data.manifest["row_xxh3"].tolist())) == 3
+
+    def test_a_finding_about_one_frame_marks_that_row(self, cine, tmp_path):
+        root, _ = cine
+        _, data = build(root, tmp_path / "out.h5")
+        assert data.flagged("image-constant").tolist() == [False, True, False]
+        rows = data.findings["row"][data.findings["code"] == "image-constant"]
+        assert rows.tolist() == [1]
+
+    def test_the_frame_with_a_finding_is_left_out_and_no_other(self, cine, tmp_path):
+        root, frames = cine
+        _, data = build(root, tmp_path / "out.h5", exclude_flagged=("image-constant",))
+        assert np.array_equal(data.images, frames[[0, 2]])
+
+    def test_twins_name_each_other(self, cine, tmp_path):
+        root, _ = cine
+        (root / "c.txt").write_bytes((root / "a.txt").read_bytes())
+        _, data = build(root, tmp_path / "out.h5")
+        twins = data.findings["code"] == "identical-contour"
+        pairs = [data.findings[name][twins].tolist() for name in ("row", "other_row", "label")]
+        assert sorted(zip(*pairs, strict=True)) == [(0, 2, 1), (2, 0, 1)]
+
+    def test_a_frame_that_is_not_there_is_an_error(self, cine, tmp_path):
+        root, _ = cine
+        with (root / "table.csv").open("a") as file:
+            file.write("P1,cine.dcm,heart,a.txt,4\n")
+        result, data = build(root, tmp_path / "out.h5")
+        (finding,) = (one for one in result.findings if one.severity == "error")
+        assert (finding.code, finding.key.frame_number) == ("image-no-frame", 4)
+        assert len(data) == 3
+
+    def test_a_file_of_frames_without_a_number_is_refused(self, cine, tmp_path):
+        root, _ = cine
+        write(root, "P1,cine.dcm,heart,a.txt", LINES[2])
+        result, _ = build(root, tmp_path / "out.h5")
+        (finding,) = (one for one in result.findings if one.severity == "error")
+        assert finding.code == "image-multiframe"
