@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from etl.findings import Finding
     from etl.options import Kind, Rasterizer
     from etl.report.summary import Summary
+    from loader import Dataset
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "i": ("i",),
@@ -426,6 +427,13 @@ def build(
 @click.option(
     "--force", is_flag=True, help="Replace what --csv and --overlays find in their place."
 )
+@click.option(
+    "--compare",
+    "old",
+    type=click.Path(path_type=Path),
+    metavar="OLD.h5",
+    help="Instead, say what differs from an older file.",
+)
 def report(
     file: Path,
     as_json: bool,
@@ -433,6 +441,7 @@ def report(
     overlays: Path | None,
     fail_on: tuple[str, ...],
     force: bool,
+    old: Path | None,
 ) -> None:
     """Say what is in FILE, what is missing, and what looks wrong.
 
@@ -444,6 +453,11 @@ def report(
     from loader import open_dataset
 
     dataset = open_dataset(file)
+    if old is not None:
+        if csv_file or overlays or fail_on:
+            raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
+        _print_comparison(open_dataset(old), dataset, as_json=as_json)
+        return
     if csv_file is not None:
         reporting.write_csv(dataset, csv_file, force=force)
     if overlays is not None:
@@ -472,6 +486,17 @@ def report(
             if where is not None:
                 _print(f"{what} written to {where}.")
     _check_findings(summary, fail_on)
+
+
+def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
+    import json
+
+    from etl.report.compare import compare, comparison_text
+
+    found = compare(old, new)
+    lines = [json.dumps(found.to_json(), indent=2)] if as_json else comparison_text(found)
+    for line in lines:
+        click.echo(line)
 
 
 def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
