@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from etl.findings import Finding
     from etl.options import Kind, Rasterizer
     from etl.report.summary import Summary
+    from loader import Dataset
 
 _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "i": ("i",),
@@ -424,6 +425,13 @@ def build(
     help="Exit with status 1 if FILE has such a finding.",
 )
 @click.option("--force", is_flag=True, help="Replace files that --csv and --overlays would write.")
+@click.option(
+    "--compare",
+    "old",
+    type=click.Path(path_type=Path),
+    metavar="OLD.h5",
+    help="Instead, say what differs from an older file.",
+)
 def report(
     file: Path,
     as_json: bool,
@@ -431,6 +439,7 @@ def report(
     overlays: Path | None,
     fail_on: tuple[str, ...],
     force: bool,
+    old: Path | None,
 ) -> None:
     """Say what is in FILE, what is missing, and what looks wrong.
 
@@ -442,6 +451,11 @@ def report(
     from loader import open_dataset
 
     dataset = open_dataset(file)
+    if old is not None:
+        if csv_file or overlays or fail_on:
+            raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
+        _print_comparison(open_dataset(old), dataset, as_json=as_json)
+        return
     if csv_file is not None:
         reporting.write_csv(dataset, csv_file, force=force)
     if overlays is not None:
@@ -472,6 +486,17 @@ def report(
     _check_findings(summary, fail_on)
 
 
+def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
+    import json
+
+    from etl.report.compare import compare, comparison_text
+
+    found = compare(old, new)
+    lines = [json.dumps(found.to_json(), indent=2)] if as_json else comparison_text(found)
+    for line in lines:
+        click.echo(line)
+
+
 def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
     if unchecked := [code for code in fail_on if code in summary.unchecked]:
         raise EtlError(
@@ -480,6 +505,51 @@ def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
         )
     if found := [group.code for group in summary.findings if group.code in fail_on]:
         raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="Also say which of the sources in DATA are missing, changed or new.",
+)
+@click.option(
+    "--rebuild-check",
+    is_flag=True,
+    help="With --source: parse every source again by other, plainer code; compare each pixel.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes.  [default: the cores this process may use]",
+)
+def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | None) -> None:
+    """Prove that FILE is whole: every row and column against its digest and the others.
+
+    FILE is what `dicom-etl build` wrote; out.h5 where it is not given. Exit status 1 on any
+    difference.
+    """
+    if rebuild_check and source is None:
+        raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
+    with _interrupt_waits():
+        from etl.verify.file import verify as verify_file
+        from etl.workers import local_pool
+
+    result = verify_file(
+        file,
+        source=source,
+        rebuild=rebuild_check,
+        workers=workers or local_pool.available_cores(),
+        progress=True,
+    )
+    for problem in result.problems:
+        click.echo(str(problem))
+    if result.problems:
+        n = len(result.problems)
+        raise EtlError(f"Not as it was built: {file}: {n} difference{'s' * (n != 1)}.")
+    _print(f"Verified {file}: {result.n_rows} rows, no difference.")
 
 
 @cli.command()

@@ -24,7 +24,7 @@ from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import Image, Region, Sample
 from etl.options import BuildOptions
-from etl.output.row_writer import Plan, begin_writeback, open_rows, strings, write_rows
+from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region
 from etl.quality.rows import SHAPES
@@ -302,7 +302,7 @@ def _manifest_row(
         "n_padding": 0,
         "padding_minimum": math.nan,
         "padding_maximum": math.nan,
-        "row_xxh3": _row_digest(sample, image, painted.labels),
+        "row_xxh3": row_digest(link.key, image, painted.labels),
     }
     axes = "xyz"
     row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
@@ -338,19 +338,6 @@ def _area(region: Region) -> float:
     if len(region.polygons) == 1:
         return polygon.area(region.polygons[0])
     return sum(polygon.nested_areas(region.polygons))
-
-
-def _row_digest(sample: Sample, image: Image, labels: npt.NDArray[np.uint8]) -> int:
-    """Return XXH3-64 over the row's key, image and mask; see the documentation's file format."""
-    key = sample.link.key
-    digest = xxhash.xxh3_64(key.patient_id.encode() + b"\0")
-    if key.series or key.frame_number != 1:  # so that the digests of version 1 stay
-        digest.update(key.series.encode() + b"\0")
-        digest.update(key.frame_number.to_bytes(8, "little", signed=True))
-    digest.update(key.slice.to_bytes(8, "little", signed=True))
-    digest.update(image.data)
-    digest.update(labels.data)
-    return digest.intdigest()
 
 
 def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> Columns:

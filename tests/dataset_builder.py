@@ -10,23 +10,31 @@ from loader.format import (
     ALIGNMENT,
     CONTOURS,
     FINDINGS,
+    FINDINGS_VERSION_2,
     FORMAT,
     FORMAT_VERSION,
-    MANIFEST,
+    MASK_LABELS,
     NO_FOLD,
     NO_SPLIT,
     STRING,
     Attribute,
+    Structure,
+    manifest_columns,
+    min_reader_version,
+)
+
+CARDIAC = (
+    Structure("o-contour", 2, "muscle", "ocontour", contrast="darker"),
+    Structure("i-contour", 1, "blood pool", "icontour", "o-contour", "brighter"),
 )
 
 ATTRIBUTES = {
     Attribute.FORMAT: FORMAT,
     Attribute.FORMAT_VERSION: FORMAT_VERSION,
-    Attribute.MIN_READER_VERSION: FORMAT_VERSION,
     Attribute.REQUIRED_FEATURES: "[]",
     Attribute.GENERATOR: "tests",
     Attribute.OPTIONS: json.dumps({"contours": ["i"]}),
-    Attribute.LABELS: json.dumps({"1": "blood pool"}),
+    Attribute.MASK_KIND: MASK_LABELS,
     Attribute.SOURCES: json.dumps({"images": 9}),
     Attribute.FLAG_CODES: "[]",
     Attribute.IMAGE_MEAN: 1.5,
@@ -50,43 +58,41 @@ def write_dataset(
     alignment=ALIGNMENT,
     attributes=None,
     manifest=None,
+    structures=CARDIAC,
 ):
     """Write a valid file and return what it holds, by dataset name.
 
     Each image holds its own row number in its first pixel, and each row is a patient of its own.
     `offset` is added to all pixels.
-    `attributes` replaces some of ATTRIBUTES, `manifest` some columns.
+    `attributes` replaces some of ATTRIBUTES, `manifest` some columns. Masks show all codes of
+    `structures`, which are in paint order.
     """
     rng = np.random.default_rng(seed)
     arrays = {
-        "masks": rng.integers(0, 2, (n, rows, columns)).astype("|u1"),
+        "masks": rng.choice([0, *_codes_of(structures)], (n, rows, columns)).astype("|u1"),
         "images": rng.integers(0, 1000, (n, rows, columns)).astype(image_dtype),
     }
     arrays["images"][:, 0, 0] = np.arange(n)
     arrays["images"] += np.array(offset, image_dtype)
-    columns_of = {
-        "manifest": (MANIFEST, n),
-        "contours": (CONTOURS, n),
-        "findings": (FINDINGS, n_findings),
-    }
-    for group, (dtypes, length) in columns_of.items():
+    for group, dtypes in _tables(structures).items():
         for column, dtype in dtypes.items():
+            length = n_findings if group == "findings" else n
             arrays[f"{group}/{column}"] = _values(column, dtype, length)
-    arrays |= _statistics(arrays["images"], arrays["masks"])
+    arrays |= _statistics(arrays["images"], arrays["masks"], structures)
     arrays["manifest/split"] = _codes(split, NO_SPLIT, n, "|i1")
     arrays["manifest/fold"] = _codes(fold, NO_FOLD, n, "<i2")
     for column, values in (manifest or {}).items():
         arrays[f"manifest/{column}"] = np.array(values, arrays[f"manifest/{column}"].dtype)
-    with _created(path, alignment, ATTRIBUTES | (attributes or {})) as file:
+    with _created(path, alignment, _attributes(structures) | (attributes or {})) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=_fixed(array), track_times=False)
     return arrays
 
 
-def write_sparse(path, n, rows=256, columns=256):
+def write_sparse(path, n, rows=256, columns=256, structures=CARDIAC):
     """Write a valid file whose values are all 0 and take no room on the disk."""
     shapes = {"images": ("<i2", (n, rows, columns)), "masks": ("|u1", (n, rows, columns))}
-    for group, dtypes in {"manifest": MANIFEST, "contours": CONTOURS, "findings": FINDINGS}.items():
+    for group, dtypes in _tables(structures).items():
         for column, dtype in dtypes.items():
             length = n if group == "manifest" else 1
             shapes[f"{group}/{column}"] = ("S40" if dtype == STRING else dtype, (length,))
@@ -95,11 +101,27 @@ def write_sparse(path, n, rows=256, columns=256):
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     groups = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     groups.set_create_intermediate_group(True)
-    with _created(path, ALIGNMENT, ATTRIBUTES) as file:
+    with _created(path, ALIGNMENT, _attributes(structures)) as file:
         for name, (dtype, shape) in shapes.items():
             file_type = h5py.h5t.py_create(_fixed(np.empty(0, dtype)).dtype, logical=True)
             space = h5py.h5s.create_simple(shape)
             h5py.h5d.create(file.id, name.encode(), file_type, space, creation, groups)
+
+
+def _tables(structures):
+    return {
+        "manifest": manifest_columns(structures),
+        "contours": CONTOURS,
+        "findings": FINDINGS | FINDINGS_VERSION_2,
+    }
+
+
+def _attributes(structures):
+    return ATTRIBUTES | {
+        Attribute.MIN_READER_VERSION: min_reader_version(structures),
+        Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in structures}),
+        Attribute.STRUCTURES: json.dumps([one._asdict() for one in structures]),
+    }
 
 
 @contextmanager
@@ -112,17 +134,24 @@ def _created(path, alignment, attributes):
         yield file
 
 
-def _statistics(images, masks):
+def _statistics(images, masks, structures):
     if not len(images):
         return {}
     flat = images.reshape(len(images), -1).astype(np.float64)
     p01, p99 = np.percentile(flat, (1, 99), axis=1)
     columns = {"minimum": flat.min(1), "maximum": flat.max(1), "p01": p01, "p99": p99}
     columns |= {"mean": flat.mean(1), "std": flat.std(1)}
-    columns |= {f"n_pixels_{label}": (masks == label).sum((1, 2)) for label in (1, 2)}
+    for code in _codes_of(structures):
+        columns[f"n_pixels_{code}"] = n_pixels = (masks == code).sum((1, 2))
+        columns[f"drawn_{code}"] = n_pixels > 0
+    dtypes = manifest_columns(structures)
     return {
-        f"manifest/{column}": values.astype(MANIFEST[column]) for column, values in columns.items()
+        f"manifest/{column}": values.astype(dtypes[column]) for column, values in columns.items()
     }
+
+
+def _codes_of(structures):
+    return sorted(one.code for one in structures)
 
 
 def _values(column, dtype, length):

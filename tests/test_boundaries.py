@@ -38,6 +38,7 @@ ROOMS = {
     "etl.quality": "quality",
     "etl.report": "report",
     "etl.sources": "sources",
+    "etl.verify": "verify",
     "etl.workers": "workers",
     "etl.workers.preload": "preload",
     "loader": "loader",
@@ -68,6 +69,7 @@ MAY_IMPORT = {
     },
     "preload": {"stages"},
     "phantom": {"records", "sources"},
+    "verify": {"format", "loader", "output", "quality", "records", "sources", "workers"},
     "report": {"format", "loader", "output", "records"},
     "command": {
         "dicom",
@@ -80,6 +82,7 @@ MAY_IMPORT = {
         "report",
         "sources",
         "stages",
+        "verify",
         "workers",
     },
 }

@@ -8,7 +8,9 @@ from io import FileIO
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
+from etl.findings import SampleKey
 from loader import format as file_format
 
 
@@ -62,6 +64,20 @@ def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int
         offset = plan.offsets[name] + first * size
         with contextlib.suppress(OSError):  # a system that takes no advice
             os.posix_fadvise(file.fileno(), offset, n_rows * size, os.POSIX_FADV_DONTNEED)
+
+
+def row_digest(
+    key: SampleKey, image: npt.NDArray[np.generic], mask: npt.NDArray[np.generic]
+) -> int:
+    """Return XXH3-64 over a row's key, image and mask; see the documentation's file format."""
+    digest = xxhash.xxh3_64(key.patient_id.encode() + b"\0")
+    if key.series or key.frame_number != 1:  # so that the digests of version 1 stay
+        digest.update(key.series.encode() + b"\0")
+        digest.update(key.frame_number.to_bytes(8, "little", signed=True))
+    digest.update(key.slice.to_bytes(8, "little", signed=True))
+    digest.update(image.data)
+    digest.update(mask.data)
+    return digest.intdigest()
 
 
 def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:

@@ -1,3 +1,4 @@
+import json
 import mmap
 import os
 import pickle
@@ -5,16 +6,33 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import CARDIAC, write_dataset
 
 import loader
-from loader.format import CONTOURS, FINDINGS, MANIFEST, Attribute
-from loader.structure import read_structure
+from loader.format import (
+    CONTOURS,
+    CORE,
+    FINDINGS,
+    FINDINGS_VERSION_2,
+    VERSION_1_COLUMNS,
+    VERSION_2,
+    Attribute,
+    Structure,
+    manifest_columns,
+)
+from loader.structure import read_contents
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "out.h5"
+
+
+ONE = {"name": "a", "code": 1, "meaning": "a", "stem": "label1"}
+TWELVE = tuple(
+    Structure(f"organ µ{code}", code, f"the organ {code}", f"label{code}")
+    for code in range(20, 8, -1)
+)
 
 
 def opened(path):
@@ -81,9 +99,10 @@ def test_arrays_are_read_only_views_of_one_map(path):
 def test_tables_are_read_only_mappings_of_the_format(path):
     write_dataset(path)
     data = loader.open_dataset(path)
-    assert list(data.manifest) == list(MANIFEST)
+    assert list(data.manifest)[: len(CORE)] == list(CORE)
+    assert sorted(data.manifest) == sorted(manifest_columns(CARDIAC))
     assert list(data.contours) == list(CONTOURS)
-    assert list(data.findings) == list(FINDINGS)
+    assert list(data.findings) == list(FINDINGS | FINDINGS_VERSION_2)
     with pytest.raises(TypeError):
         data.manifest["slice"] = np.arange(7)
 
@@ -160,8 +179,8 @@ def test_attributes_are_decoded(path):
     write_dataset(path, attributes={Attribute.GENERATOR: "dicom-etl µ", Attribute.IMAGE_STD: 2})
     data = loader.open_dataset(path)
     assert data.attributes["generator"] == "dicom-etl µ"
-    assert data.attributes["labels"] == {"1": "blood pool"}
-    assert data.attributes["format_version"] == 1
+    assert data.attributes["labels"] == {"1": "blood pool", "2": "muscle"}
+    assert data.attributes["format_version"] == 2
     assert type(data.attributes["format_version"]) is int
     assert data.attributes["image_mean"] == 1.5
     assert type(data.attributes["image_std"]) is float
@@ -182,6 +201,54 @@ def test_unknown_columns_and_attributes_are_ignored(path):
 def test_newer_file_that_this_reader_can_read_is_opened(path):
     write_dataset(path, attributes={Attribute.FORMAT_VERSION: 9})
     assert loader.open_dataset(path).attributes["format_version"] == 9
+
+
+def test_structures_are_those_of_the_file_in_paint_order(path):
+    for structures in (CARDIAC, TWELVE):
+        written = write_dataset(path, structures=structures)
+        data = loader.open_dataset(path)
+        assert data.structures == structures
+        assert data.attributes["labels"] == {str(one.code): one.meaning for one in structures}
+        for code in (one.code for one in structures):
+            counted = (data.masks == code).sum(axis=(1, 2))
+            assert data.manifest[f"n_pixels_{code}"].tolist() == counted.tolist()
+            assert data.manifest[f"drawn_{code}"].tolist() == (counted > 0).tolist()
+        assert sorted(data.manifest) == sorted(manifest_columns(structures))
+        np.testing.assert_array_equal(data.masks, written["masks"])
+    assert "n_pixels_1" not in data.manifest
+
+
+def test_what_a_later_version_says_of_structures_besides_is_ignored(path):
+    recorded = json.dumps([ONE | {"colour": "red", "source_codes": ["x"]}])
+    write_dataset(path, attributes={Attribute.STRUCTURES: recorded})
+    assert loader.open_dataset(path).structures == (Structure(**ONE, source_codes=("x",)),)
+
+
+@pytest.mark.parametrize(
+    ("contours", "labels", "expected"),
+    [
+        (["i"], {"1": "pool"}, [("i-contour", 1, 1, "pool")]),
+        (["o"], {"1": "inside"}, [("o-contour", 1, 2, "inside")]),
+        (
+            ["i", "o"],
+            {"1": "pool", "2": "muscle"},
+            [("o-contour", 2, 2, "muscle"), ("i-contour", 1, 1, "pool")],
+        ),
+    ],
+)
+def test_structures_of_a_version_1_file_are_those_of_its_labels(path, contours, labels, expected):
+    attributes = {"options": {"contours": contours}, "labels": labels}
+    write_dataset(path, attributes={key: json.dumps(value) for key, value in attributes.items()})
+    with opened(path) as file:
+        del file.attrs["structures"], file.attrs["mask_kind"]
+        for column in [*VERSION_2, "drawn_1", "drawn_2"]:
+            del file["manifest"][column]
+        for column in FINDINGS_VERSION_2:
+            del file["findings"][column]
+    data = loader.open_dataset(path)
+    assert [(s.name, s.code, s.label, s.meaning) for s in data.structures] == expected
+    assert sorted(data.manifest) == sorted(CORE | VERSION_1_COLUMNS)
+    assert list(data.findings) == list(FINDINGS)
 
 
 def test_no_hdf5_handle_stays_open(path):
@@ -292,7 +359,7 @@ def test_extent_beyond_the_end_is_refused(path):
 
     write_dataset(path)
     with path.open("rb") as file, pytest.raises(loader.LoaderError, match="the file is cut short"):
-        read_structure(Shrunk(file.fileno(), 0, access=mmap.ACCESS_READ), "out.h5")
+        read_contents(Shrunk(file.fileno(), 0, access=mmap.ACCESS_READ), "out.h5")
 
 
 def test_hdf5_failure_is_kept_as_the_cause(path):
@@ -309,7 +376,7 @@ def test_hdf5_failure_is_kept_as_the_cause(path):
     ("attributes", "why"),
     [
         ({"format": "other"}, 'expected the format "dicom-etl", found "other"'),
-        ({"min_reader_version": 2}, "needs a reader of format version 2, this one knows 1"),
+        ({"min_reader_version": 3}, "needs a reader of format version 3, this one knows 2"),
         ({"required_features": '["tiles", "zstd"]'}, "features that this version lacks: tiles, zs"),
         ({"required_features": '{"tiles": 1}'}, "required_features: expected a JSON list, found d"),
         ({"labels": "not JSON"}, "attribute labels: not UTF-8 text, or not JSON"),
@@ -320,6 +387,21 @@ def test_hdf5_failure_is_kept_as_the_cause(path):
         ({"format_version": 1.5}, "attribute format_version: expected a number"),
         ({"image_mean": [1.0, 2.0]}, "attribute image_mean: expected one value"),
         ({"image_mean": h5py.Empty("f8")}, "attribute image_mean: expected one value"),
+        ({"mask_kind": "bits"}, 'masks of the kind "bits", expected labels'),
+        ({"structures": "{}"}, "attribute structures: expected a JSON list, found dict"),
+        ({"structures": "[7]"}, "attribute structures: expected objects"),
+        ({"structures": '[{"name": "a"}]'}, "attribute structures: expected objects"),
+        *(
+            ({"structures": json.dumps([ONE | wrong])}, "attribute structures: expected objects")
+            for wrong in (
+                {"code": 0},
+                {"code": 255},
+                {"code": "1"},
+                {"stem": "../x"},
+                {"inside_of": "a"},
+                {"source_codes": 7},
+            )
+        ),
     ],
 )
 def test_attribute_that_cannot_be_used_is_refused(path, attributes, why):

@@ -1,75 +1,28 @@
 import io
-import json
 
 import numpy as np
-import pytest
 from builders import dicom_bytes
 
-import etl
 from etl.dicom.instance import read_instance
-from etl.model import Contour, Identity, Link, Sample
-from etl.options import BuildOptions
+from etl.findings import SampleKey
+from etl.model import AnnotationRef, FileStamp, FrameRef, Link, Region, Sample
 
 
 def test_a_sample_is_the_same_after_it_was_packed():
-    link = Link("P1", "C1", 7, "dicoms/P1/7.dcm", "contourfiles/7.txt", is_audited=True)
-    contours = (
-        Contour("i", np.array([[1.25, -0.0], [3, 4], [5, 6]]), "ab"),
-        Contour("o", np.empty((0, 2)), ""),
+    annotations = AnnotationRef(1, "contourfiles/7.txt"), AnnotationRef(2, "a.dcm", "roi 3")
+    key = SampleKey("P1", "1.2.3", 7, 4)
+    link = Link(key, "C1", FrameRef("dicoms/P1/7.dcm", 4), annotations, is_audited=True)
+    mask = np.random.default_rng(0).random((5, 7)) < 0.5
+    regions = (
+        Region(1, (np.array([[1.25, -0.0], [3, 4], [5, 6]]), np.zeros((4, 2))), "ab"),
+        Region(2, (np.empty((0, 2)),), ""),
+        Region(3, (), "cd", mask),
     )
-    sample = Sample(link, read_instance(io.BytesIO(dicom_bytes())), Identity(1, 2, 3), contours)
+    sample = Sample(link, read_instance(io.BytesIO(dicom_bytes())), FileStamp(1, 2, 3), regions)
     found = Sample.unpacked(sample.packed())
     assert repr(found) == repr(sample)
-    assert [contour.label for contour in found.contours] == [1, 2]
+    assert [region.n_vertices for region in found.regions] == [7, 0, 0]
+    assert found.regions[2].mask.dtype == mask.dtype
+    assert np.array_equal(found.regions[2].mask, mask)
     assert found.instance.pixel_format.n_bytes == sample.instance.pixel_format.n_bytes
-
-
-def test_contours_are_put_in_order():
-    assert BuildOptions(contours=("o", "i")) == BuildOptions(contours=("i", "o"))
-    assert BuildOptions(contours=["o", "i", "o"]).contours == ("i", "o")
-
-
-def test_options_have_one_form_whatever_they_were_given_as():
-    expected = BuildOptions(
-        split=(70.0, 15.0, 15.0), exclude_flagged=("area-jump", "image-constant")
-    )
-    found = BuildOptions(split=[70, 15, 15], exclude_flagged={"image-constant", "area-jump"})
-    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
-    assert BuildOptions(contours=(kind for kind in "oi")).contours == ("i", "o")
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"contours": "i,o"}, TypeError, "contours: expected a tuple"),
-        ({"contours": ()}, ValueError, "contours: expected some of"),
-        ({"contours": ("x",)}, ValueError, "contours: expected some of"),
-        ({"exclude_flagged": "area-jump"}, TypeError, "exclude_flagged: expected a tuple"),
-        ({"exclude_flagged": ("image-size",)}, ValueError, "exclude_flagged: no row is flagged"),
-        ({"rasterizer": "foo"}, ValueError, "rasterizer: expected 'center' or 'pillow'"),
-        ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 to 1, found 7"),
-        ({"contour_origin": np.int64(1)}, TypeError, "contour_origin: expected a whole number"),
-        ({"contour_origin": True}, TypeError, "contour_origin: expected a whole number"),
-        ({"qc": "no"}, TypeError, "qc: expected True or False"),
-        ({"rows": 0}, ValueError, "rows: expected 1 to 65535, found 0"),
-        ({"columns": 2.5}, TypeError, "columns: expected a whole number"),
-        ({"folds": 1}, ValueError, "folds: expected 2 to 9999"),
-        ({"split_seed": -1}, ValueError, "split_seed: expected 0 or more"),
-        ({"audit_contours": 0}, ValueError, "audit_contours: expected 1 or more"),
-        ({"split": (70, 70, 70)}, ValueError, "split: expected three shares"),
-        ({"split": "70/15/15"}, ValueError, "split: expected three shares"),
-        ({"split": (70, 15, 15), "split_file": "s.csv"}, ValueError, "found both"),
-    ],
-)  # fmt: skip
-def test_options_that_no_build_can_have_are_refused(options, error, words):
-    with pytest.raises(error, match=words):
-        BuildOptions(**options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [({"options": {"rows": 256}}, TypeError), ({"workers": 0}, ValueError)],
-)
-def test_a_build_with_wrong_arguments_looks_at_nothing(tmp_path, arguments, error):
-    with pytest.raises(error):
-        etl.build(tmp_path / "missing", tmp_path / "out.h5", **arguments)
+    assert isinstance(found.link.key, SampleKey)

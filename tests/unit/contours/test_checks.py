@@ -3,7 +3,13 @@ import time
 import numpy as np
 import pytest
 
-from etl.contours.checks import MAX_PERIMETER, check_contour, check_size
+from etl.contours.checks import (
+    MAX_PERIMETER,
+    check_contour,
+    check_mask,
+    check_polygons,
+    check_size,
+)
 from etl.contours.rasterise import rasterise
 from etl.errors import ContourError, ImageError
 from etl.findings import CODES
@@ -15,7 +21,7 @@ SQUARE = np.array([[10.0, 10], [60, 10], [60, 60], [10, 60]])
 
 def rejection(vertices):
     with pytest.raises(ContourError) as caught:
-        check_contour("a.txt", np.array(vertices, float), *SIZE)
+        check_contour(np.array(vertices, float), *SIZE)
     assert CODES[caught.value.code].severity == "error"
     return caught.value
 
@@ -28,7 +34,7 @@ def zigzag(n_vertices, reach):
 
 
 def test_a_polygon_inside_the_image_passes_without_a_word():
-    assert check_contour("a.txt", SQUARE, *SIZE) == []
+    assert check_contour(SQUARE, *SIZE) == []
 
 
 def test_another_size_names_both():
@@ -52,16 +58,35 @@ def test_a_polygon_wholly_outside_is_rejected(shift):
 
 
 def test_the_share_that_is_cut_off_is_told():
-    (finding,) = check_contour("a.txt", SQUARE - [35.5, 0], *SIZE)
-    assert (finding.code, finding.path) == ("contour-partly-outside", "a.txt")
-    assert finding.message.startswith("50.0% of its area lies outside the 256x240 image")
+    (remark,) = check_contour(SQUARE - [35.5, 0], *SIZE)
+    assert remark.code == "contour-partly-outside"
+    assert remark.message.startswith("50.0% of its area lies outside the 256x240 image")
 
 
 def test_a_polygon_whose_loops_cancel_is_still_told_to_lie_outside():
     crossed = np.array([[-40.0, 100], [40, 180], [-40, 180], [40, 100]])
-    (finding,) = check_contour("a.txt", crossed, *SIZE)
-    assert finding.code == "contour-partly-outside"
-    assert finding.message == "part of it lies outside the 256x240 image and is cut off."
+    (remark,) = check_contour(crossed, *SIZE)
+    assert remark.code == "contour-partly-outside"
+    assert remark.message == "part of it lies outside the 256x240 image and is cut off."
+
+
+def test_of_several_polygons_the_one_that_is_wrong_is_named():
+    assert check_polygons([SQUARE, SQUARE + 80], *SIZE) == []
+    (remark,) = check_polygons([SQUARE + 80, SQUARE - [35.5, 0]], *SIZE)
+    assert remark.code == "contour-partly-outside"
+    assert remark.message.startswith("its polygon 2 of 2: 50.0% of its area lies outside")
+    with pytest.raises(ContourError, match="its polygon 2 of 3 lies wholly") as caught:
+        check_polygons([SQUARE, SQUARE + 300, SQUARE], *SIZE)
+    assert caught.value.code == "contour-outside"
+    alone = check_contour(SQUARE - [35.5, 0], *SIZE)
+    assert check_polygons([SQUARE - [35.5, 0]], *SIZE) == alone
+
+
+def test_a_mask_of_another_size_is_rejected_with_both_sizes():
+    check_mask(np.zeros(SIZE, bool), *SIZE)
+    with pytest.raises(ContourError, match="is 12x14 .* expected 256x240") as caught:
+        check_mask(np.zeros((12, 14), bool), *SIZE)
+    assert caught.value.code == "mask-size"
 
 
 def test_a_border_of_absurd_length_is_rejected_with_its_length():
@@ -76,6 +101,6 @@ def test_what_just_passes_is_rasterised_in_bounded_time(rule, reach):
     n_vertices = min(int(0.99 * MAX_PERIMETER / (2 * reach)), 1_000_000)
     vertices = zigzag(n_vertices, reach)
     began = time.process_time()
-    assert check_contour("a.txt", vertices, *SIZE)
+    assert check_contour(vertices, *SIZE)
     rasterise(vertices, *SIZE, rule)
     assert time.process_time() - began < 30

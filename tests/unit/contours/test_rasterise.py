@@ -6,15 +6,23 @@ from PIL import Image, ImageDraw
 
 import etl.contours.rasterise
 from etl.contours.rasterise import label_maps, rasterise
-from etl.model import Contour
+from etl.labels import cardiac_scheme, named_scheme
+from etl.model import Region
 
 
 def square(low, high):
     return np.array([[low, low], [high, low], [high, high], [low, high]], float)
 
 
-def next_label_map(contours, *options):
-    return next(label_maps([contours], *options))
+BOTH = cardiac_scheme(("i", "o"))
+
+
+def region(code, *polygons):
+    return Region(code, polygons, "")
+
+
+def next_label_map(regions, *options):
+    return next(label_maps([regions], *options))
 
 
 def test_pixels_whose_centre_lies_inside():
@@ -88,8 +96,9 @@ def test_a_polygon_of_too_many_crossings_is_done_part_by_part(monkeypatch):
         np.array_equal(rasterise(vertices, 20, 16), mask)
         for vertices, mask in zip(polygons, whole, strict=True)
     )
-    samples = [(contour("i", vertices),) for vertices in polygons]
-    found = [labels for labels, _ in label_maps(samples, ("i",), 20, 16, "center")]
+    samples = [(region(1, vertices),) for vertices in polygons]
+    scheme = cardiac_scheme(("i",))
+    found = [painted.labels for painted in label_maps(samples, scheme, 20, 16, "center")]
     assert np.array_equal(found, whole)
 
 
@@ -97,48 +106,82 @@ def test_rounding_carries_no_border_beyond_the_outermost_vertex():
     sharp = [[-250.4639330255056, -248.90191387562038], [17.0, 55.00000000000001]]
     vertices = np.array([*sharp, [-43.53994361898884, 108.38284544185808]])
     assert not rasterise(vertices, 64, 64)[:, 17:].any()
-    shifted = [(contour("i", vertices + np.array([0, n])),) for n in range(3)]
-    for labels, _ in label_maps(shifted, ("i",), 64, 64, "center"):
-        assert not labels[:, 17:].any()
-
-
-def contour(kind, vertices):
-    return Contour(kind, vertices, "")
+    shifted = [(region(1, vertices + np.array([0, n])),) for n in range(3)]
+    for painted in label_maps(shifted, cardiac_scheme(("i",)), 64, 64, "center"):
+        assert not painted.labels[:, 17:].any()
 
 
 def test_one_kind_is_a_binary_mask():
     for kind in ("i", "o"):
-        labels, n_inside = next_label_map((contour(kind, square(1, 3)),), (kind,), 5, 5, "center")
-        assert (labels == rasterise(square(1, 3), 5, 5)).all()
-        assert n_inside == {kind: labels.sum()}
+        scheme = cardiac_scheme((kind,))
+        painted = next_label_map((region(1, square(1, 3)),), scheme, 5, 5, "center")
+        assert (painted.labels == rasterise(square(1, 3), 5, 5)).all()
+        assert painted.n_inside == {1: painted.labels.sum()}
+        assert painted.n_outside == {}
 
 
 def test_two_kinds_are_pool_1_and_muscle_2_and_the_inner_wins():
     inner, outer = square(2, 4), square(1, 3)
-    contours = contour("i", inner), contour("o", outer)
-    labels, n_inside = next_label_map(contours, ("i", "o"), 6, 6, "center")
+    regions = region(1, inner), region(2, outer)
+    painted = next_label_map(regions, BOTH, 6, 6, "center")
     in_inner, in_outer = rasterise(inner, 6, 6), rasterise(outer, 6, 6)
-    assert np.array_equal(labels, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
-    assert n_inside == {"i": in_inner.sum(), "o": in_outer.sum()}
+    assert np.array_equal(painted.labels, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
+    assert painted.n_inside == {1: in_inner.sum(), 2: in_outer.sum()}
+    assert painted.n_outside == {1: (in_inner & ~in_outer).sum()}
 
 
 def test_a_contour_without_a_pixel_has_none():
-    contours = contour("i", square(1.2, 1.8)), contour("o", square(1, 3))
-    assert next_label_map(contours, ("i", "o"), 6, 6, "center")[1] == {"i": 0, "o": 4}
+    regions = region(1, square(1.2, 1.8)), region(2, square(1, 3))
+    assert next_label_map(regions, BOTH, 6, 6, "center").n_inside == {1: 0, 2: 4}
 
 
 @pytest.mark.parametrize("rule", ["center", "pillow"])
 def test_samples_together_are_as_each_alone(rule):
     inside, outside, line = square(1.5, 4.5), square(20, 30), square(2.2, 2.8)
     samples = [
-        (contour("i", inside), contour("o", square(0, 5))),
-        (contour("o", outside),),
+        (region(1, inside), region(2, square(0, 5))),
+        (region(2, outside),),
         (),
-        (contour("i", line), contour("o", inside)),
+        (region(1, line), region(2, inside)),
     ]
-    options = ("i", "o"), 7, 6, rule
+    options = BOTH, 7, 6, rule
     together = list(label_maps(samples, *options))
-    for contours, (labels, n_inside) in zip(samples, together, strict=True):
-        alone, n_alone = next_label_map(contours, *options)
-        assert np.array_equal(labels, alone)
-        assert n_inside == n_alone
+    for regions, painted in zip(samples, together, strict=True):
+        alone = next_label_map(regions, *options)
+        assert np.array_equal(painted.labels, alone.labels)
+        assert painted[1:] == alone[1:]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pixels_outside_the_outer_contour_are_counted_as_in_masks(seed):
+    rng = np.random.default_rng(seed)
+    inner, outer = (rng.uniform(-4, 24, (5, 2)) for _ in range(2))
+    painted = next_label_map((region(1, inner), region(2, outer)), BOTH, 20, 18, "center")
+    in_inner, in_outer = rasterise(inner, 20, 18), rasterise(outer, 20, 18)
+    assert painted.n_outside == {1: (in_inner & ~in_outer).sum()}
+
+
+def test_polygons_of_one_region_are_even_odd_together():
+    ring = region(1, square(0.5, 8.5), square(2.5, 5.5))
+    labels = next_label_map((ring,), named_scheme(["a"]), 10, 10, "center").labels
+    expected = rasterise(square(0.5, 8.5), 10, 10) & ~rasterise(square(2.5, 5.5), 10, 10)
+    assert np.array_equal(labels, expected)
+
+
+def test_later_structures_of_a_scheme_are_painted_over_earlier_ones():
+    regions = [region(code, square(code - 0.5, code + 3.5)) for code in (1, 2, 3)]
+    expected = np.zeros((9, 9), np.uint8)
+    for one in regions:
+        expected[rasterise(one.polygons[0], 9, 9)] = one.code
+    for given in (regions, regions[::-1]):
+        painted = next_label_map(given, named_scheme("abc"), 9, 9, "center")
+        assert np.array_equal(painted.labels, expected)
+        assert painted.n_inside == {1: 16, 2: 16, 3: 16}
+
+
+def test_a_mask_is_painted_as_it_is_beside_polygons():
+    mask = np.random.default_rng(0).random((7, 8)) < 0.5
+    regions = (Region(1, (), "", mask), region(2, square(1.5, 3.5)))
+    painted = next_label_map(regions, named_scheme("ab"), 7, 8, "center")
+    assert np.array_equal(painted.labels, np.where(rasterise(square(1.5, 3.5), 7, 8), 2, mask))
+    assert painted.n_inside == {1: mask.sum(), 2: 4}

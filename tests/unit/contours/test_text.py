@@ -8,18 +8,39 @@ from etl.errors import ContourError
 
 
 def test_vertices_are_x_then_y_as_written():
-    found = parse_contour(b"115.00 95.50\n1 -2\n.5 3.\n")
+    (found,) = parse_contour(b"115.00 95.50\n1 -2\n.5 3.\n")
     assert found.dtype == np.float64
     assert found.tolist() == [[115, 95.5], [1, -2], [0.5, 3]]
 
 
 def test_line_ends_blanks_and_exponents_are_read():
     text = b"\n 1.5\t2 \r\n\r\n3e0 +4.0\r5 6.250e+01"
-    assert parse_contour(text).tolist() == [[1.5, 2], [3, 4], [5, 62.5]]
+    (found,) = parse_contour(text)
+    assert found.tolist() == [[1.5, 2], [3, 4], [5, 62.5]]
 
 
 def test_an_empty_file_has_no_vertices():
-    assert parse_contour(b"\n \n").shape == (0, 2)
+    (found,) = parse_contour(b"\n \n")
+    assert found.shape == (0, 2)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("blank", [b"", b" \t"])
+@pytest.mark.parametrize("n_blanks", [1, 3])
+def test_blank_lines_separate_the_polygons_of_a_region(end, blank, n_blanks):
+    one, two = [b"1 1", b"5 1", b"5 5"], [b"7 7", b"9 7", b"9 9", b"7 9"]
+    lines = [blank, *one, *[blank] * n_blanks, *two, blank]
+    found = parse_contour(end.join(lines))
+    assert [part.tolist() for part in found] == [
+        [[1, 1], [5, 1], [5, 5]],
+        [[7, 7], [9, 7], [9, 9], [7, 9]],
+    ]
+
+
+@pytest.mark.parametrize("lines", ["1 1\n\n5 1\n\n5 5\n", "1 1\n5 1\n5 5\n\n7 7\n9 9\n"])
+def test_blank_lines_that_leave_less_than_a_polygon_separate_nothing(lines):
+    (found,) = parse_contour(lines.encode())
+    assert len(found) == len(lines.split()) / 2
 
 
 @pytest.mark.parametrize(
@@ -58,7 +79,7 @@ def test_lines_that_only_look_plain_are_refused(text):
 def test_a_million_points_are_read_and_one_more_is_too_many():
     text = b"1.25 2.5\n" * MAX_VERTICES
     began = time.process_time()
-    assert len(parse_contour(text)) == MAX_VERTICES
+    assert [len(part) for part in parse_contour(text)] == [MAX_VERTICES]
     with pytest.raises(ContourError) as caught:
         parse_contour(text + b"1 2\n")
     assert caught.value.code == "contour-too-large"

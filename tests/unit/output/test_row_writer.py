@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from etl import render
-from etl.model import Contour, Sample
+from etl.model import Region, Sample
 from etl.output import hdf5_file
 from etl.output.row_writer import begin_writeback, open_rows, write_rows
 
@@ -46,7 +46,7 @@ def test_rows_are_written_where_the_system_takes_no_advice(plan, monkeypatch, ad
 
 def test_huge_contours_are_rasterised_in_groups(monkeypatch):
     monkeypatch.setattr(render, "_MAX_VERTICES", 10)
-    contours = [Contour("i", np.zeros((n, 2)), "") for n in (3, 3, 11, 3, 8)]
-    samples = [Sample(None, None, None, (contour,)) for contour in contours]
+    regions = [Region(1, (np.zeros((n, 2)),), "") for n in (3, 3, 11, 3, 8)]
+    samples = [Sample(None, None, None, (region,)) for region in regions]
     groups = [len(group) for group in render._groups(samples)]
     assert groups == [3, 2]

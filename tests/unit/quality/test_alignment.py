@@ -4,7 +4,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from etl.model import Link
+from etl.findings import SampleKey
+from etl.labels import CARDIAC, cardiac_scheme, named_scheme
+from etl.model import AnnotationRef, FrameRef, Link, Region
 from etl.phantom.heart import (
     Cine,
     contour_outline,
@@ -21,7 +23,8 @@ from etl.quality.alignment import (
     NOT_AUDITED,
     TOO_LITTLE_CONTRAST,
     audit,
-    choose,
+    audited,
+    mark_audited,
     measure,
 )
 
@@ -47,14 +50,15 @@ def samples(patient, seed=0):
     return rows
 
 
-def audited(shifts, *, kind="i", seed=0, contour_origin=0):
+def audit_moved(shifts, *, kind="i", seed=0, contour_origin=0):
     """Audit one patient for each (dx, dy) that its contours are moved by."""
-    patient_ids, rows = [], []
+    patient_ids, paths, rows = [], [], []
     for patient, shift in enumerate(shifts):
         for image, contours in samples(patient, seed):
             patient_ids.append(f"P{patient}")
-            rows.append(measure(image, contours[kind] + np.array(shift), kind))
-    return audit(patient_ids, np.array(rows, ALIGNMENT), contour_origin)
+            paths.append(f"dicoms/P{patient}/{len(paths)}.dcm")
+            rows.append(measure(image, contours[kind] + np.array(shift), CARDIAC[kind]))
+    return audit(patient_ids, paths, np.array(rows, ALIGNMENT), contour_origin)
 
 
 def codes(audit_):
@@ -73,7 +77,7 @@ STILL = [(0, 0)] * 4
 @pytest.mark.parametrize("patient", range(4))
 def test_a_displacement_is_recovered(patient, shift):
     for image, contours in samples(patient):
-        found = measure(image, contours["i"] + np.array(shift), "i")
+        found = measure(image, contours["i"] + np.array(shift), CARDIAC["i"])
         assert found.outcome == MEASURED
         assert (found.dx, found.dy) == pytest.approx(shift, abs=0.25)
 
@@ -92,29 +96,31 @@ def test_how_a_contour_is_written_matters_little(change):
             "few points": vertices[::5],
             "closed": np.vstack([vertices, vertices[:1]]),
         }[change]
-        found = measure(image, vertices, "i")
+        found = measure(image, vertices, CARDIAC["i"])
         assert (found.dx, found.dy) == pytest.approx((1.25, 1.25), abs=0.25)
 
 
 @pytest.mark.parametrize("dtype", ["<i2", "<u2", "<i4", "<f4"])
 def test_every_type_of_image_gives_the_same(dtype):
     image, contours = samples(0)[0]
-    expected = measure(image, contours["i"], "i")
-    assert measure(image.astype(dtype), contours["i"], "i") == expected
-    assert measure((image * 0.5).astype("<f4"), contours["i"], "i") == pytest.approx(expected)
+    expected = measure(image, contours["i"], CARDIAC["i"])
+    assert measure(image.astype(dtype), contours["i"], CARDIAC["i"]) == expected
+    assert measure((image * 0.5).astype("<f4"), contours["i"], CARDIAC["i"]) == pytest.approx(
+        expected
+    )
 
 
 def test_no_contrast_is_left_out():
     image, contours = samples(0)[0]
     noise = np.random.default_rng(0).normal(300, 30, image.shape).astype(np.int16)
     for flat in (np.zeros_like(image), noise, image.max() - image):
-        assert measure(flat, contours["i"], "i").outcome == TOO_LITTLE_CONTRAST
+        assert measure(flat, contours["i"], CARDIAC["i"]).outcome == TOO_LITTLE_CONTRAST
 
 
 @pytest.mark.parametrize("shift", [(3.6, 0), (0, -4.2), (3.8, 3.8)])
 def test_what_lies_too_far_off_is_left_out(shift):
     for image, contours in samples(2):
-        found = measure(image, contours["i"] + np.array(shift), "i")
+        found = measure(image, contours["i"] + np.array(shift), CARDIAC["i"])
         assert found.outcome in {AT_EDGE, TOO_LITTLE_CONTRAST}
         assert np.isnan([found.dx, found.dy]).all()
 
@@ -122,9 +128,9 @@ def test_what_lies_too_far_off_is_left_out(shift):
 def test_contours_at_the_border_of_the_image_are_no_trouble():
     image, contours = samples(0)[0]
     for shift in ((-110, 0), (110, 110), (-400, 9000)):
-        assert measure(image, contours["i"] + np.array(shift), "i").outcome != MEASURED
+        assert measure(image, contours["i"] + np.array(shift), CARDIAC["i"]).outcome != MEASURED
     cut = image[:, 120:]
-    found = measure(np.ascontiguousarray(cut), contours["i"] - np.array([120, 0]), "i")
+    found = measure(np.ascontiguousarray(cut), contours["i"] - np.array([120, 0]), CARDIAC["i"])
     assert found.outcome != NOT_AUDITED
 
 
@@ -140,33 +146,49 @@ def disc(dark, bright):
 
 def test_an_outer_contour_is_dark_inside():
     image, vertices = disc(400, 100)
-    found = measure(image, vertices + np.array([0.8, -0.4]), "o")
+    found = measure(image, vertices + np.array([0.8, -0.4]), CARDIAC["o"])
     assert (found.dx, found.dy) == pytest.approx((0.8, -0.4), abs=0.1)
     assert found.outcome == MEASURED
-    assert measure(image, vertices, "i").outcome == TOO_LITTLE_CONTRAST
+    assert measure(image, vertices, CARDIAC["i"]).outcome == TOO_LITTLE_CONTRAST
     image, vertices = disc(100, 400)
-    assert measure(image, vertices, "o").outcome == TOO_LITTLE_CONTRAST
+    assert measure(image, vertices, CARDIAC["o"]).outcome == TOO_LITTLE_CONTRAST
 
 
 def test_a_straight_edge_tells_no_place():
     image = np.zeros((64, 64), np.int16)
     image[:, :32] = 500
     line = np.array([[31.5, 10], [31.5, 50], [31.4, 50], [31.4, 10]])
-    assert measure(image, line, "i").outcome == TOO_LITTLE_CONTRAST
+    assert measure(image, line, CARDIAC["i"]).outcome == TOO_LITTLE_CONTRAST
 
 
 # ---------------------------------------------------------------------------------- the choice
 
 
-def links(patient_id, numbers, kinds="i"):
+BOTH = cardiac_scheme(("i", "o"))
+
+
+def links(patient_id, numbers, codes=(1,)):
     return [
-        Link(patient_id, "A", n, f"{n}.dcm", *(f"{k}{n}" if k in kinds else "" for k in "io"))
+        Link(
+            SampleKey(patient_id, "", n),
+            "A",
+            FrameRef(f"{n}.dcm"),
+            tuple(AnnotationRef(code, f"{code}-{n}") for code in codes),
+        )
         for n in numbers
     ]
 
 
+def marked(found, *options, scheme=BOTH):
+    """Return which links the audit takes; nothing else of them may change."""
+    before = list(found)
+    mark_audited(found, scheme, *options)
+    assert [link._replace(is_audited=False) for link in found] == before
+    return [link.is_audited for link in found]
+
+
 def test_six_of_each_patient_evenly_spread():
-    chosen = choose(links("P1", range(18)) + links("P2", range(4)) + links("P3", [5]))
+    chosen = marked(links("P1", range(18)) + links("P2", range(4)) + links("P3", [5]))
     assert [place for place, is_chosen in enumerate(chosen[:18]) if is_chosen] == [
         1,
         4,
@@ -180,12 +202,28 @@ def test_six_of_each_patient_evenly_spread():
 
 @pytest.mark.parametrize(("per_patient", "n_chosen"), [(1, 1), (4, 4), (100, 30), (None, 30)])
 def test_fewer_more_or_all(per_patient, n_chosen):
-    assert sum(choose(links("P1", range(30)), per_patient)) == n_chosen
+    assert sum(marked(links("P1", range(30)), per_patient)) == n_chosen
 
 
 def test_outer_contours_only_where_a_patient_has_no_inner_one():
-    mixed = links("P1", range(3), "o") + links("P1", range(3, 6), "io")
-    assert choose(mixed + links("P2", range(2), "o")) == [False] * 3 + [True] * 5
+    mixed = links("P1", range(3), [2]) + links("P1", range(3, 6), [1, 2])
+    assert marked(mixed + links("P2", range(2), [2])) == [False] * 3 + [True] * 5
+
+
+def test_structures_of_unknown_contrast_are_not_audited():
+    assert marked(links("P1", range(3)), scheme=named_scheme(["a"])) == [False] * 3
+    drawn = [Region(1, (np.zeros((3, 2)),), "")]
+    assert audited(drawn, named_scheme(["a"])) is None
+
+
+def test_the_longest_contour_of_the_first_structure_is_measured():
+    inner, outer, part = np.zeros((9, 2)), np.ones((20, 2)), np.zeros((4, 2))
+    vertices, structure = audited([Region(2, (outer,), ""), Region(1, (part, inner), "")], BOTH)
+    assert vertices is inner
+    assert structure == CARDIAC["i"]
+    vertices, structure = audited([Region(2, (outer,), ""), Region(1, (), "", part > 0)], BOTH)
+    assert vertices is outer
+    assert structure == CARDIAC["o"]
 
 
 # --------------------------------------------------------------------------------- the data set
@@ -194,7 +232,7 @@ def test_outer_contours_only_where_a_patient_has_no_inner_one():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", "io")
 def test_clean_phantoms_give_nothing(seed, kind):
-    assert audited(STILL, kind=kind, seed=seed).findings == []
+    assert audit_moved(STILL, kind=kind, seed=seed).findings == []
 
 
 @pytest.mark.parametrize(
@@ -208,7 +246,7 @@ def test_clean_phantoms_give_nothing(seed, kind):
     ],
 )
 def test_all_contours_displaced(shift, is_found):
-    result = audited([shift] * 4)
+    result = audit_moved([shift] * 4)
     assert codes(result) == [("alignment-dataset", "")] * is_found
     assert (result.numbers["dx"], result.numbers["dy"]) == pytest.approx(shift, abs=0.25)
     assert result.numbers["n_contours"] == 24
@@ -220,22 +258,22 @@ def test_all_contours_displaced(shift, is_found):
 
 @pytest.mark.parametrize(("origin", "shift"), [(0, 1.0), (0, 0.8), (1, -1.0)])
 def test_contours_that_count_from_elsewhere_are_told_the_option(origin, shift):
-    (finding,) = audited([(shift, shift)] * 4, contour_origin=origin).findings
+    (finding,) = audit_moved([(shift, shift)] * 4, contour_origin=origin).findings
     assert finding.message.endswith(f"build with --contour-origin {1 - origin}.")
 
 
 def test_the_option_is_not_advised_twice():
-    (finding,) = audited([(1, 1)] * 4, contour_origin=1).findings
+    (finding,) = audit_moved([(1, 1)] * 4, contour_origin=1).findings
     assert "--contour-origin" not in finding.message
 
 
 def test_one_patient_alone_is_a_data_set():
-    assert codes(audited([(1, 1)])) == [("alignment-dataset", "")]
+    assert codes(audit_moved([(1, 1)])) == [("alignment-dataset", "")]
 
 
 def test_a_displacement_of_few_patients_is_not_the_data_sets():
-    assert ("alignment-dataset", "") not in codes(audited([(1, 1), *STILL]))
-    assert codes(audited([(1, 1), (0, 0)])) == []
+    assert ("alignment-dataset", "") not in codes(audit_moved([(1, 1), *STILL]))
+    assert codes(audit_moved([(1, 1), (0, 0)])) == []
 
 
 @pytest.mark.parametrize("displaced", range(4))
@@ -246,12 +284,16 @@ def test_a_displacement_of_few_patients_is_not_the_data_sets():
 def test_one_patient_displaced(displaced, shift, is_found):
     shifts = list(STILL)
     shifts[displaced] = shift
-    assert codes(audited(shifts)) == [("alignment-patient", f"dicoms/P{displaced}")] * is_found
+    assert codes(audit_moved(shifts)) == [("alignment-patient", f"dicoms/P{displaced}")] * is_found
 
 
 def test_one_patient_who_is_not_displaced_as_the_others_are():
-    found = codes(audited([(1, 1), (1, 1), (0, 0), (1, 1), (1, 1)]))
+    found = codes(audit_moved([(1, 1), (1, 1), (0, 0), (1, 1), (1, 1)]))
     assert found == [("alignment-dataset", ""), ("alignment-patient", "dicoms/P2")]
+
+
+def audit_rows(patient_ids, rows):
+    return audit(patient_ids, [f"dicoms/{patient_id}/1.dcm" for patient_id in patient_ids], rows)
 
 
 def rows_of(offsets):
@@ -263,27 +305,36 @@ def test_scatter_is_not_a_displacement():
     for seed in range(50):
         rng = np.random.default_rng(seed)
         rows = rows_of(rng.normal(0, 0.9, (36, 2)))
-        assert audit([f"P{k // 6}" for k in range(36)], rows).findings == []
+        assert audit_rows([f"P{k // 6}" for k in range(36)], rows).findings == []
 
 
 def test_a_displacement_is_seen_through_scatter():
     for seed in range(50):
         rng = np.random.default_rng(seed)
         rows = rows_of(rng.normal(1, 0.6, (60, 2)))
-        found = codes(audit([f"P{k // 6}" for k in range(60)], rows))
+        found = codes(audit_rows([f"P{k // 6}" for k in range(60)], rows))
         assert found == [("alignment-dataset", "")]
 
 
+def test_a_patient_is_named_where_the_folder_does_not():
+    offsets = [(0.01 * (k % 3), 0) for k in range(24)] + [(2, 2)] * 6
+    patient_ids = [f"P{k // 6}" for k in range(30)]
+    paths = [f"images/{k // 6}/series {k % 2}/{k}.dcm" for k in range(30)]
+    (finding,) = audit(patient_ids, paths, rows_of(offsets)).findings
+    assert (finding.code, finding.path) == ("alignment-patient", "images/4")
+    assert finding.message.startswith("patient 'P4': its contours lie")
+
+
 def test_few_contours_say_nothing():
-    assert audit(["P1"] * 3, rows_of([(1, 1)] * 3)).findings == []
-    assert audit([], np.zeros(0, ALIGNMENT)).findings == []
-    assert audit(["P1"] * 9, np.zeros(9, ALIGNMENT)).findings == []
+    assert audit_rows(["P1"] * 3, rows_of([(1, 1)] * 3)).findings == []
+    assert audit_rows([], np.zeros(0, ALIGNMENT)).findings == []
+    assert audit_rows(["P1"] * 9, np.zeros(9, ALIGNMENT)).findings == []
 
 
 def test_what_is_left_out_is_counted():
     rows = np.zeros(12, ALIGNMENT)
     rows["outcome"] = [MEASURED] * 5 + [TOO_LITTLE_CONTRAST] * 3 + [AT_EDGE] * 2 + [NOT_AUDITED] * 2
-    numbers = audit(["P1"] * 12, rows).numbers
+    numbers = audit_rows(["P1"] * 12, rows).numbers
     counts = {name: value for name, value in numbers.items() if name.startswith("n_")}
     assert counts == {
         "n_contours": 5,
@@ -295,8 +346,8 @@ def test_what_is_left_out_is_counted():
 
 def test_numbers_fit_an_attribute():
     offsets = np.random.default_rng(0).normal(0, 0.2, (6000, 2))
-    numbers = audit([f"PATIENT-{k // 2:08d}" for k in range(6000)], rows_of(offsets)).numbers
+    numbers = audit_rows([f"PATIENT-{k // 2:08d}" for k in range(6000)], rows_of(offsets)).numbers
     assert numbers["n_patients"] == 3000
     assert len(json.dumps(numbers)) < 65536
-    small = audit(["P1"] * 5, rows_of([(0.25, -0.5)] * 5)).numbers
+    small = audit_rows(["P1"] * 5, rows_of([(0.25, -0.5)] * 5)).numbers
     assert small["patients"] == {"P1": {"dx": 0.25, "dy": -0.5, "spread": 0.0, "n_contours": 5}}

@@ -3,25 +3,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import xxhash
 
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
+from etl.findings import SampleKey
+from etl.labels import CARDIAC, cardiac_scheme
+from etl.model import Region
 from etl.phantom.heart import Cine, contour_outline, contour_vertices, end_systole
-from etl.quality.rows import (
-    MIN_LOOP,
-    MIN_OUTSIDE,
-    ROW_NUMBERS,
-    Shape,
-    check_contour,
-    check_overlap,
-    check_rows,
-    row_numbers,
-)
+from etl.quality.drawing import MIN_OUTSIDE, check_region
+from etl.quality.rows import SHAPES, Rows, check_rows
 from etl.quality.statistics import image_statistics
 
 SIZE = 40  # of the images, of which only values and digests count here
 STEP = 8.0  # mm from slice to slice
-PATH = "contour.txt"
+BOTH = cardiac_scheme(("i", "o"))
 
 
 # ------------------------------------------------------------------------------- rows to check
@@ -36,6 +32,7 @@ class Row:
     contours: dict[str, np.ndarray]
     image: np.ndarray
     values: dict[str, float | str] = field(default_factory=dict)
+    series: str = ""
 
     @property
     def dicom_path(self):
@@ -96,17 +93,20 @@ def study(patients=3, slices=8, phases=4, seed=0, *, every_phase=False):
 
 def check(rows):
     """Return all findings on rows, as a build puts them together."""
-    findings, numbers, columns = [], [], []
-    for row in rows:
-        shapes = {}
+    findings, images, shapes, columns = [], [], [], []
+    for place, row in enumerate(rows):
+        key = SampleKey(row.patient_id, "", row.number)
         for kind, vertices in row.contours.items():
-            shapes[kind], found = check_contour(row.contour_path(kind), vertices)
-            findings += found
+            code = CARDIAC[kind].code
+            shape, remarks = check_region(Region(code, (vertices,), ""))
+            shapes.append((place, code, *shape))
+            findings += [remark.about(row.contour_path(kind), key, code) for remark in remarks]
         statistics = image_statistics(row.image)
-        numbers.append(row_numbers(row.image, shapes))
+        images.append(xxhash.xxh3_64_intdigest(row.image.data))
         columns.append(
             row.values
             | {"patient_id": row.patient_id, "slice": row.number, "dicom_path": row.dicom_path}
+            | {"series": row.series, "frame_number": 1}
             | {"maximum": statistics.maximum, "p01": statistics.p01, "p99": statistics.p99}
             | {f"{kind}contour_path": row.contour_path(kind) for kind in "io"}
             | {
@@ -121,7 +121,8 @@ def check(rows):
         else np.array(values, np.float64)
         for name, values in manifest.items()
     }
-    return findings + check_rows(packed, np.array(numbers, ROW_NUMBERS))
+    by_code = np.array(sorted(shapes, key=lambda shape: (shape[1], shape[0])), SHAPES)
+    return findings + check_rows(Rows(packed, np.array(images, np.uint64), by_code, BOTH))
 
 
 def found(rows):
@@ -173,128 +174,7 @@ def test_contours_on_a_grid_of_half_pixels_give_nothing():
     assert check(rows) == []
 
 
-# ----------------------------------------------------------------------------------- one contour
-
-CIRCLE = contour_vertices(contour_outline(Cine(0, 0, 3, 1), 1, 0, "i"))
-
-
-def codes(vertices):
-    return [finding.code for finding in check_contour(PATH, vertices)[1]]
-
-
-@pytest.mark.parametrize(("n_missing", "expected"), [(0, []), (1, []), (2, [])])
-def test_a_contour_that_nearly_closes_is_not_open(n_missing, expected):
-    assert codes(CIRCLE[: len(CIRCLE) - n_missing]) == expected
-
-
-@pytest.mark.parametrize("n_missing", [4, 10, 40])
-def test_a_missing_piece_is_an_open_gap(n_missing):
-    (finding,) = check_contour(PATH, CIRCLE[: len(CIRCLE) - n_missing])[1]
-    gap = np.hypot(*(CIRCLE[-n_missing - 1] - CIRCLE[0]))
-    assert finding.code == "contour-open-gap"
-    assert f"{gap:.1f} pixels" in finding.message
-
-
-def test_few_points_far_apart_are_not_open():
-    assert codes(np.array([[0.0, 0], [20, 0], [20, 2], [0, 2]])) == []
-    assert codes(np.vstack([CIRCLE, CIRCLE[:1]])) == []  # closed by hand
-
-
-@pytest.mark.parametrize(("n_twice", "is_found"), [(1, False), (2, False), (6, False), (9, True)])
-def test_points_that_repeat(n_twice, is_found):
-    twice = np.insert(CIRCLE, 30, CIRCLE[20 : 20 + n_twice][::-1], axis=0)
-    assert ("contour-repeated-points" in codes(twice)) == is_found
-
-
-def test_a_contour_drawn_twice_repeats_its_points_but_not_one_closed_by_hand():
-    assert codes(np.vstack([CIRCLE, CIRCLE])) == [
-        "contour-repeated-points",
-        "contour-self-crossing",
-    ]
-    assert codes(np.vstack([CIRCLE, CIRCLE[:1]])) == []
-
-
-def with_loop(side, *, backwards):
-    """Return a contour with a triangle of area side²/2 at one point, outside of it."""
-    place = int(np.argmax(CIRCLE[:, 0]))
-    corners = CIRCLE[place] + np.array([[side, -side / 2], [side, side / 2]])
-    loop = np.vstack([corners[::-1] if backwards else corners, CIRCLE[place]])
-    return np.insert(CIRCLE, place + 1, loop, axis=0)
-
-
-@pytest.mark.parametrize(
-    ("area_", "is_found"), [(0.3, False), (0.7, False), (1.4, True), (9, True)]
-)
-def test_a_loop_the_other_way_round_crosses(area_, is_found):
-    vertices = with_loop(np.sqrt(2 * area_), backwards=True)
-    findings = [f for f in check_contour(PATH, vertices)[1] if f.code == "contour-self-crossing"]
-    assert bool(findings) == is_found
-    if is_found:
-        measured = float(findings[0].message.split("have ")[1].split()[0])
-        assert measured == pytest.approx(area_, rel=0.2)
-
-
-def test_a_contour_that_touches_itself_does_not_cross():
-    assert codes(with_loop(2.5, backwards=False)) == []
-    # Two rooms whose passage is closed, as drawings on a grid of half pixels have it.
-    hourglass = [(0, 0), (3, 3), (6, 0), (6, 6), (3, 3), (0, 6)]
-    assert codes(np.array(hourglass, np.float64)) == []
-    ring = [(0, 0), (9, 0), (9, 9), (0, 9), (0, 4), (3, 4), (3, 6), (6, 6), (6, 3), (3, 3), (0, 4)]
-    assert "contour-self-crossing" not in codes(np.array(ring, np.float64))
-
-
-@pytest.mark.parametrize("turn", range(5))
-@pytest.mark.parametrize("step", [1, -1])
-def test_a_figure_of_eight_crosses_wherever_it_starts(turn, step):
-    eight = np.array([(0, 0), (6, 6), (6, 0), (0, 6)], np.float64)
-    (finding,) = check_contour(PATH, np.roll(eight, turn, axis=0)[::step])[1]
-    assert finding.code == "contour-self-crossing"
-    assert "9.0 square pixels" in finding.message  # the half of it
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_loops_agree_with_the_pixels_of_winding_numbers(seed):
-    """An oracle: winding numbers at the centres of a fine grid, one angle at a time."""
-    rng = np.random.default_rng(seed)
-    vertices = np.round(rng.uniform(0, 12, (9, 2)), 2)
-    grid = np.stack(np.meshgrid(*[np.arange(0, 12, 0.1) + 0.05] * 2), axis=-1)
-    offset = vertices[:, None, None] - grid
-    angle = np.arctan2(offset[..., 1], offset[..., 0])
-    step = (np.diff(angle, axis=0, append=angle[:1]) + np.pi) % (2 * np.pi) - np.pi
-    winding = np.round(step.sum(axis=0) / (2 * np.pi))
-    expected = min(((winding != 0) & (winding != inside)).sum() for inside in (1, -1)) / 100
-    found_ = [f for f in check_contour(PATH, vertices)[1] if f.code == "contour-self-crossing"]
-    assert bool(found_) == (expected >= MIN_LOOP)
-    if found_:
-        measured = float(found_[0].message.split("have ")[1].split()[0])
-        assert measured == pytest.approx(expected, rel=0.15, abs=0.3)
-
-
-def test_a_huge_contour_takes_no_huge_time():
-    zigzag = np.random.default_rng(0).uniform(-60000, 60000, (200_000, 2))
-    start = time.perf_counter()
-    assert "contour-self-crossing" in codes(zigzag)
-    assert time.perf_counter() - start < 5
-
-
-def test_a_shape_has_the_centre_of_mass():
-    shape, _ = check_contour(PATH, np.array([[1.0, 1], [7, 1], [1, 4]]))
-    assert (shape.x, shape.y) == (3, 2)
-    flat, _ = check_contour(PATH, np.array([[1.0, 1], [3, 3], [5, 5]]))  # no area, no trouble
-    assert (flat.x, flat.y) == (3, 3)
-
-
 # --------------------------------------------------------------------------------------- one row
-
-
-@pytest.mark.parametrize(
-    ("n_inner", "n_outside", "is_found"),
-    [(1000, 0, False), (1000, 10, False), (1000, 11, True), (100, 3, False), (100, 4, True)],
-)
-def test_an_inner_contour_outside_the_outer_one(n_inner, n_outside, is_found):
-    findings = check_overlap(PATH, n_inner, n_outside)
-    assert [finding.code for finding in findings] == ["inner-outside-outer"] * is_found
-    assert all(f"{n_outside} of its {n_inner}" in finding.message for finding in findings)
 
 
 def test_inner_contours_of_phantoms_lie_inside():
@@ -588,23 +468,34 @@ def test_senseless_headers_stop_nothing(seed):
     check(rows)
 
 
-@pytest.mark.parametrize("point", [0.0, 60000.0])
-def test_contours_without_height_stop_nothing(point):
-    line = np.array([[0.0, point], [4, point], [9, point]])
-    assert codes(line) == []
-    assert codes(line[:, ::-1]) == []
-
-
 # -------------------------------------------------------------------------------------- numbers
 
 
-def test_numbers_of_a_row_are_small():
-    assert ROW_NUMBERS.itemsize <= 100
-    image = np.zeros((4, 4), np.int16)
-    packed = np.array([row_numbers(image, {"o": Shape(7, 1.5, 2.5)})], ROW_NUMBERS)
-    assert packed["o"][0].tolist() == (7, 1.5, 2.5)
-    assert packed["i"]["digest"] == 0
-    assert np.isnan(packed["i"]["x"]).all()
+def test_numbers_of_a_region_are_small():
+    assert SHAPES.itemsize <= 40
+
+
+def test_findings_name_sample_structure_and_partner():
+    rows = study()
+    one, two = systoles(rows)[3:5]
+    two.contours["i"] = one.contours["i"]
+    first, second = sorted(check(rows), key=lambda finding: finding.key)
+    keys = sorted(SampleKey(row.patient_id, "", row.number) for row in (one, two))
+    assert [first.key, second.key] == keys
+    assert [first.other_key, second.other_key] == keys[::-1]
+    assert first.label == second.label == CARDIAC["i"].code
+    two.contours, two.image = {"i": one.contours["i"]}, one.image.copy()
+    assert {(finding.label, finding.other_key) for finding in check(rows)} == {
+        (0, key) for key in keys
+    }
+
+
+def test_slices_of_series_that_are_told_apart_are_no_numbers_of_files():
+    rows = study()
+    for row in rows:
+        row.series = "1.2"
+    rows[5].values["instance_number"] += 1
+    assert found(rows) == []
 
 
 def test_all_rows_are_checked_in_little_time():

@@ -9,10 +9,13 @@ from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
 from etl.findings import Finding
+from etl.labels import cardiac_scheme, named_scheme
 from etl.options import BuildOptions
 from etl.report import overlays
 from etl.report import summary as report
 from loader import LoaderError, open_dataset
+
+STRUCTURES = cardiac_scheme(("i", "o")).structures
 
 
 @pytest.fixture
@@ -167,14 +170,35 @@ def test_pictures_show_contour_and_edge_where_they_are():
     mask = np.zeros((32, 64), np.uint8)
     mask[8:16, 20:40] = 1
     vertices = np.array([[19.5, 7.5], [39.5, 7.5], [39.5, 15.5], [19.5, 15.5]])
-    picture = np.asarray(overlays.overlay(image, mask, [], "x"))
+    picture = np.asarray(overlays.overlay(image, mask, [], "x", STRUCTURES))
     scale = picture.shape[1] // 64
     assert picture.shape == (32 * scale, 64 * scale, 3)
-    edge = overlays._EDGE_COLOURS[1]
+    line, edge = overlays._COLOURS[1]
     assert (picture[8 * scale, 20 * scale + 3] == edge).all()  # upper side of the first pixel
     assert (picture[12 * scale, 40 * scale] == edge).all()  # right side of the last
-    drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x"))
-    assert (drawn[8 * scale, 30 * scale] == overlays._COLOURS[1]).all()  # both lie on one line
+    drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x", STRUCTURES))
+    assert (drawn[8 * scale, 30 * scale] == line).all()  # both lie on one line
+
+
+def test_the_outer_structure_ends_where_the_union_with_the_inner_one_does():
+    image, mask = np.zeros((32, 64), np.int16), np.zeros((32, 64), np.uint8)
+    mask[4:20, 10:50] = 2
+    mask[8:16, 20:40] = 1
+    picture = np.asarray(overlays.overlay(image, mask, [], "x", STRUCTURES))
+    scale = picture.shape[1] // 64
+    assert (picture[4 * scale, 30 * scale] == overlays._COLOURS[2][1]).all()
+    assert (picture[8 * scale, 30 * scale] == overlays._COLOURS[1][1]).all()
+    assert not picture[6 * scale, 30 * scale].any()
+
+
+def test_every_structure_has_a_colour_of_its_own():
+    scheme = named_scheme(f"organ {number}" for number in range(12))
+    colours = {colour for one in scheme for colour in overlays._colours(one)}
+    assert len(colours) == 24
+    mask = np.arange(13, dtype=np.uint8)[None].repeat(4, axis=0)
+    picture = overlays.overlay(mask.astype(np.int16), mask, [], "", scheme.structures)
+    shown = {colour for _, colour in picture.getcolors(1 << 20)}
+    assert shown >= {overlays._colours(one)[1] for one in scheme} - {overlays._colours(scheme[1])[1]}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +207,7 @@ def test_pictures_show_contour_and_edge_where_they_are():
 )
 def test_no_picture_is_enlarged_beyond_measure(rows, columns, scale):
     image = np.zeros((rows, columns), np.int16)
-    picture = overlays.overlay(image, image.astype(np.uint8), [], "x")
+    picture = overlays.overlay(image, image.astype(np.uint8), [], "x", STRUCTURES)
     assert picture.size == (columns * scale, rows * scale)
 
 
@@ -200,5 +224,7 @@ def test_names_that_meet_are_told_apart():
 
 def test_a_window_of_a_constant_image_is_black():
     assert not np.asarray(
-        overlays.overlay(np.full((8, 8), 7, np.int16), np.zeros((8, 8), np.uint8), [], "")
+        overlays.overlay(
+            np.full((8, 8), 7, np.int16), np.zeros((8, 8), np.uint8), [], "", STRUCTURES
+        )
     )[20:].any()

@@ -37,9 +37,10 @@ def test_a_clean_folder_gives_its_pairs_in_order(root):
     assert slices(found) == [("P1", 1), ("P1", 2), ("P1", 10), ("P2", 1), ("P2", 2)]
     assert found.findings == []
     link = found.links[0]
-    assert link.dicom_path == "dicoms/P1/1.dcm"
-    assert link.icontour_path == "contourfiles/A1/i-contours/IM-0001-0001-icontour-manual.txt"
-    assert link.ocontour_path == ""
+    assert link.original_id == "A1"
+    assert link.frame == ("dicoms/P1/1.dcm", None)
+    path = "contourfiles/A1/i-contours/IM-0001-0001-icontour-manual.txt"
+    assert link.annotations == ((1, path, ""),)
     assert found.counts == {
         "patients": 2, "dicoms": 5, "icontours": 5, "ocontours": 4, "ignored_files": 0, "pairs": 5,
     }  # fmt: skip
@@ -206,6 +207,27 @@ def test_litter_is_counted_and_no_finding(root):
     assert found.counts["ignored_files"] == 8
 
 
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [(("i",), [(1, 1)]), (("o",), [(1, 2)]), (("i", "o"), [(2, 2), (1, 1)])],
+)
+def test_structures_in_paint_order_with_code_and_label(root, kinds, expected):
+    scheme = discover(root, kinds, partial=False).scheme
+    assert [(one.code, one.label) for one in scheme.structures] == expected
+
+
+def test_findings_name_their_sample_and_structure(root):
+    (root / contour_path("A1", 1, "o")).unlink()
+    write_dicom(root, "P1", "5.dcm")
+    write_contour(root, "A2", 6, "o")
+    found = discover(root, ("i", "o"), partial=False)
+    assert {(f.code, f.key, f.label) for f in found.findings} == {
+        ("contour-missing", ("P1", "", 1, 1), 2),
+        ("image-no-contour", ("P1", "", 5, 1), 0),
+        ("contour-no-image", ("P2", "", 6, 1), 2),
+    }
+
+
 def test_both_kinds_need_both_contours_unless_partial(root):
     (root / contour_path("A1", 1, "o")).unlink()
     (root / contour_path("A2", 2, "i")).unlink()
@@ -215,7 +237,8 @@ def test_both_kinds_need_both_contours_unless_partial(root):
     found = discover(root, ("i", "o"), partial=True)
     assert slices(found) == ALL
     assert codes(found) == {"contour-missing": 2}
-    assert (found.links[0].ocontour_path, found.links[3].icontour_path) == ("", "")
+    codes_drawn = [[annotation.code for annotation in link.annotations] for link in found.links]
+    assert codes_drawn == [[1], [1, 2], [1, 2], [2]]
 
 
 def test_a_patient_without_one_of_the_contour_folders_is_told(root):

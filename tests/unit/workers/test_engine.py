@@ -14,7 +14,7 @@ import worker_tasks
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
-from etl import pipeline
+from etl import examine
 from etl.errors import EtlError
 from etl.options import BuildOptions
 from etl.workers import engine, local_pool
@@ -147,8 +147,8 @@ def test_any_executor_gives_the_same_bytes(many, tmp_path, kind):
     ("seen", "words"),
     [
         ({"version": "0.0.0"}, "runs dicom-etl 0.0.0"),
-        ({"link_file": None}, "does not see the folder .*data"),
-        ({"link_file": b"other"}, "does not see the folder .*data"),
+        ({"probe": None}, "does not see the folder .*data"),
+        ({"probe": b"other"}, "does not see the folder .*data"),
         ({"out": None}, "does not see the folder .*results"),
     ],
 )
@@ -157,9 +157,9 @@ def test_workers_that_see_other_folders_stop_the_build_before_any_work(
 ):
     root = write_tree(tmp_path / "data")
     (tmp_path / "results").mkdir()
-    look = engine.look
-    monkeypatch.setattr(engine, "look", lambda *paths: look(*paths)._replace(**seen))
-    monkeypatch.setattr(pipeline.examine, "examine", None)  # would fail if it were called
+    view = engine.view
+    monkeypatch.setattr(engine, "view", lambda *paths: view(*paths)._replace(**seen))
+    monkeypatch.setattr(examine, "examine", None)  # would fail if it were called
     with ThreadPoolExecutor(2) as executor, pytest.raises(EtlError, match=words):
         etl.build(root, tmp_path / "results" / "out.h5", OPTIONS, executor=executor)
     assert list((tmp_path / "results").iterdir()) == []

@@ -1,0 +1,227 @@
+"""Two built files → what the newer one has that the older one had not, and the reverse."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.findings import SampleKey, printable
+from loader import Dataset
+from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
+
+_N_SHOWN: Final = 5
+_SPLIT_NAMES: Final = dict(enumerate(SPLITS)) | {NO_SPLIT: "none"}
+_FOLD_NAMES: Final = {NO_FOLD: "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedRow:
+    """A row of both files whose image or mask differs."""
+
+    key: SampleKey
+    image_changed: bool
+    dice: dict[str, float]  # structure → Dice of the two masks; of those that differ
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A patient who is on another side than before."""
+
+    patient_id: str
+    what: str  # "split" or "fold"
+    before: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What differs between two files."""
+
+    old: str
+    new: str
+    rows_added: list[SampleKey]
+    rows_gone: list[SampleKey]
+    rows_changed: list[ChangedRow]
+    n_rows_equal: int
+    findings_new: dict[str, int]  # code → number
+    findings_solved: dict[str, int]
+    attributes: dict[str, tuple[object, object]]  # of options, generator and format that differ
+    moves: list[Move]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs."""
+        return not any(
+            (
+                self.rows_added,
+                self.rows_gone,
+                self.rows_changed,
+                self.findings_new,
+                self.findings_solved,
+                self.attributes,
+                self.moves,
+            )
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain data."""
+        return {
+            "old": self.old,
+            "new": self.new,
+            "rows_added": [key._asdict() for key in self.rows_added],
+            "rows_gone": [key._asdict() for key in self.rows_gone],
+            "rows_changed": [
+                {**row.key._asdict(), "image_changed": row.image_changed, "dice": row.dice}
+                for row in self.rows_changed
+            ],
+            "rows_equal": self.n_rows_equal,
+            "findings_new": self.findings_new,
+            "findings_solved": self.findings_solved,
+            "attributes": {
+                name: {"old": old, "new": new} for name, (old, new) in self.attributes.items()
+            },
+            "patients_moved": [
+                {"patient_id": m.patient_id, "what": m.what, "old": m.before, "new": m.now}
+                for m in self.moves
+            ],
+        }
+
+
+def compare(old: Dataset, new: Dataset) -> Comparison:
+    """Return what differs between two open files.
+
+    A row is the same in both where its key is: patient_id, series, slice and frame number. It has
+    changed where its digest has; then its pixels are read and compared.
+    """
+    before, now = _rows(old), _rows(new)
+    common = [key for key in now if key in before]
+    old_digests, new_digests = old.manifest["row_xxh3"], new.manifest["row_xxh3"]
+    changed = [key for key in common if old_digests[before[key]] != new_digests[now[key]]]
+    old_findings, new_findings = _findings(old), _findings(new)
+    return Comparison(
+        old=str(old.path),
+        new=str(new.path),
+        rows_added=[key for key in now if key not in before],
+        rows_gone=[key for key in before if key not in now],
+        rows_changed=[_changed(key, old, before[key], new, now[key]) for key in changed],
+        n_rows_equal=len(common) - len(changed),
+        findings_new=_by_code(new_findings - old_findings),
+        findings_solved=_by_code(old_findings - new_findings),
+        attributes=dict(_attributes(old, new)),
+        moves=list(_moves(old, new)),
+    )
+
+
+def comparison_text(found: Comparison) -> Iterator[str]:
+    """Yield the lines of a comparison, all printable."""
+    yield printable(f"{found.new}, compared with {found.old}")
+    yield ""
+    if found.is_equal:
+        yield "  Nothing differs."
+        return
+    yield (
+        f"  Rows      {len(found.rows_added)} added, {len(found.rows_gone)} gone, "
+        f"{len(found.rows_changed)} changed, {found.n_rows_equal} equal"
+    )
+    for word, keys in (("added", found.rows_added), ("gone", found.rows_gone)):
+        yield from map(printable, _listed(f"{word}:", list(map(_key_text, keys))))
+    yield from map(printable, _listed("changed:", list(map(_row_text, found.rows_changed))))
+    for title, counts in (("New", found.findings_new), ("Solved", found.findings_solved)):
+        if counts:
+            shown = ", ".join(f"{n} {code}" for code, n in counts.items())
+            yield f"  {title:<9} {shown}"
+    for name, (before, now) in found.attributes.items():
+        yield printable(f"  Differs   {name}: {before!r}, now {now!r}")
+    moves = [f"{m.patient_id}: {m.what} {m.before}, now {m.now}" for m in found.moves]
+    yield from map(printable, _listed("moved:", moves))
+
+
+def _listed(word: str, lines: Sequence[str]) -> Iterator[str]:
+    for line in lines[:_N_SHOWN]:
+        yield f"    {word:<9} {line}"
+    if len(lines) > _N_SHOWN:
+        yield f"    {word:<9} and {len(lines) - _N_SHOWN} more"
+
+
+def _key_text(key: SampleKey) -> str:
+    series = f", series {key.series}" if key.series else ""
+    frame = f", frame {key.frame_number}" if key.frame_number != 1 else ""
+    return f"patient {key.patient_id}{series}, slice {key.slice}{frame}"
+
+
+def _row_text(row: ChangedRow) -> str:
+    parts = ["image"] * row.image_changed
+    parts += [f"{name} (Dice {dice:.3f})" for name, dice in row.dice.items()]
+    return f"{_key_text(row.key)}: {', '.join(parts) or 'mask'}"
+
+
+def _rows(dataset: Dataset) -> dict[SampleKey, int]:
+    """Return the row of each key, in a version 1 file as well."""
+    manifest, n_rows = dataset.manifest, len(dataset)
+    series = manifest["series"].tolist() if "series" in manifest else [""] * n_rows
+    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * n_rows
+    columns = manifest["patient_id"].tolist(), series, manifest["slice"].tolist(), frames
+    return {SampleKey(*key): row for row, key in enumerate(zip(*columns, strict=True))}
+
+
+def _changed(key: SampleKey, old: Dataset, before: int, new: Dataset, now: int) -> ChangedRow:
+    (old_image, old_mask), (new_image, new_mask) = old[before], new[now]
+    image_changed = not np.array_equal(old_image, new_image)
+    if old_mask.shape != new_mask.shape:
+        return ChangedRow(key, image_changed, {})
+    codes = {one.name: one.code for one in old.structures}
+    dice = {}
+    for structure in new.structures:
+        a = old_mask == codes.get(structure.name, -1)
+        b = new_mask == structure.code
+        if not np.array_equal(a, b):
+            dice[structure.name] = _dice(a, b)
+    return ChangedRow(key, image_changed, dice)
+
+
+def _dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """Return twice the common pixels over the pixels of both; one of the two has some."""
+    return 2 * int((a & b).sum()) / (int(a.sum()) + int(b.sum()))
+
+
+def _findings(dataset: Dataset) -> Counter[tuple[str, str, str]]:
+    """Return findings as (code, path, message), which stay equal where rows are counted anew."""
+    columns = [dataset.findings[name].tolist() for name in ("code", "path", "message")]
+    return Counter(zip(*columns, strict=True))
+
+
+def _by_code(findings: Counter[tuple[str, str, str]]) -> dict[str, int]:
+    codes = Counter(code for code, _, _ in findings.elements())
+    return dict(sorted(codes.items()))
+
+
+def _attributes(old: Dataset, new: Dataset) -> Iterator[tuple[str, tuple[object, object]]]:
+    for name in (Attribute.GENERATOR, Attribute.FORMAT_VERSION, Attribute.LABELS):
+        if old.attributes[name] != new.attributes[name]:
+            yield name, (old.attributes[name], new.attributes[name])
+    before, now = (one.attributes[Attribute.OPTIONS] for one in (old, new))
+    for option in sorted(before.keys() | now.keys()):
+        if before.get(option) != now.get(option):
+            yield f"option {option}", (before.get(option), now.get(option))
+
+
+def _moves(old: Dataset, new: Dataset) -> Iterator[Move]:
+    """Yield the patients of both files that are on another side."""
+    for what, names in (("split", _SPLIT_NAMES), ("fold", _FOLD_NAMES)):
+        before, now = _sides(old, what), _sides(new, what)
+        for patient_id, code in now.items():
+            if patient_id in before and before[patient_id] != code:
+                yield Move(
+                    patient_id,
+                    what,
+                    names.get(before[patient_id], str(before[patient_id])),
+                    names.get(code, str(code)),
+                )
+
+
+def _sides(dataset: Dataset, what: str) -> dict[str, int]:
+    patients = dataset.manifest["patient_id"].tolist()
+    return dict(zip(patients, dataset.manifest[what].tolist(), strict=True))

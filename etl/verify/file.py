@@ -1,0 +1,93 @@
+"""Prove a built file: rows and columns against their digests, on demand against the sources."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl.verify.problem import Problem
+from etl.verify.rows import check_rows, give_up
+from etl.verify.sources import compare_rows, find_sources, new_sources, rebuild_rows
+from etl.verify.tables import check_tables
+from etl.workers.engine import Work, local_engine
+from etl.workers.progress import bar
+from loader import open_dataset
+
+_ROWS_PER_TASK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How many rows were checked, and everything that differs."""
+
+    n_rows: int
+    problems: list[Problem]
+
+
+def verify(
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    rebuild: bool = False,
+    workers: int = 1,
+    progress: bool = False,
+) -> Verification:
+    """Check all that a built file holds.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    source : path, optional
+        The input that it was built from: also say which sources are missing, changed or new.
+    rebuild : bool
+        Also parse every source again, by other and plainer code, and compare pixel by pixel.
+        Needs `source`; for sources whose annotations are text contours.
+    workers : int
+        Processes on this machine.
+    progress : bool
+        Show a progress bar on stderr where that is a terminal.
+
+    Raises
+    ------
+    LoaderError
+        The file cannot be opened at all: its metadata are damaged, or it is cut short.
+    EtlError
+        No such input.
+    ValueError
+        `rebuild` without `source`.
+    """
+    if rebuild and source is None:
+        raise ValueError("rebuild: expected a source to build from, found none.")
+    dataset = open_dataset(path)
+    path = dataset.path
+    problems = list(check_tables(dataset))
+    runs: list[tuple[str, Callable[[tuple[int, int]], list[Problem]]]] = [
+        ("rows", functools.partial(check_rows, path))
+    ]
+    if source is not None:
+        found = find_sources(dataset, Path(source))
+        problems += new_sources(dataset, found)
+        runs.append(("sources", functools.partial(compare_rows, path, found.root)))
+        if rebuild:
+            runs.append(("rebuild", functools.partial(rebuild_rows, path, found.root)))
+    stretches = list(_stretches(len(dataset)))
+    with local_engine(min(workers, len(stretches))) as engine:
+        for what, run in runs:
+            work: Work[tuple[int, int], list[Problem]] = Work(
+                run=run, divide=_divided, give_up=give_up, names=lambda one: [f"row {one[0]}"]
+            )
+            with bar(what, "rows", len(dataset), shown=progress) as shown:
+                for (first, stop), part in zip(stretches, engine.run(work, stretches), strict=True):
+                    problems += part
+                    shown(stop - first)
+    return Verification(len(dataset), problems)
+
+
+def _stretches(n_rows: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, n_rows, _ROWS_PER_TASK):
+        yield first, min(first + _ROWS_PER_TASK, n_rows)
+
+
+def _divided(stretch: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(row, row + 1) for row in range(*stretch)]

@@ -1,0 +1,73 @@
+"""Rows of a built file → what in them differs from their digest, their columns or their labels.
+
+`check_rows` runs in workers, on stretches of consecutive rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from etl.findings import SampleKey
+from etl.output.row_writer import row_digest
+from etl.quality.statistics import image_statistics
+from etl.verify.problem import Problem
+from loader import Dataset, open_dataset
+from loader.format import IGNORE
+
+_STATISTICS = ("minimum", "maximum", "mean", "std", "p01", "p99")
+
+
+def check_rows(path: Path, stretch: tuple[int, int]) -> list[Problem]:
+    """Return the problems of the rows from the first to before the second of `stretch`."""
+    dataset = open_dataset(path)
+    return [problem for row in range(*stretch) for problem in _check_row(dataset, row)]
+
+
+def give_up(stretch: tuple[int, int]) -> list[Problem]:
+    """Return a problem for rows whose workers crashed."""
+    first, last = stretch[0], stretch[1] - 1
+    return [Problem(f"rows {first} to {last}", "three workers crashed on them.")]
+
+
+def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
+    manifest, (image, mask) = dataset.manifest.stored, dataset[row]
+    place = place_of(dataset, row)
+    found = row_digest(key_of(dataset, row), image, mask)
+    if found != int(manifest["row_xxh3"][row]):
+        yield Problem(place, "image, mask or key differ from the row's digest (row_xxh3).")
+    statistics = image_statistics(np.ascontiguousarray(image))
+    for name in _STATISTICS:
+        expected, value = getattr(statistics, name), float(manifest[name][row])
+        if expected != value:
+            yield Problem(place, f"{name} is {value!r} in the manifest, {expected!r} in the image.")
+    n_known = 0
+    codes = {structure.code for structure in dataset.structures}
+    for code in sorted(codes):
+        expected, n_pixels = int(manifest[f"n_pixels_{code}"][row]), int((mask == code).sum())
+        n_known += n_pixels
+        if n_pixels != expected:
+            message = f"n_pixels_{code} is {expected} in the manifest, {n_pixels} in the mask."
+            yield Problem(place, message)
+    n_known += int((mask == 0).sum()) + int((mask == IGNORE).sum())
+    if n_known != mask.size:
+        yield Problem(
+            place, f"{mask.size - n_known} pixels of the mask have a code of no structure."
+        )
+
+
+def key_of(dataset: Dataset, row: int) -> SampleKey:
+    """Return the key of a row, in a version 1 file as well."""
+    manifest = dataset.manifest.stored
+    series = bytes(manifest["series"][row]).decode() if "series" in manifest else ""
+    frame = int(manifest["frame_number"][row]) if "frame_number" in manifest else 1
+    patient = bytes(manifest["patient_id"][row]).decode()
+    return SampleKey(patient, series, int(manifest["slice"][row]), frame)
+
+
+def place_of(dataset: Dataset, row: int) -> str:
+    """Return the words by which messages name a row."""
+    key = key_of(dataset, row)
+    series = f", series {key.series}" if key.series else ""
+    frame = f", frame {key.frame_number}" if key.frame_number != 1 else ""
+    return f"row {row} (patient {key.patient_id}{series}, slice {key.slice}{frame})"

@@ -1,0 +1,115 @@
+"""A built file against the input it was built from.
+
+`compare_row` and `rebuild_row` run in workers.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from etl.errors import EtlError
+from etl.options import BuildOptions
+from etl.sources import layouts
+from etl.sources.source import Discovery
+from etl.verify import reference
+from etl.verify.problem import Problem
+from etl.verify.rows import key_of, place_of
+from loader import Dataset, open_dataset
+from loader.format import Attribute
+
+_NOT_RECORDED = {"split_file"}
+
+
+def find_sources(dataset: Dataset, data: Path) -> Discovery:
+    """Return what the input holds now, found with the options that the file records.
+
+    Raises
+    ------
+    EtlError
+        No such input, or options that this version does not know.
+    """
+    recorded = dict(dataset.attributes[Attribute.OPTIONS])
+    known = BuildOptions.__dataclass_fields__.keys() - _NOT_RECORDED
+    options = {name: _frozen(recorded[name]) for name in known & recorded.keys()}
+    try:
+        build_options = BuildOptions(**options)  # type: ignore[arg-type]
+        source, _ = layouts.choose(data, build_options.layout)
+        return source.discover(data, source.settle(build_options))
+    except (TypeError, ValueError) as error:
+        raise EtlError(
+            f"Sources not comparable: {dataset.path}: its options are not those of this version "
+            f"({error}). Build it again."
+        ) from error
+
+
+def new_sources(dataset: Dataset, found: Discovery) -> Iterator[Problem]:
+    """Yield the images that could be rows by their names, and are neither rows nor findings."""
+    listed = set(dataset.manifest["dicom_path"].tolist())
+    for name in ("path", "message"):
+        listed |= set(dataset.findings[name].tolist())
+    for link in found.links:
+        paths = {link.frame.path, *(annotation.path for annotation in link.annotations)}
+        if not paths & listed:
+            yield Problem(link.frame.path, "is new: the file has no row and no finding of it.")
+
+
+def compare_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:
+    """Return the sources of some rows that are missing or have changed."""
+    dataset = open_dataset(path)
+    manifest = dataset.manifest
+    stems = ["dicom", *(structure.stem for structure in dataset.structures)]
+    problems = []
+    for row in range(*stretch):
+        for stem in stems:
+            source, expected = (manifest[f"{stem}_{what}"][row] for what in ("path", "xxh3"))
+            if not source:
+                continue
+            try:
+                digest = xxhash.xxh3_128_hexdigest((root / str(source)).read_bytes())
+            except OSError as error:
+                why = (error.strerror or "input/output error").lower()
+                problems.append(Problem(str(source), f"{place_of(dataset, row)}: {why}."))
+                continue
+            if digest != expected:
+                message = f"{place_of(dataset, row)}: has changed since the build."
+                problems.append(Problem(str(source), message))
+    return problems
+
+
+def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:
+    """Return the rows whose image or mask differs from what `reference` makes of their sources."""
+    dataset = open_dataset(path)
+    return [problem for row in range(*stretch) for problem in _rebuild_row(dataset, root, row)]
+
+
+def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
+    options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
+    image, mask = dataset[row]
+    rows, columns = image.shape
+    place = place_of(dataset, row)
+    try:
+        frame = key_of(dataset, row).frame_number
+        expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
+        masks = []
+        for structure in dataset.structures:
+            if source := str(manifest[f"{structure.stem}_path"][row]):
+                text = (root / source).read_text(encoding="ascii")
+                polygons = reference.polygons_of(text, int(options["contour_origin"]))
+                rule = str(options["rasterizer"])
+                masks.append((structure.code, reference.mask_of(polygons, rows, columns, rule)))
+    except Exception as error:  # noqa: BLE001  whatever other code meets in these files
+        yield Problem(place, f"cannot be built again ({type(error).__name__}).")
+        return
+    if expected.shape != image.shape or not np.array_equal(expected.astype(image.dtype), image):
+        n_pixels = int((expected.astype(image.dtype) != image).sum())
+        yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
+    labels = reference.label_map(masks, rows, columns)
+    if not np.array_equal(labels, mask):
+        n_pixels = int((labels != mask).sum())
+        yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

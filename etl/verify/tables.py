@@ -1,0 +1,112 @@
+"""Small datasets of a built file → what differs from their digests or contradicts itself."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import xxhash
+
+from etl.findings import CODES
+from etl.quality.statistics import pooled_moments
+from etl.verify.problem import Problem
+from etl.verify.rows import key_of
+from loader import Dataset
+from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS, Attribute
+
+
+def check_tables(dataset: Dataset) -> Iterator[Problem]:
+    """Yield the problems of manifest, contours, findings and attributes."""
+    yield from _digests(dataset)
+    yield from _manifest(dataset)
+    yield from _sides(dataset)
+    yield from _contours(dataset)
+    yield from _findings(dataset)
+
+
+def _digests(dataset: Dataset) -> Iterator[Problem]:
+    recorded = dict(dataset.attributes[Attribute.DIGESTS])
+    tables = {
+        "manifest": dataset.manifest,
+        "contours": dataset.contours,
+        "findings": dataset.findings,
+    }
+    for group, table in tables.items():
+        for column, values in table.stored.items():
+            place = f"{group}/{column}"
+            expected = recorded.pop(place, None)
+            if expected is None:
+                yield Problem(place, "the file has no digest of it.")
+            elif xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data) != expected:
+                yield Problem(place, "differs from its digest.")
+    for place in sorted(recorded):
+        yield Problem(place, "is missing, but has a digest.")
+
+
+def _manifest(dataset: Dataset) -> Iterator[Problem]:
+    manifest, attributes = dataset.manifest.stored, dataset.attributes
+    digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(manifest["row_xxh3"]).data)
+    if digest != dataset.dataset_id:
+        yield Problem("attribute dataset_id", "differs from the digest over all rows' digests.")
+    keys = [key_of(dataset, row) for row in range(len(dataset))]
+    for row, (before, key) in enumerate(pairwise(keys), 1):
+        if not before < key:
+            yield Problem("manifest", f"row {row} is out of order, or a second one of its key.")
+    mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
+    for name, value in ((Attribute.IMAGE_MEAN, mean), (Attribute.IMAGE_STD, std)):
+        if attributes[name] != value:
+            yield Problem(f"attribute {name}", f"is {attributes[name]!r}, expected {value!r}.")
+    n_flags = len(attributes[Attribute.FLAG_CODES])
+    if n_flags < 64 and (manifest["flags"] >> np.uint64(n_flags)).any():  # noqa: PLR2004  its bits
+        yield Problem("manifest/flags", "has a bit that flag_codes does not name.")
+
+
+def _sides(dataset: Dataset) -> Iterator[Problem]:
+    """Check that no patient is on two sides, and that the codes are known ones."""
+    manifest = dataset.manifest.stored
+    for name, low, high in (
+        ("split", NO_SPLIT, len(SPLITS) - 1),
+        ("fold", NO_FOLD, np.iinfo(np.int16).max),
+    ):
+        values = manifest[name]
+        if ((values < low) | (values > high)).any():
+            yield Problem(f"manifest/{name}", f"has a code that is not {low} to {high}.")
+        sides: defaultdict[bytes, set[int]] = defaultdict(set)
+        for patient_id, value in zip(manifest["patient_id"].tolist(), values.tolist(), strict=True):
+            sides[patient_id].add(value)
+        for patient_id, found in sides.items():
+            if len(found) > 1:
+                yield Problem(
+                    f"manifest/{name}", f"patient {patient_id.decode()} is on {len(found)} sides."
+                )
+
+
+def _contours(dataset: Dataset) -> Iterator[Problem]:
+    table = dataset.contours.stored
+    row, label, start, length = (table[name] for name in ("row", "label", "start", "length"))
+    if ((row < 0) | (row >= len(dataset))).any():
+        yield Problem("contours/row", "has a row that the file does not have.")
+    if (np.diff(row) < 0).any():
+        yield Problem("contours/row", "is not in ascending order.")
+    known = [structure.label for structure in dataset.structures]
+    if not np.isin(label, known).all():
+        yield Problem("contours/label", "has a label of no structure.")
+    if (start != np.cumsum(length) - length).any() or length.sum() != len(table["x"]):
+        yield Problem("contours/start", "start and length do not cover the vertices one by one.")
+    for axis in ("x", "y"):
+        if not np.isfinite(table[axis]).all():
+            yield Problem(f"contours/{axis}", "has a vertex that is not finite.")
+
+
+def _findings(dataset: Dataset) -> Iterator[Problem]:
+    table = dataset.findings.stored
+    pairs = zip(table["code"].tolist(), table["severity"].tolist(), strict=True)
+    for number, (code, severity) in enumerate(pairs):
+        known = CODES.get(code.decode())
+        if known is not None and known.severity != severity.decode():
+            message = f"is {severity.decode()}, but {code.decode()} is {known.severity}."
+            yield Problem(f"finding {number}", message)
+    for name in ("row", "other_row"):
+        values = table.get(name, np.empty(0, np.int64))
+        if ((values < NO_ROW) | (values >= len(dataset))).any():
+            yield Problem(f"findings/{name}", "has a row that the file does not have.")
