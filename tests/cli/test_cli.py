@@ -24,6 +24,7 @@ from etl.options import BuildOptions
 from loader import format as file_format
 from loader import open_dataset
 
+LAYOUT = "Layout link: found link.csv.\n"
 SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
 
 
@@ -57,7 +58,7 @@ def test_build_then_report(root, tmp_path):
     assert result.exit_code == 0, result.output
     assert "6 rows" in result.stdout
     assert "image-no-contour" in result.stdout
-    assert result.stderr == ""  # no progress bar where stderr is no terminal
+    assert result.stderr == LAYOUT  # no progress bar where stderr is no terminal
     result = run("report", out)
     assert result.exit_code == 0
     assert "6 of 2 patients" in result.stdout
@@ -105,6 +106,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
         "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
         "--audit-contours", "9", "--exclude-flagged", "image-constant, area-jump,area-jump",
+        "--layout", "link", "--structures", " liver,left lung",
     )  # fmt: skip
     assert result.exit_code == 1
     assert result.output == "Error: stop here\n"
@@ -115,15 +117,16 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
             split=(60, 20, 20), split_seed=7, folds=4,
             audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
+            layout="link", structures=("liver", "left lung"),
         ),
     }  # fmt: skip
     for arguments, expected in [
-        ([], BuildOptions()),
-        (["--no-qc"], BuildOptions(qc=False)),
-        (["--no-audit"], BuildOptions(audit=False)),
-        (["--audit-contours", "all"], BuildOptions(audit_contours=None)),
+        ([], BuildOptions(layout="table")),
+        (["--no-qc"], BuildOptions(layout="table", qc=False)),
+        (["--no-audit"], BuildOptions(layout="table", audit=False)),
+        (["--audit-contours", "all"], BuildOptions(layout="table", audit_contours=None)),
     ]:
-        run("build", "DATA", "OUT", *arguments)
+        run("build", "DATA", "OUT", "--layout", "table", *arguments)
         assert seen["options"] == expected
 
 
@@ -155,7 +158,7 @@ def test_wrong_usage_is_status_2(root, tmp_path, monkeypatch, arguments):
 def test_failures_are_status_1_with_one_message(root, tmp_path):
     out = tmp_path / "out.h5"
     for arguments, words in [
-        (("build", tmp_path / "nowhere", out), "no such folder"),
+        (("build", tmp_path / "nowhere", out), "no such file or folder"),
         (("build", root, tmp_path / "no" / "out.h5"), "no folder"),
         (("build", root, out), "no usable pair"),
         (("build", root, out, "--split-file", tmp_path / "no.csv"), "no such file"),
@@ -167,7 +170,7 @@ def test_failures_are_status_1_with_one_message(root, tmp_path):
         result = run(*arguments)
         assert result.exit_code == 1, arguments
         assert result.stdout == ""
-        assert result.stderr.startswith("Error: ")
+        assert result.stderr.removeprefix(LAYOUT).startswith("Error: ")
         assert any(word in result.stderr for word in words.split("|")), result.stderr
         assert not out.exists()
 
@@ -179,8 +182,9 @@ def test_the_log_has_every_finding(root, tmp_path):
     run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", log)
     lines = log.read_text().splitlines()
     path = contour_path("A1", 2)
-    assert lines[1].startswith(f"error: contour-unreadable: {path}: line 1")
-    assert lines[2].startswith("info: image-no-contour: dicoms/P1/9.dcm")
+    assert lines[1] == LAYOUT.strip()
+    assert lines[2].startswith(f"error: contour-unreadable: {path}: line 1")
+    assert lines[3].startswith("info: image-no-contour: dicoms/P1/9.dcm")
     run("build", root, tmp_path / "other.h5", "--log-file", log)  # of another size
     again = log.read_text().splitlines()
     assert again[: len(lines)] == lines
@@ -239,7 +243,8 @@ def test_a_log_that_fails_late_is_a_note(root, tmp_path, monkeypatch, when):
     monkeypatch.setattr(Full, when, fail)
     result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", tmp_path / "log")
     assert result.exit_code == 0
-    assert result.stderr == "Note: the log file is not whole: no space left on device.\n"
+    notes = sorted(result.stderr.splitlines(keepends=True))
+    assert notes == [LAYOUT, "Note: the log file is not whole: no space left on device.\n"]
     assert open_dataset(tmp_path / "out.h5").images.shape[0] == 6
     monkeypatch.undo()
 
@@ -255,7 +260,7 @@ def test_no_path_steers_the_terminal(root, tmp_path):
     for text in (result.output, again.output, log.read_text()):
         assert "\x1b" not in text
         assert all("\n" not in line and line.isprintable() for line in text.splitlines())
-    assert len(again.stderr.splitlines()) == 1
+    assert len(again.stderr.splitlines()) == 2
 
 
 def test_a_name_that_the_terminal_lacks_is_shown_escaped(root, tmp_path):
@@ -330,7 +335,11 @@ def test_a_report_fails_on_the_findings_it_is_told_to(root, tmp_path):
     [
         ("--no-qc", "  Checks    none: built with --no-qc", "area-jump"),
         ("--no-qc", "  Checks    none: built with --no-qc", "alignment-patient"),
-        ("--no-audit", "  Alignment not measured: built with --no-audit", "alignment-patient"),
+        (
+            "--no-audit",
+            "  Alignment not measured: --no-audit, or no structure whose contrast is known",
+            "alignment-patient",
+        ),
     ],
 )
 def test_a_report_says_what_was_not_looked_for(root, tmp_path, option, line, code):
@@ -351,12 +360,12 @@ def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     monkeypatch.setattr(etl.pipeline, "build", interrupt)
     result = run("build", root, tmp_path / "out.h5")
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted: nothing was written.\n"
+    assert result.stderr == f"{LAYOUT}Interrupted: nothing was written.\n"
     monkeypatch.undo()
     monkeypatch.setattr(etl.cli, "_list_findings", interrupt)  # when OUT is whole
     result = run("build", root, tmp_path / "out.h5", *SIZE)
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted.\n"
+    assert result.stderr == f"{LAYOUT}Interrupted.\n"
     assert (tmp_path / "out.h5").exists()
     monkeypatch.setattr(loader, "open_dataset", interrupt)
     result = run("report", tmp_path / "out.h5")
@@ -420,7 +429,7 @@ def test_phantom_builds_without_a_finding_but_info(tmp_path):
 def test_a_message_names_the_folder_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("build", "nowhere", "out.h5").stderr.startswith(
-        "Error: Input folder not usable: nowhere: no such folder."
+        "Error: Input not usable: nowhere: no such file or folder."
     )
 
 
