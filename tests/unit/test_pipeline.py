@@ -445,7 +445,7 @@ class TestOutput:
         def interrupt(*_arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline.render, "render", interrupt)
+        monkeypatch.setattr(render, "render", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(root, tmp_path / "out.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
