@@ -23,6 +23,7 @@ from etl.findings import FLAG_CODES
 from etl.options import BuildOptions
 from etl.phantom.heart import Cine, end_systole
 from etl.phantom.tree import write_phantom
+from etl.workers import chunks
 
 STACKS = (4, 8, 3)  # patients, slices, phases: 12 rows a patient, which have neighbours
 ALONE = (8, 1, 2)  # 2 rows a patient, which have none
@@ -491,7 +492,7 @@ def test_flagged_rows_are_left_out_and_it_is_said(spoiled, tmp_path):
 
 
 def test_any_number_of_workers_leaves_out_the_same(spoiled, tmp_path, monkeypatch):
-    monkeypatch.setattr(etl.pipeline, "_CHUNK_PAIRS", 1)
+    monkeypatch.setattr(chunks, "MAX_PAIRS", 1)
     options = BuildOptions(("i", "o"), partial=True, exclude_flagged=("area-jump", "centroid-jump"))
     for workers in (1, 2):
         etl.build(spoiled.root, tmp_path / f"{workers}.h5", options, workers=workers)

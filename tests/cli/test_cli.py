@@ -25,6 +25,7 @@ from loader import format as file_format
 from loader import open_dataset
 
 SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
+LAYOUT = "Layout link: found link.csv.\n"  # said first, on stderr
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_build_then_report(root, tmp_path):
     assert result.exit_code == 0, result.output
     assert "6 rows" in result.stdout
     assert "image-no-contour" in result.stdout
-    assert result.stderr == ""  # no progress bar where stderr is no terminal
+    assert result.stderr == LAYOUT  # no progress bar where stderr is no terminal
     result = run("report", out)
     assert result.exit_code == 0
     assert "6 of 2 patients" in result.stdout
@@ -99,6 +100,9 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         seen.update(data=data, out=out, options=options, **keywords)
         raise EtlError("stop here")
 
+    monkeypatch.chdir(tmp_path)
+    Path("DATA").mkdir()
+    Path("DATA/link.csv").touch()
     monkeypatch.setattr(etl.pipeline, "build", build)
     result = run(
         "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
@@ -155,7 +159,7 @@ def test_wrong_usage_is_status_2(root, tmp_path, monkeypatch, arguments):
 def test_failures_are_status_1_with_one_message(root, tmp_path):
     out = tmp_path / "out.h5"
     for arguments, words in [
-        (("build", tmp_path / "nowhere", out), "no such folder"),
+        (("build", tmp_path / "nowhere", out), "no such file or folder"),
         (("build", root, tmp_path / "no" / "out.h5"), "no folder"),
         (("build", root, out), "no usable pair"),
         (("build", root, out, "--split-file", tmp_path / "no.csv"), "no such file"),
@@ -167,7 +171,7 @@ def test_failures_are_status_1_with_one_message(root, tmp_path):
         result = run(*arguments)
         assert result.exit_code == 1, arguments
         assert result.stdout == ""
-        assert result.stderr.startswith("Error: ")
+        assert result.stderr.removeprefix(LAYOUT).startswith("Error: ")
         assert any(word in result.stderr for word in words.split("|")), result.stderr
         assert not out.exists()
 
@@ -179,8 +183,9 @@ def test_the_log_has_every_finding(root, tmp_path):
     run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", log)
     lines = log.read_text().splitlines()
     path = contour_path("A1", 2)
-    assert lines[1].startswith(f"error: contour-unreadable: {path}: line 1")
-    assert lines[2].startswith("info: image-no-contour: dicoms/P1/9.dcm")
+    assert lines[1] == LAYOUT.strip()
+    assert lines[2].startswith(f"error: contour-unreadable: {path}: line 1")
+    assert lines[3].startswith("info: image-no-contour: dicoms/P1/9.dcm")
     run("build", root, tmp_path / "other.h5", "--log-file", log)  # of another size
     again = log.read_text().splitlines()
     assert again[: len(lines)] == lines
@@ -239,7 +244,9 @@ def test_a_log_that_fails_late_is_a_note(root, tmp_path, monkeypatch, when):
     monkeypatch.setattr(Full, when, fail)
     result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", tmp_path / "log")
     assert result.exit_code == 0
-    assert result.stderr == "Note: the log file is not whole: no space left on device.\n"
+    lines = result.stderr.splitlines(keepends=True)
+    note = "Note: the log file is not whole: no space left on device.\n"
+    assert sorted(lines) == [LAYOUT, note]
     assert open_dataset(tmp_path / "out.h5").images.shape[0] == 6
     monkeypatch.undo()
 
@@ -255,7 +262,8 @@ def test_no_path_steers_the_terminal(root, tmp_path):
     for text in (result.output, again.output, log.read_text()):
         assert "\x1b" not in text
         assert all("\n" not in line and line.isprintable() for line in text.splitlines())
-    assert len(again.stderr.splitlines()) == 1
+    assert again.stderr.startswith(LAYOUT)
+    assert len(again.stderr.splitlines()) == 2
 
 
 def test_a_name_that_the_terminal_lacks_is_shown_escaped(root, tmp_path):
@@ -351,12 +359,12 @@ def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     monkeypatch.setattr(etl.pipeline, "build", interrupt)
     result = run("build", root, tmp_path / "out.h5")
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted: nothing was written.\n"
+    assert result.stderr == f"{LAYOUT}Interrupted: nothing was written.\n"
     monkeypatch.undo()
     monkeypatch.setattr(etl.cli, "_list_findings", interrupt)  # when OUT is whole
     result = run("build", root, tmp_path / "out.h5", *SIZE)
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted.\n"
+    assert result.stderr == f"{LAYOUT}Interrupted.\n"
     assert (tmp_path / "out.h5").exists()
     monkeypatch.setattr(loader, "open_dataset", interrupt)
     result = run("report", tmp_path / "out.h5")
@@ -420,7 +428,7 @@ def test_phantom_builds_without_a_finding_but_info(tmp_path):
 def test_a_message_names_the_folder_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("build", "nowhere", "out.h5").stderr.startswith(
-        "Error: Input folder not usable: nowhere: no such folder."
+        "Error: Input not usable: nowhere: no such file or folder."
     )
 
 

@@ -1,4 +1,4 @@
-"""Makes v1.h5 and v1.json beside this file: run once for a format version, then read for ever.
+"""Makes v2.h5 and v2.json beside this file: run once for a format version, then read for ever.
 
 python tests/golden/make.py
 """
@@ -11,17 +11,35 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree  # noqa: E402
+from builders import (  # noqa: E402
+    COLUMNS,
+    OUTER_SQUARE,
+    ROWS,
+    SQUARE,
+    write_contour,
+    write_dicom,
+    write_tree,
+)
 
 import etl  # noqa: E402
 from loader import open_dataset  # noqa: E402
 
 
-def build(out: Path) -> None:
-    """Build a small file that has a bit of everything: both labels, splits, folds, findings."""
+def build(out: Path, *, as_version_1: bool = False) -> None:
+    """Build a small file that has a bit of everything: both labels, splits, folds, findings.
+
+    Parameters
+    ----------
+    as_version_1 : bool
+        Draw all contours alike, as they were when v1.h5 was made.
+    """
     with tempfile.TemporaryDirectory() as folder:
         patients = [(f"P{i}", f"A{i}") for i in range(4)]
         root = write_tree(Path(folder) / "data", patients, slices=(1, 2), TriggerTime=None)
+        for number in (1, 2) if as_version_1 else ():
+            for _, original_id in patients:
+                write_contour(root, original_id, number, "i", SQUARE)
+                write_contour(root, original_id, number, "o", OUTER_SQUARE)
         write_contour(root, "A1", 2, text="-5.5 0\n4.5 0\n4.5 5\n-5.5 5\n")
         write_contour(root, "A2", 1, text="broken")
         write_contour(root, "A3", 9)
@@ -53,5 +71,5 @@ def _plain(value: object) -> object:
 
 
 if __name__ == "__main__":
-    build(FOLDER / "v1.h5")
-    (FOLDER / "v1.json").write_text(json.dumps(content(FOLDER / "v1.h5")) + "\n")
+    build(FOLDER / "v2.h5")
+    (FOLDER / "v2.json").write_text(json.dumps(content(FOLDER / "v2.h5")) + "\n")

@@ -108,9 +108,7 @@ def test_digests_are_those_of_files_rows_and_columns(root, tmp_path):
     everything = data.manifest["row_xxh3"].tobytes()
     assert data.dataset_id == xxhash.xxh3_128_hexdigest(everything)
     digests = data.attributes["digests"]
-    assert digests.keys() == {
-        f"{g}/{c}" for g in file_format.GROUPS for c in getattr(data, g)
-    }
+    assert digests.keys() == {f"{g}/{c}" for g in file_format.GROUPS for c in getattr(data, g)}
     assert set(data.manifest) == MANIFEST
     assert set(data.findings) == {*file_format.FINDINGS, *file_format.FINDINGS_VERSION_2}
     with h5py.File(data.path) as file:
@@ -447,7 +445,7 @@ class TestOutput:
         def interrupt(*_arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline.render, "render", interrupt)
+        monkeypatch.setattr(render, "render", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(root, tmp_path / "out.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

@@ -56,7 +56,7 @@ def _is_equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 if __name__ == "__main__":
     found = list(differences(Path(sys.argv[1]), Path(sys.argv[2])))
-    print("\n".join(found) or "equal")
+    print("\n".join(found) or "equal")  # noqa: T201
     for before, now in changed_messages(Path(sys.argv[1]), Path(sys.argv[2]))[:5]:
-        print(f"- {before}\n+ {now}")
+        print(f"- {before}\n+ {now}")  # noqa: T201
     sys.exit(bool(found))

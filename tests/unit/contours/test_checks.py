@@ -84,7 +84,7 @@ def test_of_several_polygons_the_one_that_is_wrong_is_named():
 
 def test_a_mask_of_another_size_is_rejected_with_both_sizes():
     check_mask(np.zeros(SIZE, bool), *SIZE)
-    with pytest.raises(ContourError, match="is 12x14 .* expected 256x240") as caught:
+    with pytest.raises(ContourError, match=r"is 12x14 .* expected 256x240") as caught:
         check_mask(np.zeros((12, 14), bool), *SIZE)
     assert caught.value.code == "mask-size"
 

@@ -8,6 +8,7 @@ import pytest
 
 from etl.contours import polygon
 from etl.errors import EtlError
+from etl.options import BuildOptions
 from etl.phantom.heart import (
     Cine,
     Outline,
@@ -96,8 +97,8 @@ def test_counts_say_what_is_on_disk(tmp_path):
 
 
 def test_every_contour_finds_its_image_and_every_o_contour_its_i_contour(tree):
-    inner = link_csv.discover(tree, ("i",), partial=False)
-    both = link_csv.discover(tree, ("i", "o"), partial=False)
+    inner = link_csv.discover(tree, BuildOptions(("i",)))
+    both = link_csv.discover(tree, BuildOptions(("i", "o")))
     assert (len(inner.links), len(both.links)) == (8, 4)
     assert {finding.code for finding in inner.findings} == {"image-no-contour"}
     assert {finding.code for finding in both.findings} == {"image-no-contour", "contour-missing"}
