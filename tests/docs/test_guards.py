@@ -223,5 +223,6 @@ def test_the_files_that_a_page_names_exist(page):
     assert [
         path for path in paths if path != "docs/_build/html" if not (ROOT / path).exists()
     ] == []
+    assert "[](" not in text  # a link without text cannot be seen in plain Markdown
     links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
