@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import mask_source  # in examples/
 import numpy as np
@@ -382,7 +382,8 @@ def _(tree: Tree) -> Planted:
 
 @plants("contour-too-few-points")
 def _(tree: Tree) -> Planted:
-    return _text(tree, lambda lines: lines[:2])
+    planted = _text(tree, lambda lines: [lines[0], lines[len(lines) // 2]])
+    return replace(planted, pairs=(tree.middle(with_outer=False),))
 
 
 @plants("contour-too-large")
@@ -396,8 +397,8 @@ def _(tree: Tree) -> Planted:
 @plants("contour-outside")
 def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)
-    tree.draw(pair, tree.vertices(pair) + 300)
-    return Planted()
+    tree.draw(pair, tree.vertices(pair) * 2 + 30)
+    return Planted((pair,))
 
 
 @plants("mask-empty")
@@ -586,44 +587,47 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
     )
 
 
-@dataclass(frozen=True)
-class _Half:
-    """An image with its contours, and the box around these in pixels of the image."""
+class _Half(NamedTuple):
+    """What one half of a picture shows."""
 
-    drawn: Image.Image
-    scale: int
-    low: Vertices
-    high: Vertices
+    image: npt.NDArray[np.uint16]
+    contours: list[tuple[int, Vertices]]  # label and vertices, the inner one first
 
 
 def _half(tree: Tree, pair: tuple[str, int]) -> _Half:
-    """Return a pair's overlay as `report --overlays` draws it, from a build of this pair alone."""
     kinds = [kind for kind in "io" if tree.contour(pair, kind).exists()]
     contours = [("io".index(kind) + 1, tree.vertices(pair, kind)) for kind in kinds]
-    image = tree.pixels(pair).reshape(256, 256)
-    mask = _mask(contours)
-    drawn = overlay(image, mask, contours, "", cardiac_scheme(("i", "o")).structures)
-    every = np.concatenate([vertices for _, vertices in contours])
-    return _Half(drawn, drawn.width // 256, every.min(axis=0), every.max(axis=0))
-
-
-def _mask(contours: list[tuple[int, Vertices]]) -> npt.NDArray[np.uint8]:
-    mask = np.zeros((256, 256), np.uint8)
-    for label, vertices in reversed(contours):  # the inner one last: it wins
-        mask[rasterise(vertices, 256, 256)] = label
-    return mask
+    return _Half(tree.pixels(pair).reshape(256, 256), contours)
 
 
 def _picture(halves: list[_Half]) -> Image.Image:
     """Return two halves side by side, both cut to the square that holds all contours."""
-    low = np.min([half.low for half in halves], axis=0) - _MARGIN
-    high = np.max([half.high for half in halves], axis=0) + _MARGIN
+    every = np.concatenate([vertices for half in halves for _, vertices in half.contours])
+    low, high = every.min(axis=0) - _MARGIN, every.max(axis=0) + _MARGIN
     side = float((high - low).max())
-    corner = np.clip((low + high - side) / 2, -0.5, 255.5 - side)
+    corner = (low + high - side) / 2
+    is_inside = every.min() >= 0 and every.max() <= 255  # noqa: PLR2004
+    n_around = 0 if is_inside else int(np.ceil(max(-corner.min(), (corner + side).max() - 255)))
+    if is_inside:
+        corner = np.clip(corner, -0.5, 255.5 - side)
     picture = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), "white")
     for place, half in enumerate(halves):
-        box = np.append(corner + 0.5, corner + 0.5 + side) * half.scale
-        cut = half.drawn.crop(tuple(np.rint(box).astype(int).tolist()))
+        drawn = _drawn(half, n_around)
+        scale = drawn.width / (256 + 2 * n_around)
+        box = np.append(corner, corner + side) + 0.5 + n_around
+        cut = drawn.crop(tuple(np.rint(box * scale).astype(int).tolist()))
         cut = cut.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         picture.paste(cut, (place * (_SIDE + _GAP), 0))
     return picture
+
+
+def _drawn(half: _Half, n_around: int) -> Image.Image:
+    """Return the overlay that `report --overlays` draws, with a gray border of some pixels."""
+    mask = np.zeros((256, 256), np.uint8)
+    for label, vertices in reversed(half.contours):  # the inner one last: it covers the outer one
+        mask[rasterise(vertices, 256, 256)] = label
+    gray = int(np.percentile(half.image, 99.5)) // 4
+    image = np.pad(half.image, n_around, constant_values=gray)
+    moved = [(label, vertices + n_around) for label, vertices in half.contours]
+    structures = cardiac_scheme(("i", "o")).structures
+    return overlay(image, np.pad(mask, n_around), moved, "", structures)
