@@ -452,8 +452,7 @@ def report(
 
     dataset = open_dataset(file)
     if old is not None:
-        if csv_file or overlays or fail_on:
-            raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
+        _check_beside_compare(csv_file, overlays, fail_on)
         _print_comparison(open_dataset(old), dataset, as_json=as_json)
         return
     if csv_file is not None:
@@ -484,6 +483,11 @@ def report(
             if where is not None:
                 _print(f"{what} written to {where}.")
     _check_findings(summary, fail_on)
+
+
+def _check_beside_compare(*others: object) -> None:
+    if any(others):
+        raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
 
 
 def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:

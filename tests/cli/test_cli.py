@@ -338,7 +338,11 @@ def test_a_report_fails_on_the_findings_it_is_told_to(root, tmp_path):
     [
         ("--no-qc", "  Checks    none: built with --no-qc", "area-jump"),
         ("--no-qc", "  Checks    none: built with --no-qc", "alignment-patient"),
-        ("--no-audit", "  Alignment not measured: built with --no-audit", "alignment-patient"),
+        (
+            "--no-audit",
+            "  Alignment not measured: --no-audit, or no structure whose contrast is known",
+            "alignment-patient",
+        ),
     ],
 )
 def test_a_report_says_what_was_not_looked_for(root, tmp_path, option, line, code):

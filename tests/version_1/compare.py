@@ -56,7 +56,7 @@ def _is_equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 if __name__ == "__main__":
     found = list(differences(Path(sys.argv[1]), Path(sys.argv[2])))
-    print("\n".join(found) or "equal")  # noqa: T201
+    print("\n".join(found) or "equal")
     for before, now in changed_messages(Path(sys.argv[1]), Path(sys.argv[2]))[:5]:
-        print(f"- {before}\n+ {now}")  # noqa: T201
+        print(f"- {before}\n+ {now}")
     sys.exit(bool(found))
