@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for generated.py and defects.py beside this file
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # for mask_source.py
 
 from loader.format import VERSION
 

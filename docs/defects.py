@@ -9,10 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+import mask_source  # in examples/
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -20,8 +21,10 @@ from PIL import Image
 
 import etl
 from etl.contours.rasterise import rasterise
+from etl.labels import cardiac_scheme
 from etl.phantom.tree import write_phantom
 from etl.report.overlays import overlay
+from etl.sources.layouts import LAYOUTS
 
 Vertices: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,12 +45,17 @@ class Planted:
         The images that show it. One is shown beside its clean self, two beside each other.
     text : str
         Lines of the file that is at fault.
+    data : str
+        What to build, relative to the phantom's folder.
     options : dict
-        Further options of the build.
+        Options of the build instead of both contours.
+    executor : Executor, optional
+        Where to build.
     """
 
     pairs: tuple[tuple[str, int], ...] = ()
     text: str = ""
+    data: str = ""
     options: dict[str, object] | None = None
     executor: Executor | None = None
 
@@ -186,6 +194,50 @@ def _(_tree: Tree) -> Planted:
 def _(tree: Tree) -> Planted:
     _self_crossing(tree)
     return Planted(options={"exclude_flagged": ("contour-self-crossing",)})
+
+
+def _table(tree: Tree, *lines: str, **options: object) -> Planted:
+    """Write a table of two good contours and further lines."""
+    pairs = [(tree.patients[1], number) for number in tree.slices(tree.patients[1], "o")[:2]]
+    images, inner, outer = (
+        [path(pair, *kind).relative_to(tree.root).as_posix() for pair in pairs]
+        for path, kind in ((tree.dicom, ()), (tree.contour, "i"), (tree.contour, "o"))
+    )
+    paths = {"image": images[0], "inner": inner[0], "outer": outer[0]}
+    table = [
+        "patient_id,image,label,contour",
+        *(
+            f"{p},{image},pool,{text}"
+            for (p, _), image, text in zip(pairs, images, inner, strict=True)
+        ),
+        *(line.format(patient=pairs[0][0], **paths) for line in lines),
+    ]
+    (tree.root / "table.csv").write_text("\n".join(table) + "\n")
+    return Planted(text="\n".join(table), data="table.csv", options=options)
+
+
+@plants("annotation-duplicate")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},pool,{outer}")
+
+
+@plants("image-no-frame")
+def _(tree: Tree) -> Planted:
+    planted = _table(tree)
+    first, *others = planted.text.splitlines()
+    text = "\n".join([f"{first},frame", *(f"{line},{n}" for n, line in enumerate(others, 1))])
+    (tree.root / planted.data).write_text(f"{text}\n")
+    return replace(planted, text=text)
+
+
+@plants("structure-missing")
+def _(tree: Tree) -> Planted:
+    return _table(tree, structures=("pool", "mucsle"))
+
+
+@plants("structure-not-chosen")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},muscle,{outer}", structures=("pool",))
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -330,7 +382,8 @@ def _(tree: Tree) -> Planted:
 
 @plants("contour-too-few-points")
 def _(tree: Tree) -> Planted:
-    return _text(tree, lambda lines: lines[:2])
+    planted = _text(tree, lambda lines: [lines[0], lines[len(lines) // 2]])
+    return replace(planted, pairs=(tree.middle(with_outer=False),))
 
 
 @plants("contour-too-large")
@@ -344,8 +397,8 @@ def _(tree: Tree) -> Planted:
 @plants("contour-outside")
 def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)
-    tree.draw(pair, tree.vertices(pair) + 300)
-    return Planted()
+    tree.draw(pair, tree.vertices(pair) * 2 + 30)
+    return Planted((pair,))
 
 
 @plants("mask-empty")
@@ -354,6 +407,16 @@ def _(tree: Tree) -> Planted:
     centre = np.floor(tree.vertices(pair).mean(axis=0)) + 0.5
     tree.draw(pair, centre + 0.3 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]))
     return Planted((pair,))
+
+
+@plants("mask-size")
+def _(tree: Tree) -> Planted:
+    LAYOUTS.setdefault(mask_source.SOURCE.name, mask_source.SOURCE)
+    pair = tree.middle(with_outer=False)
+    for number, rows in ((pair[1], 240), (tree.slices(pair[0])[0], 256)):
+        image = tree.dicom((pair[0], number))
+        Image.new("L", (256, rows), "white").save(image.with_suffix(".png"))
+    return Planted(data="dicoms", options={"layout": mask_source.SOURCE.name})
 
 
 # ---------------------------------------------------------------------------------------- drawings
@@ -503,9 +566,10 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
     with tempfile.TemporaryDirectory() as scratch:
         tree = Tree(Path(shutil.copytree(clean.root, Path(scratch) / "data")))
         planted = PLANTS[code](tree)
-        options = {"contours": ("i", "o"), "partial": True} | (planted.options or {})
+        both = {"contours": ("i", "o"), "partial": True}
+        options = both if planted.options is None else planted.options
         result = etl.build(
-            tree.root,
+            tree.root / planted.data,
             Path(scratch) / "out.h5",
             etl.BuildOptions(**options),
             executor=planted.executor,
@@ -523,44 +587,47 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
     )
 
 
-@dataclass(frozen=True)
-class _Half:
-    """An image with its contours, and the box around these in pixels of the image."""
+class _Half(NamedTuple):
+    """What one half of a picture shows."""
 
-    drawn: Image.Image
-    scale: int
-    low: Vertices
-    high: Vertices
+    image: npt.NDArray[np.uint16]
+    contours: list[tuple[int, Vertices]]  # label and vertices, the inner one first
 
 
 def _half(tree: Tree, pair: tuple[str, int]) -> _Half:
-    """Return a pair's overlay as `report --overlays` draws it, from a build of this pair alone."""
     kinds = [kind for kind in "io" if tree.contour(pair, kind).exists()]
     contours = [("io".index(kind) + 1, tree.vertices(pair, kind)) for kind in kinds]
-    image = tree.pixels(pair).reshape(256, 256)
-    mask = _mask(contours)
-    drawn = overlay(image, mask, contours, "")
-    every = np.concatenate([vertices for _, vertices in contours])
-    return _Half(drawn, drawn.width // 256, every.min(axis=0), every.max(axis=0))
-
-
-def _mask(contours: list[tuple[int, Vertices]]) -> npt.NDArray[np.uint8]:
-    mask = np.zeros((256, 256), np.uint8)
-    for label, vertices in reversed(contours):  # the inner one last: it wins
-        mask[rasterise(vertices, 256, 256)] = label
-    return mask
+    return _Half(tree.pixels(pair).reshape(256, 256), contours)
 
 
 def _picture(halves: list[_Half]) -> Image.Image:
     """Return two halves side by side, both cut to the square that holds all contours."""
-    low = np.min([half.low for half in halves], axis=0) - _MARGIN
-    high = np.max([half.high for half in halves], axis=0) + _MARGIN
+    every = np.concatenate([vertices for half in halves for _, vertices in half.contours])
+    low, high = every.min(axis=0) - _MARGIN, every.max(axis=0) + _MARGIN
     side = float((high - low).max())
-    corner = np.clip((low + high - side) / 2, -0.5, 255.5 - side)
+    corner = (low + high - side) / 2
+    is_inside = every.min() >= 0 and every.max() <= 255  # noqa: PLR2004
+    n_around = 0 if is_inside else int(np.ceil(max(-corner.min(), (corner + side).max() - 255)))
+    if is_inside:
+        corner = np.clip(corner, -0.5, 255.5 - side)
     picture = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), "white")
     for place, half in enumerate(halves):
-        box = np.append(corner + 0.5, corner + 0.5 + side) * half.scale
-        cut = half.drawn.crop(tuple(np.rint(box).astype(int).tolist()))
+        drawn = _drawn(half, n_around)
+        scale = drawn.width / (256 + 2 * n_around)
+        box = np.append(corner, corner + side) + 0.5 + n_around
+        cut = drawn.crop(tuple(np.rint(box * scale).astype(int).tolist()))
         cut = cut.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         picture.paste(cut, (place * (_SIDE + _GAP), 0))
     return picture
+
+
+def _drawn(half: _Half, n_around: int) -> Image.Image:
+    """Return the overlay that `report --overlays` draws, with a gray border of some pixels."""
+    mask = np.zeros((256, 256), np.uint8)
+    for label, vertices in reversed(half.contours):  # the inner one last: it covers the outer one
+        mask[rasterise(vertices, 256, 256)] = label
+    gray = int(np.percentile(half.image, 99.5)) // 4
+    image = np.pad(half.image, n_around, constant_values=gray)
+    moved = [(label, vertices + n_around) for label, vertices in half.contours]
+    structures = cardiac_scheme(("i", "o")).structures
+    return overlay(image, np.pad(mask, n_around), moved, "", structures)

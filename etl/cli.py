@@ -244,7 +244,7 @@ def cli() -> None:
     type=click.Choice(["center", "pillow"]),
     default="center",
     show_default=True,
-    help="Pixels whose centre lies inside, or Pillow's polygon bit for bit.",
+    help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
 )
 @click.option(
     "--contour-origin",
@@ -262,7 +262,7 @@ def cli() -> None:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Another number, another split.",
+    help="Key of the split: another number gives another one.",
 )
 @click.option("--folds", type=click.IntRange(2, 9999), help="Cross-validation folds by patient.")
 @click.option(
@@ -271,7 +271,7 @@ def cli() -> None:
     help="Your own split: patient_id,split[,fold].",
 )
 @click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
-@click.option("--no-audit", is_flag=True, help="Do not measure whether contours lie on edges.")
+@click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges.")
 @click.option(
     "--audit-contours",
     type=_Count(),
@@ -283,7 +283,7 @@ def cli() -> None:
 @click.option(
     "--exclude-flagged",
     type=_Codes(_flag_codes),
-    help="Leave out rows with such a warning, such as area-jump,image-constant.",
+    help="Leave out rows with these warnings, such as area-jump,image-constant.",
 )
 @click.option(
     "--workers",
@@ -302,7 +302,7 @@ def cli() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Append every finding to this file.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but what stops the build.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only what stops the build.")
 @click.option("--verbose", "-v", is_flag=True, help="Print every finding.")
 def build(
     data: Path,
@@ -422,11 +422,9 @@ def build(
     "--fail-on",
     type=_Codes(_all_codes),
     default=(),
-    help="Exit with status 1 where there is such a finding.",
+    help="Exit with status 1 if FILE has such a finding.",
 )
-@click.option(
-    "--force", is_flag=True, help="Replace what --csv and --overlays find in their place."
-)
+@click.option("--force", is_flag=True, help="Replace files that --csv and --overlays would write.")
 @click.option(
     "--compare",
     "old",
@@ -586,7 +584,7 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Another number, other patients.",
+    help="Key of the patients: another number gives others.",
 )
 @click.option("--force", is_flag=True, help="Replace a phantom that is there already.")
 def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, force: bool) -> None:

@@ -35,38 +35,39 @@ class FindingCode:
 CODES: Final[Mapping[str, FindingCode]] = {
     "link-invalid": FindingCode(
         "error",
-        "a line of link.csv or of a table with an id, path, label or frame that cannot be",
+        "a line of link.csv or of a table has an id, path, label or frame that cannot be used",
         "repair the line",
     ),
     "link-unknown-patient": FindingCode(
         "error",
-        "a line whose DICOM or contour folder does not exist or cannot be listed",
+        "the DICOM folder or the contour folder of a line does not exist or cannot be listed",
         "add the folder, or remove the line",
     ),
     "link-duplicate": FindingCode(
         "error",
-        "one id linked to two others, or one image to two patients: all of its pairs are left out",
+        "one id is linked to two others, or one image to two patients; all of these pairs are "
+        "left out",
         "keep the right line",
     ),
     "image-unreadable": FindingCode(
         "error",
-        "no DICOM, no regular file, damaged, or contradicts itself",
+        "the file is no DICOM, no regular file or damaged, or it contradicts itself",
         "copy or export it again",
     ),
     "image-truncated": FindingCode(
         "error",
-        "ends before its data do",
+        "the file ends before its data do",
         "copy it again",
     ),
     "image-no-pixels": FindingCode(
         "error",
-        "has no PixelData",
+        "the file has no PixelData",
         "export it with its image",
     ),
     "image-not-grayscale": FindingCode(
         "error",
-        "colour, or a palette",
-        "",
+        "the image is in colour or has a palette",
+        "leave it out, or export it in grayscale",
     ),
     "image-multiframe": FindingCode(
         "error",
@@ -75,8 +76,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-no-frame": FindingCode(
         "error",
-        "an annotation is about a frame that its image does not have",
-        "is it another image's?",
+        "an annotation names a frame that its image does not have",
+        "check whether it belongs to another image",
     ),
     "image-unsupported-encoding": FindingCode(
         "error",
@@ -85,133 +86,142 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-changed": FindingCode(
         "error",
-        "changed while the build ran",
+        "the file changed while the build ran",
         "build again",
     ),
     "image-size": FindingCode(
         "error",
-        "Rows or Columns is not the expected one",
-        "resample it, or build such images apart with `--size`",
+        "Rows or Columns differs from the expected size",
+        "resample the image, or build such images apart with `--size`",
     ),
     "slice-ambiguous": FindingCode(
         "error",
-        "two files mean one slice (`48.dcm`, `048.dcm`): none is guessed",
+        "two files have one slice number (`48.dcm`, `048.dcm`); neither is taken",
         "keep one of them",
     ),
     "contour-unreadable": FindingCode(
         "error",
-        "a line that is not two plain decimal numbers",
-        "repair the line named",
+        "a line is not two plain decimal numbers",
+        "repair the line",
     ),
     "contour-too-few-points": FindingCode(
         "error",
-        "fewer than 3 distinct points",
+        "the contour has fewer than 3 distinct points",
         "draw it again",
     ),
     "contour-not-finite": FindingCode(
         "error",
         "a number is NaN or infinite",
-        "repair the line named",
+        "repair the line",
     ),
     "contour-outside": FindingCode(
         "error",
-        "wholly outside of the image, or a point over 65536 pixels off",
-        "is it another image's?",
+        "the contour is wholly outside of the image, or has a point more than 65536 pixels away",
+        "check whether it belongs to another image",
     ),
     "contour-too-large": FindingCode(
         "error",
-        "over a million points, 64 MB, or a border of 10 million pixels",
-        "",
+        "the contour has over a million points, its file over 64 MB, or its border over 10 "
+        "million pixels",
+        "check what the file is",
     ),
     "mask-empty": FindingCode(
         "error",
-        "no pixel centre lies inside",
+        "no pixel centre is inside the contour",
         "draw it again",
     ),
     "annotation-duplicate": FindingCode(
         "error",
-        "a table has two contours of one label on one image: the image is left out",
+        "a table has two contours of one label on one image; the image is left out",
         "put both into one file with a blank line between them, or keep one",
     ),
     "mask-size": FindingCode(
-        "error", "a mask has another size than its image", "export the mask of this image"
+        "error",
+        "a mask has another size than its image",
+        "export the mask of this image",
     ),
     "row-excluded": FindingCode(
         "error",
-        "left out by `--exclude-flagged`; the message has the warning",
+        "`--exclude-flagged` left the row out; the message has the warning",
         "",
     ),
     "contour-no-image": FindingCode(
         "warning",
-        "a contour without its DICOM",
-        "",
+        "a contour has no DICOM file",
+        "copy the image, or check the slice number",
     ),
     "contour-partly-outside": FindingCode(
         "warning",
-        "cut off at the image's border; the share is given, but for contours that cross themselves",
+        "part of the contour is outside of the image and cut off; the message gives the share, "
+        "unless the contour crosses itself",
         "look at its overlay",
         flag=0,
     ),
     "contour-open-gap": FindingCode(
         "warning",
-        "first and last point 3 pixels or more apart, and 3 times as far as any other neighbours",
-        "is a piece missing?",
+        "first and last point are 3 pixels or more apart, and 3 times as far as any other two "
+        "neighbours",
+        "draw the missing piece",
         flag=1,
     ),
     "contour-self-crossing": FindingCode(
         "warning",
-        "1 square pixel or more wound round twice or backwards (touching is not crossing)",
+        "the contour winds round 1 square pixel or more twice or backwards; touching is not "
+        "crossing",
         "draw it again",
         flag=2,
     ),
     "contour-repeated-points": FindingCode(
         "warning",
-        "3 points or more, and over 5 %, repeat others (closing by hand is fine)",
-        "is a part drawn twice?",
+        "3 points or more, and over 5 % of them, repeat others; closing by hand is fine",
+        "remove what is drawn twice",
         flag=3,
     ),
     "inner-outside-outer": FindingCode(
         "warning",
-        "over 1 % of the inner pixels, and 4 or more, outside the outer contour",
-        "does one of the two belong elsewhere?",
+        "over 1 % of the inner structure's pixels, and 4 or more, are outside of the outer one",
+        "check whether one of the two belongs elsewhere",
         flag=4,
     ),
     "identical-contour": FindingCode(
         "warning",
-        "same points (to 0.01 pixel; any start, direction, format) on different images",
-        "is it a copy?",
+        "contours on different images have the same points, to 0.01 pixel, whatever their "
+        "start, direction and format",
+        "check which one is a copy",
         flag=5,
     ),
     "identical-image": FindingCode(
         "warning",
-        "same pixels under two paths",
+        "two files have the same pixels",
         "remove one",
         flag=6,
     ),
     "area-jump": FindingCode(
         "warning",
-        "radius over 15 % of the patient's median radius off its neighbours' line in slices and "
-        "phases (45 % at a stack's end), and 7 robust deviations of the data set",
+        "the radius is over 15 % of the patient's median radius off the line through its "
+        "neighbours in slices and phases (45 % at the end of a stack), and over 7 robust "
+        "deviations of the data set",
         "look at its overlay",
         flag=7,
     ),
     "centroid-jump": FindingCode(
         "warning",
-        "the same for the centre, 25 % (75 % at an end)",
+        "the centre is over 25 % of the patient's median radius off that line (75 % at the end "
+        "of a stack), and over 7 robust deviations of the data set",
         "look at its overlay",
         flag=8,
     ),
     "area-outlier": FindingCode(
         "warning",
-        "radius over twice the data set's median and 5 robust deviations above it, or under 0.15 "
-        "times; from 10 contours on",
+        "the radius is over twice the data set's median and over 5 robust deviations above it, "
+        "or under 0.15 times the median; from 10 contours on",
         "look at its overlay",
         flag=9,
     ),
     "image-constant": FindingCode(
         "warning",
-        "1st and 99th percentile are equal",
-        "is it empty?",
+        "the 1st and 99th percentile of the pixels are equal",
+        "look whether the image is empty",
         flag=10,
     ),
     "image-saturated": FindingCode(
@@ -222,27 +232,29 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "geometry-changes": FindingCode(
         "warning",
-        "spacing over 0.1 %, or a direction cosine over 0.01, off most of its series",
-        "does it belong there?",
+        "the pixel spacing is over 0.1 % off most images of the series, or a direction cosine "
+        "over 0.01",
+        "check whether the image belongs to the series",
         flag=12,
     ),
     "instance-number-differs": FindingCode(
         "warning",
         "InstanceNumber disagrees with the file name, where 3 of the patient's images and 75 % "
-        "agree on one difference",
-        "is the file misnamed?",
+        "of them agree on one difference",
+        "check the file's name",
         flag=13,
     ),
     "alignment-dataset": FindingCode(
         "warning",
-        "contours lie 0.5 pixel or more off the edges, in most patients; row -1",
-        "as the message says: `--contour-origin 1` where it is about (+1, +1)",
+        "the contours of most patients are displaced by 0.5 pixel or more against the edges; "
+        "the finding has no row",
+        "as the message says: `--contour-origin 1` for about (+1, +1)",
     ),
     "alignment-patient": FindingCode(
         "warning",
-        "one patient 0.75 pixel or more off the others, or none of its contours near an edge; row "
-        "-1",
-        "contours and images of one acquisition?",
+        "the contours of one patient are displaced by 0.75 pixel or more against the others, or"
+        " none is near an edge; the finding has no row",
+        "check whether contours and images are of one acquisition",
     ),
     "structure-missing": FindingCode(
         "warning",
@@ -251,17 +263,18 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "structure-not-chosen": FindingCode(
         "info",
-        "a label of the table that is not among `--structures`; with the number of its annotations",
-        "",
+        "a label of the table is not among `--structures`",
+        "add it if you want it",
     ),
     "image-no-contour": FindingCode(
         "info",
-        "a DICOM without contour",
+        "an image has no contour",
         "",
     ),
     "contour-missing": FindingCode(
         "info",
-        "with `i,o`: only one of the two, or a patient without one of the contour folders",
+        "with `i,o`, a pair has only one of the two contours, or a patient lacks one of the "
+        "contour folders",
         "`--partial` writes such pairs",
     ),
 }

@@ -1,6 +1,7 @@
 """What the code has, the documentation has, and the reverse."""
 
 import ast
+import inspect
 import itertools
 import re
 import sys
@@ -13,7 +14,15 @@ import etl
 import loader
 from etl.cli import cli
 from etl.findings import CODES
-from loader.format import GROUPS, Attribute
+from loader.format import (
+    CONTOURS,
+    CORE,
+    FINDINGS,
+    FINDINGS_VERSION_2,
+    VERSION_2,
+    Attribute,
+    Structure,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -44,8 +53,9 @@ def require_same(documented, existing):
     documented = list(documented)
     twice = {name for name in documented if documented.count(name) > 1}
     assert not twice, f"documented twice: {sorted(twice)}"
-    assert not set(existing) - set(documented), "not in the documentation"
-    assert not set(documented) - set(existing), "in the documentation only"
+    missing, unknown = set(existing) - set(documented), set(documented) - set(existing)
+    assert not missing, f"not in the documentation: {sorted(missing)}"
+    assert not unknown, f"in the documentation only: {sorted(unknown)}"
 
 
 def read(path):
@@ -77,6 +87,7 @@ def test_no_page_names_a_finding_code_that_does_not_exist():
 
 
 def test_each_finding_code_is_planted_in_the_phantom(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.syspath_prepend(DOCS)
     import defects
 
@@ -131,13 +142,16 @@ def test_no_page_names_an_option_that_does_not_exist():
 
 def test_each_dataset_is_documented():
     documented = first_cells(section(read("docs/file-format.md"), "## Datasets"))
-    groups = {f"/{group}/{name}" for group in ("contours", "findings") for name in GROUPS[group]}
+    columns = {"contours": CONTOURS, "findings": FINDINGS | FINDINGS_VERSION_2}
+    groups = {f"/{group}/{name}" for group, names in columns.items() for name in names}
     require_same(documented, {"/images", "/masks", "/manifest/<column>"} | groups)
 
 
 def test_each_column_of_the_manifest_is_documented():
     documented = first_cells(section(read("docs/file-format.md"), "## Manifest columns"))
-    require_same(documented, GROUPS["manifest"])
+    example = Structure("", 7, "", stem="<stem>")
+    of_structures = [name.replace("7", "<code>") for name in example.columns]
+    require_same(documented, [*CORE, *VERSION_2, *of_structures])
 
 
 def test_each_attribute_is_documented():
@@ -155,6 +169,17 @@ def test_each_public_name_of_python_is_documented():
         [name for name in documented if name != "loader.torch"],
         [name for name in public if not name.endswith("__version__")],
     )
+
+
+@pytest.mark.parametrize(
+    "documented", [etl.build, etl.BuildOptions, etl.Finding, loader.open_dataset, loader.Batches]
+)
+def test_each_parameter_of_the_python_interface_is_documented(documented):
+    text = inspect.getdoc(documented)
+    section = re.search(r"^(?:Parameters|Attributes)\n-+\n(.*?)(?=^\w+\n---|\Z)", text, re.M | re.S)
+    names = re.findall(r"^(\w[\w, ]*?) : ", section[1], re.MULTILINE)
+    parameters = inspect.signature(documented).parameters
+    require_same([name for one in names for name in one.split(", ")], parameters)
 
 
 def test_each_class_of_the_pytorch_adapters_is_documented():
@@ -182,7 +207,7 @@ def test_each_dependency_has_a_reason():
     project = tomllib.loads(read("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
     required = [*project["dependencies"], *itertools.chain(*extras.values())]
-    existing = {re.match(r"[\w-]+", one)[0].lower() for one in required}
+    existing = {re.match(r"[\w-]+", one)[0].lower() for one in required} - {"dicom-etl"}
     text = section(read("docs/decisions.md"), "## 10. Dependencies (2026-11)")
     rows = re.findall(r"^\| (\w[^|]*?) \| \w", text, re.MULTILINE)
     documented = [
@@ -198,5 +223,6 @@ def test_the_files_that_a_page_names_exist(page):
     assert [
         path for path in paths if path != "docs/_build/html" if not (ROOT / path).exists()
     ] == []
+    assert "[](" not in text  # a link without text cannot be seen in plain Markdown
     links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
