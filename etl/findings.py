@@ -70,8 +70,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-multiframe": FindingCode(
         "error",
-        "has more than one frame",
-        "export single frames",
+        "has more than one frame, and nothing says which is meant",
+        "name the frame, or export single frames",
     ),
     "image-no-frame": FindingCode(
         "error",
@@ -80,8 +80,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-unsupported-encoding": FindingCode(
         "error",
-        "compressed, 32-bit or floating point pixels; a Modality LUT",
-        "decompress it: `gdcmconv --raw`, `dcmdjpeg`",
+        "pixels in an encoding that is not read, or whose decoder is not installed; 32-bit or "
+        "floating point pixels; a Modality LUT",
+        "as the message says: `pip install 'dicom-etl[codecs]'`, or export it uncompressed",
     ),
     "image-changed": FindingCode(
         "error",
@@ -240,6 +241,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "info",
         "a DICOM without contour",
         "",
+    ),
+    "image-lossy": FindingCode(
+        "info",
+        "pixels that were compressed with loss (LossyImageCompression, or the encoding itself)",
+        "use the original where there is one",
     ),
     "contour-missing": FindingCode(
         "info",

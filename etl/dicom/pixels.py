@@ -1,10 +1,11 @@
-"""The bytes of PixelData → stored values → modality values; pure NumPy."""
+"""The bytes of PixelData → stored values → modality values."""
 
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from etl.dicom.codecs import decode
 from etl.dicom.pydicom_scan import inflated_data_set
 from etl.model import Image, Instance, NativePixels, PixelFormat, ValueRange
 from loader import format as file_format
@@ -25,12 +26,22 @@ def stored_values(data: bytes, instance: Instance) -> npt.NDArray[np.int16 | np.
     -------
     int8, uint8, int16 or uint16 array, shape (rows, columns)
 
+    Raises
+    ------
+    ImageError
+        Encoded pixels cannot be decoded.
+
     References
     ----------
     DICOM PS3.5 8.1.1 (pixel cells) and annex D (bytes of 8-bit pixels in 16-bit words).
     """
     pixels = instance.pixel_format
-    stored = _native_cells(data, pixels, instance.storage, instance.frame_number)
+    storage = instance.storage
+    if isinstance(storage, NativePixels):
+        stored = _native_cells(data, pixels, storage, instance.frame_number)
+    else:
+        fragments = [data[offset : offset + length] for offset, length in storage.fragments]
+        stored = decode(b"".join(fragments), storage.transfer_syntax_uid, pixels)
     unused = pixels.bits_allocated - pixels.bits_stored
     if unused:
         # Up and down again: drops the bits above, and carries the sign where there is one.

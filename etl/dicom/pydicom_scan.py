@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
+from etl.dicom.frames import PER_FRAME_GROUPS, SHARED_GROUPS
 from etl.dicom.quick_scan import (
     DELIMITER_BYTES,
     META_OFFSET,
@@ -18,9 +19,13 @@ from etl.dicom.quick_scan import (
 from etl.errors import ImageError
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
+_LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
 _VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but for pixels
-# Modality LUT and pixels: that they are there, and how long, is all that is asked of them here.
-_VALUE_UNUSED: Final = frozenset({0x00283000, 0x7FE00008, 0x7FE00009, PIXEL_DATA})
+# Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
+# is asked of them here.
+_VALUE_UNUSED: Final = frozenset(
+    {0x00283000, SHARED_GROUPS, PER_FRAME_GROUPS, 0x7FE00008, 0x7FE00009, PIXEL_DATA}
+)
 # Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
 # element and walks megabytes of it for many seconds.
 _MAX_ELEMENTS: Final = 10_000
@@ -35,6 +40,7 @@ def elements(
     implicit: bool,
     little: bool,
     meta: bool,
+    encapsulated: bool = False,
 ) -> dict[int, Element]:
     """Return the wanted elements from the file's position to the end of the meta group or file.
 
@@ -46,6 +52,12 @@ def elements(
         Bytes of the whole file.
     keywords : mapping
         Tag → keyword of the elements to return.
+    implicit, little : bool
+        The encoding: Implicit VR, little endian.
+    meta : bool
+        Whether to read the meta group, and not the data set.
+    encapsulated : bool
+        Whether PixelData is encapsulated; then what is in it and behind it is not looked at.
 
     Raises
     ------
@@ -77,12 +89,34 @@ def elements(
                 )
             found[tag] = element
         end = file.tell()
+    if not meta and _is_at_encapsulated_pixels(file):
+        if not encapsulated:
+            raise ImageError(
+                "image-unsupported-encoding",
+                "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
+            )
+        found[PIXEL_DATA] = Element("", None, file.tell() + _LONG_HEADER, UNDEFINED)
+    else:
+        _require_end(file, end, size, found, meta=meta)
+    return found
+
+
+def _require_end(
+    file: BinaryIO, end: int, size: int, found: Mapping[int, Element], *, meta: bool
+) -> None:
+    """Check that the walk, whose last element ended at `end`, has come to the end of the file."""
     is_cut = end < size < end + _ELEMENT_HEADER and PIXEL_DATA not in found
     if file.tell() > size or is_cut:
         raise truncated()
     if not meta and file.tell() < size:
         raise ImageError("image-unreadable", "its data elements end early. Export it again.")
-    return found
+
+
+def _is_at_encapsulated_pixels(file: BinaryIO) -> bool:
+    """Say whether the walk has ended before a PixelData of undefined length."""
+    start = file.read(4)
+    file.seek(-len(start), io.SEEK_CUR)
+    return start in {b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10"}
 
 
 def _walk(
@@ -95,12 +129,7 @@ def _walk(
     def is_end(tag: int, _vr: str | None, length: int) -> bool:
         if meta:
             return tag >> 16 != 2  # noqa: PLR2004  the file meta group
-        if tag == PIXEL_DATA and length == UNDEFINED:
-            raise ImageError(
-                "image-unsupported-encoding",
-                "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
-            )
-        return False
+        return tag == PIXEL_DATA and length == UNDEFINED
 
     walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
     while True:
@@ -108,8 +137,6 @@ def _walk(
             raw = next(walk)
         except StopIteration:
             return
-        except ImageError:  # is_end's
-            raise
         except Exception as error:  # pydicom raises whatever its parsing meets
             if not file.read(1):
                 raise truncated() from error

@@ -92,11 +92,11 @@ CASES = {
         ),
         "image-unsupported-encoding",
     ),
-    "jpeg": (
+    "encapsulated by its meta alone": (
         lambda: dicom_bytes(instance(), "explicit").replace(
             b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"
         ),
-        "image-unsupported-encoding",
+        "image-unreadable",
     ),
     "high bit": (lambda: dicom_bytes(instance(HighBit=11)), "image-unsupported-encoding"),
     "32 bits": (lambda: dicom_bytes(instance(BitsAllocated=32)), "image-unsupported-encoding"),
