@@ -134,6 +134,23 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "left out by `--exclude-flagged`; the message has the warning",
         "",
     ),
+    "image-file-damaged": FindingCode(
+        "warning",
+        "what wraps the data set is damaged or contradicts it (no preamble, no file meta "
+        "information, another transfer syntax, bytes behind the pixels), but the pixels are whole",
+        "export it again where other programs are to read it",
+    ),
+    "image-header-invalid": FindingCode(
+        "warning",
+        "a header value that breaks its format: a decimal comma is read as a point, any other "
+        "value is left out",
+        "export it again, or mend the attribute that the message names",
+    ),
+    "image-unused-bits": FindingCode(
+        "warning",
+        "bits above BitsStored that are neither sign nor overlay; they are left out",
+        "are BitsStored and HighBit right?",
+    ),
     "contour-no-image": FindingCode(
         "warning",
         "a contour without its DICOM",

@@ -61,6 +61,8 @@ class PixelFormat(NamedTuple):
     is_inverted: bool  # MONOCHROME1
     rescale_slope: float
     rescale_intercept: float
+    overlay_bits: int = 0  # a bit set: bits of a pixel cell that belong to overlays
+    padding: tuple[int, int] | None = None  # lowest and highest stored value that is no image
 
     @property
     def n_bytes(self) -> int:
@@ -71,13 +73,13 @@ class PixelFormat(NamedTuple):
 class NativePixels(NamedTuple):
     """Where uncompressed pixels lie: frame after frame, without a gap between them.
 
-    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
+    `offset` counts from the start of the file, or of the inflated data set where it is deflated.
     """
 
     offset: int  # of the first frame
     is_big_endian: bool
     is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
-    is_deflated: bool
+    deflated_at: int | None = None  # where in the file the deflated data set begins
 
 
 @dataclass(frozen=True, slots=True)

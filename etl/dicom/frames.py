@@ -11,27 +11,38 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from etl.dicom.elements import (
+    DIMENSION_INDICES,
+    IMAGE_ORIENTATION,
+    IMAGE_POSITION,
+    IN_STACK_POSITION,
+    PIXEL_SPACING,
+    RESCALE_INTERCEPT,
+    RESCALE_SLOPE,
+    SLICE_LOCATION,
+    STACK_ID,
+    TEMPORAL_POSITION_INDEX,
+    TRIGGER_DELAY,
+    TRIGGER_TIME,
+)
 from etl.dicom.quick_scan import Element
 from etl.errors import ImageError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SHARED_GROUPS: Final = 0x52009229
-PER_FRAME_GROUPS: Final = 0x52009230
-
 # Sequence of a functional group → its attributes that we read.
 _MACROS: Final[dict[int, Sequence[int]]] = {
-    0x00289110: [0x00280030],  # Pixel Measures: PixelSpacing
-    0x00209113: [0x00200032],  # Plane Position: ImagePositionPatient
-    0x00209116: [0x00200037],  # Plane Orientation: ImageOrientationPatient
-    0x00289145: [0x00281052, 0x00281053],  # Pixel Value Transformation: intercept and slope
-    # Frame Content: StackID, InStackPositionNumber, TemporalPositionIndex, DimensionIndexValues
-    0x00209111: [0x00209056, 0x00209057, 0x00209128, 0x00209157],
-    0x00189118: [0x00209153],  # Cardiac Synchronization: NominalCardiacTriggerDelayTime
-    # Attributes of converted single frames that no other group has: SliceLocation, TriggerTime
-    0x00209170: [0x00201041, 0x00181060],
-    0x00209171: [0x00201041, 0x00181060],
+    0x00289110: [PIXEL_SPACING],  # Pixel Measures
+    0x00209113: [IMAGE_POSITION],  # Plane Position
+    0x00209116: [IMAGE_ORIENTATION],  # Plane Orientation
+    0x00289145: [RESCALE_INTERCEPT, RESCALE_SLOPE],  # Pixel Value Transformation
+    # Frame Content
+    0x00209111: [STACK_ID, IN_STACK_POSITION, TEMPORAL_POSITION_INDEX, DIMENSION_INDICES],
+    0x00189118: [TRIGGER_DELAY],  # Cardiac Synchronization
+    # Attributes of converted single frames that no other group has, shared and per frame
+    0x00209170: [SLICE_LOCATION, TRIGGER_TIME],
+    0x00209171: [SLICE_LOCATION, TRIGGER_TIME],
 }
 
 

@@ -4,14 +4,18 @@ It takes what `etl.dicom.quick_scan` leaves: other encodings, and all that is ou
 """
 
 import io
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
-from etl.dicom.frames import PER_FRAME_GROUPS, SHARED_GROUPS
+from etl.dicom.elements import (
+    DOUBLE_PIXELS,
+    FLOAT_PIXELS,
+    MODALITY_LUT,
+    PER_FRAME_GROUPS,
+    SHARED_GROUPS,
+)
 from etl.dicom.quick_scan import (
     DELIMITER_BYTES,
-    META_OFFSET,
     PIXEL_DATA,
     UNDEFINED,
     Element,
@@ -24,12 +28,11 @@ _VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but f
 # Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
 # is asked of them here.
 _VALUE_UNUSED: Final = frozenset(
-    {0x00283000, SHARED_GROUPS, PER_FRAME_GROUPS, 0x7FE00008, 0x7FE00009, PIXEL_DATA}
+    {MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
 )
 # Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
 # element and walks megabytes of it for many seconds.
 _MAX_ELEMENTS: Final = 10_000
-_INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
 
 
 def elements(
@@ -149,30 +152,6 @@ def _walk(
             offset = int(raw.file_tell or 0)
             length = file.tell() - DELIMITER_BYTES - offset
             yield int(raw.tag), Element(raw.VR or "", None, offset, length)
-
-
-def inflate(data: bytes) -> bytes:
-    """Return a deflated data set unpacked (PS3.5 A.5: raw deflate, no zlib header)."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = unpacker.decompress(data, _INFLATED_LIMIT)
-    except zlib.error as error:
-        raise ImageError(
-            "image-unreadable", "its deflated data set cannot be unpacked. Export it again."
-        ) from error
-    if unpacker.unconsumed_tail:
-        raise ImageError("image-unreadable", f"unpacks to more than {_INFLATED_LIMIT} bytes.")
-    if not unpacker.eof:
-        raise truncated()
-    return inflated
-
-
-def inflated_data_set(data: bytes) -> bytes:
-    """Return the data set of a whole deflated file, unpacked."""
-    file = io.BytesIO(data)
-    file.seek(META_OFFSET)
-    elements(file, len(data), {}, implicit=False, little=True, meta=True)
-    return inflate(file.read())
 
 
 def truncated() -> ImageError:

@@ -35,6 +35,7 @@ _ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _MAX_DEPTH: Final = 16  # of sequences in sequences
 
+_BEYOND: Final = UNDEFINED  # farther than any value reaches
 _UNSURE: Final = -1  # in the place of an offset: not understood with certainty
 
 
@@ -154,6 +155,22 @@ def scan(
     walk = _Walk(head, size, looked_at, implicit=implicit, encapsulated=encapsulated)
     end = walk.run(offset, len(head), found, wanted)
     return found if end == size and PIXEL_DATA in found else None
+
+
+def scan_head(head: bytes, wanted: Container[int]) -> dict[int, Element] | None:
+    """Return the wanted elements of an Explicit VR data set of which only the beginning is here.
+
+    None where the pixels do not begin in `head`, or where pydicom must look at it.
+    """
+    found: dict[int, Element] = {}
+    walk = _Walk(head, _BEYOND, [], implicit=False)
+    end = walk.run(0, len(head), found, wanted)
+    return found if end != _UNSURE and PIXEL_DATA in found else None
+
+
+def is_vr(name: bytes) -> bool:
+    """Say whether two bytes name a value representation."""
+    return name in _SHORT or name in _LONG
 
 
 def _length_at(head: bytes, offset: int) -> int:

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from etl.dicom import frames
+from etl.dicom import header as dicom_header
 from etl.dicom import instance as dicom_instance
 from etl.dicom.instance import read_instance
 from etl.dicom.pixels import modality_values, stored_values
@@ -184,9 +185,9 @@ def test_the_header_of_a_file_is_parsed_once_for_all_frames(monkeypatch):
     parsed = []
     read_groups = frames.read_groups
     monkeypatch.setattr(
-        dicom_instance, "read_groups", lambda *a, **k: parsed.append(1) or read_groups(*a, **k)
+        dicom_header, "read_groups", lambda *a, **k: parsed.append(1) or read_groups(*a, **k)
     )
-    dicom_instance._headers.clear()
+    dicom_instance._opened.clear()
     assert [read(data, n, stamp="a").pixel_spacing[0] for n in (1, 2, 3)] == [1, 2, 3]
     assert len(parsed) == 1
     other = dicom_bytes(enhanced(2, groups(), [frame_groups(n) for n in (8, 9)]))
@@ -196,10 +197,10 @@ def test_the_header_of_a_file_is_parsed_once_for_all_frames(monkeypatch):
 
 
 def test_headers_are_kept_of_a_few_files_of_several_frames():
-    dicom_instance._headers.clear()
+    dicom_instance._opened.clear()
     data = dicom_bytes(enhanced(2, groups(), [frame_groups(1)] * 2))
     for stamp in range(20):
         read(data, 1, stamp)
-    assert list(dicom_instance._headers) == [16, 17, 18, 19]
+    assert list(dicom_instance._opened) == [16, 17, 18, 19]
     read(dicom_bytes(), None, stamp="single")
-    assert "single" not in dicom_instance._headers
+    assert "single" not in dicom_instance._opened
