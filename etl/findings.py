@@ -71,8 +71,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-multiframe": FindingCode(
         "error",
-        "has more than one frame",
-        "export single frames",
+        "has more than one frame, and nothing says which is meant",
+        "name the frame, or export single frames",
     ),
     "image-no-frame": FindingCode(
         "error",
@@ -81,8 +81,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-unsupported-encoding": FindingCode(
         "error",
-        "compressed, 32-bit or floating point pixels; a Modality LUT",
-        "decompress it: `gdcmconv --raw`, `dcmdjpeg`",
+        "pixels in an encoding that is not read, or whose decoder is not installed; 32-bit or "
+        "floating point pixels; a Modality LUT",
+        "as the message says: `pip install 'dicom-etl[codecs]'`, or export it uncompressed",
     ),
     "image-changed": FindingCode(
         "error",
@@ -144,6 +145,26 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "error",
         "`--exclude-flagged` left the row out; the message has the warning",
         "",
+    ),
+    "image-file-damaged": FindingCode(
+        "warning",
+        "what wraps the data set is damaged or contradicts it (no preamble, no file meta "
+        "information, another transfer syntax, bytes behind the pixels), but the pixels are whole",
+        "export it again where other programs are to read it",
+        flag=14,
+    ),
+    "image-header-invalid": FindingCode(
+        "warning",
+        "a header value that breaks its format: a decimal comma is read as a point, any other "
+        "value is left out",
+        "export it again, or mend the attribute that the message names",
+        flag=15,
+    ),
+    "image-unused-bits": FindingCode(
+        "warning",
+        "bits above BitsStored that are neither sign nor overlay; they are left out",
+        "are BitsStored and HighBit right?",
+        flag=16,
     ),
     "contour-no-image": FindingCode(
         "warning",
@@ -271,6 +292,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "an image has no contour",
         "",
     ),
+    "image-lossy": FindingCode(
+        "info",
+        "pixels that were compressed with loss (LossyImageCompression, or the encoding itself)",
+        "use the original where there is one",
+    ),
     "contour-missing": FindingCode(
         "info",
         "with `i,o`, a pair has only one of the two contours, or a patient lacks one of the "
@@ -287,10 +313,14 @@ FLAG_CODES: Final = tuple(
     )
 )
 
+# Codes that every build looks for.
+_ALWAYS_CHECKED: Final = frozenset(
+    {"contour-partly-outside", "image-file-damaged", "image-header-invalid", "image-unused-bits"}
+)
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
 AUDIT_CODES: Final = ("alignment-dataset", "alignment-patient")
 QUALITY_CODES: Final = (
-    *(code for code in FLAG_CODES if code != "contour-partly-outside"),
+    *(code for code in FLAG_CODES if code not in _ALWAYS_CHECKED),
     *AUDIT_CODES,
 )
 

@@ -67,6 +67,8 @@ class PixelFormat(NamedTuple):
     is_inverted: bool  # MONOCHROME1
     rescale_slope: float
     rescale_intercept: float
+    overlay_bits: int = 0  # a bit set: bits of a pixel cell that belong to overlays
+    padding: tuple[int, int] | None = None  # lowest and highest stored value that is no image
 
     @property
     def n_bytes(self) -> int:
@@ -77,13 +79,13 @@ class PixelFormat(NamedTuple):
 class NativePixels(NamedTuple):
     """Where uncompressed pixels lie: frame after frame, without a gap between them.
 
-    `offset` counts from the start of the file, or of the inflated data set when `is_deflated`.
+    `offset` counts from the start of the file, or of the inflated data set where it is deflated.
     """
 
     offset: int  # of the first frame
     is_big_endian: bool
     is_word_swapped: bool  # bytes in big-endian 16-bit words: 8-bit pixels with VR OW
-    is_deflated: bool
+    deflated_at: int | None = None  # where in the file the deflated data set begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,21 @@ class ValueRange:
 EMPTY_RANGE: Final = ValueRange(math.inf, -math.inf, is_whole=True)
 
 
+class EncapsulatedPixels(NamedTuple):
+    """Where the encoded pixels of one frame lie."""
+
+    transfer_syntax_uid: str
+    fragments: tuple[tuple[int, int], ...]  # (offset, length) in the file, in order
+
+
+PixelStorage: TypeAlias = NativePixels | EncapsulatedPixels
+
+
 class Instance(NamedTuple):
     """One frame of a DICOM file: its attributes and pixels; NaN or empty where it has no value."""
 
     pixel_format: PixelFormat
-    storage: NativePixels
+    storage: PixelStorage
     transfer_syntax_uid: str
     sop_instance_uid: str
     series_instance_uid: str
@@ -122,7 +134,11 @@ class Instance(NamedTuple):
     trigger_time: float  # ms
     frame_number: int = 1  # from 1
     number_of_frames: int = 1
-    warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is suspicious in it
+    dimension_indices: tuple[int, ...] = ()  # place along each dimension of the file, from 1
+    stack_id: str = ""
+    in_stack_position: float = math.nan  # from 1
+    temporal_position: float = math.nan  # from 1
+    warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is worth knowing of it
 
     @property
     def plane(self) -> ImagePlane:
@@ -137,13 +153,14 @@ class Instance(NamedTuple):
     def plain(self) -> tuple[object, ...]:
         """Return the instance as tuples of no class, which pickle quickly."""
         pixels, storage, *attributes = self
-        return tuple(pixels), tuple(storage), attributes
+        return tuple(pixels), isinstance(storage, NativePixels), tuple(storage), attributes
 
     @classmethod
     def of_plain(cls, plain: tuple[Any, ...]) -> "Instance":
         """Return the instance that `plain` was called on."""
-        pixels, storage, attributes = plain
-        return cls(PixelFormat(*pixels), NativePixels(*storage), *attributes)
+        pixels, is_native, storage, attributes = plain
+        make = NativePixels if is_native else EncapsulatedPixels
+        return cls(PixelFormat(*pixels), make(*storage), *attributes)
 
 
 class Region(NamedTuple):

@@ -17,7 +17,7 @@ import xxhash
 
 from etl.contours import polygon
 from etl.contours.rasterise import Painted, label_maps
-from etl.dicom.pixels import modality_values, stored_values
+from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
 from etl.findings import Finding
@@ -219,7 +219,8 @@ def _render_one(
     link, pixels = sample.link, sample.instance.pixel_format
     try:
         data = _read_unchanged(root, sample)
-        image = modality_values(stored_values(data, sample.instance), pixels, dtype)
+        frame = read_frame(data, sample.instance)
+        image = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
     if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
@@ -227,11 +228,12 @@ def _render_one(
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
         return _Row([Finding("mask-empty", paths[code], message, link.key, code) for code in empty])
     manifest = _manifest_row(sample, data, image, painted, scheme)
+    warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
-        return _Row([], image, manifest)
+        return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme)
     marks = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
-    return _Row(findings, image, manifest, marks, shapes)
+    return _Row(warnings + findings, image, manifest, marks, shapes)
 
 
 def _check(
@@ -274,7 +276,7 @@ def _manifest_row(
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
-    statistics = image_statistics(image)
+    statistics = image_statistics(image, padding_range(instance.pixel_format))
     row: dict[str, str | int | float] = {
         "patient_id": link.key.patient_id,
         "original_id": link.original_id,
@@ -299,9 +301,9 @@ def _manifest_row(
         "std": statistics.std,
         "p01": statistics.p01,
         "p99": statistics.p99,
-        "n_padding": 0,
-        "padding_minimum": math.nan,
-        "padding_maximum": math.nan,
+        "n_padding": statistics.n_padding,
+        "padding_minimum": statistics.padding_minimum,
+        "padding_maximum": statistics.padding_maximum,
         "row_xxh3": row_digest(link.key, image, painted.labels),
     }
     axes = "xyz"

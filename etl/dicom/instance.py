@@ -1,96 +1,113 @@
-"""One DICOM file → its attributes and where its pixels lie.
+"""One DICOM file → the attributes of a frame and where its pixels lie.
 
-`quick_scan` finds the elements of the common encodings, `pydicom_scan` those of all else; this
-module decides what they mean, strictly and in its own words.
-Attributes are decoded here, not by pydicom, because its value validation warns on harmless values
-and its texts quote header values, which may identify a patient.
+`header` finds the data elements; this module decides what they mean, strictly.
 """
 
-import io
 import math
 import os
-import re
+import threading
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import BinaryIO, Final, Literal, cast
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from etl.dicom import pydicom_scan
-from etl.dicom.pixels import modality_range
-from etl.dicom.quick_scan import META_OFFSET, PIXEL_DATA, Element, HeaderTemplate, scan, scan_meta
+from etl.dicom import inflate
+from etl.dicom.codecs import CODECS, read_codestream, require_codestream
+from etl.dicom.elements import (
+    BITS_ALLOCATED,
+    BITS_STORED,
+    COLUMNS,
+    DIMENSION_INDICES,
+    DOUBLE_PIXELS,
+    FLOAT_PIXELS,
+    FRAME_TIME,
+    FRAME_TIME_VECTOR,
+    HIGH_BIT,
+    IMAGE_ORIENTATION,
+    IMAGE_POSITION,
+    IN_STACK_POSITION,
+    INSTANCE_NUMBER,
+    KEYWORDS,
+    LOSSY,
+    MODALITY_LUT,
+    NUMBER_OF_FRAMES,
+    OVERLAYS,
+    PHOTOMETRIC,
+    PIXEL_PADDING,
+    PIXEL_PADDING_LIMIT,
+    PIXEL_REPRESENTATION,
+    PIXEL_SPACING,
+    RESCALE_INTERCEPT,
+    RESCALE_SLOPE,
+    ROWS,
+    SAMPLES_PER_PIXEL,
+    SERIES_INSTANCE_UID,
+    SLICE_LOCATION,
+    SOP_INSTANCE_UID,
+    STACK_ID,
+    TEMPORAL_POSITION,
+    TEMPORAL_POSITION_INDEX,
+    TRIGGER_DELAY,
+    TRIGGER_TIME,
+    Values,
+)
+from etl.dicom.encapsulated import Fragments, find_frames
+from etl.dicom.header import BIG_ENDIAN, NATIVE, Header, read_header, read_value
+from etl.dicom.pixels import modality_range, stored_range
+from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError
-from etl.model import Instance, NativePixels, PixelFormat
-
-_MARK: Final = b"DICM"
-_HEAD_BYTES: Final = 16384  # most headers are shorter
-_SCAN_LIMIT: Final = (
-    64 << 20
-)  # bytes of a file whose header is longer, as with big private elements
-
-_IMPLICIT: Final = "1.2.840.10008.1.2"
-_EXPLICIT: Final = "1.2.840.10008.1.2.1"
-_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
-_NATIVE: Final = frozenset({_IMPLICIT, _EXPLICIT, _DEFLATED, _BIG_ENDIAN})
+from etl.model import EncapsulatedPixels, Instance, NativePixels, PixelFormat
 
 _COLOUR_MODELS: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"}
 )
-
-_TRANSFER_SYNTAX_UID: Final = 0x00020010
-_PIXEL_SPACING: Final = 0x00280030
-_IMAGE_GROUP: Final = 0x0028
-_MODALITY_LUT: Final = 0x00283000
-_FLOAT_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009})
-_KEYWORDS: Final = {
-    _TRANSFER_SYNTAX_UID: "TransferSyntaxUID",
-    0x00080018: "SOPInstanceUID",
-    0x00181060: "TriggerTime",
-    0x0020000E: "SeriesInstanceUID",
-    0x00200013: "InstanceNumber",
-    0x00200032: "ImagePositionPatient",
-    0x00200037: "ImageOrientationPatient",
-    0x00201041: "SliceLocation",
-    0x00280002: "SamplesPerPixel",
-    0x00280004: "PhotometricInterpretation",
-    0x00280008: "NumberOfFrames",
-    0x00280010: "Rows",
-    0x00280011: "Columns",
-    _PIXEL_SPACING: "PixelSpacing",
-    0x00280100: "BitsAllocated",
-    0x00280101: "BitsStored",
-    0x00280102: "HighBit",
-    0x00280103: "PixelRepresentation",
-    0x00281052: "RescaleIntercept",
-    0x00281053: "RescaleSlope",
-    _MODALITY_LUT: "ModalityLUTSequence",
-    0x7FE00008: "FloatPixelData",
-    0x7FE00009: "DoubleFloatPixelData",
-    PIXEL_DATA: "PixelData",
-}
-
-_PIXEL_TAGS: Final = [
-    tag for tag in _KEYWORDS if tag >> 16 >= _IMAGE_GROUP and tag != _PIXEL_SPACING
-]
-
-# PS3.5 table 6.2-1: DS and IS, with the padding that files have (blanks, NUL).
-_DECIMAL: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_INTEGER: Final = re.compile(rb"[+-]?[0-9]{1,12}")
-_UID: Final = re.compile(r"[0-9.]{1,64}")
-_BLANKS: Final = b" \0"  # padding
+# What the format of the pixels follows from; equal for most images of a series.
+_PIXEL_TAGS: Final = frozenset(
+    {
+        SAMPLES_PER_PIXEL,
+        PHOTOMETRIC,
+        NUMBER_OF_FRAMES,
+        ROWS,
+        COLUMNS,
+        BITS_ALLOCATED,
+        BITS_STORED,
+        HIGH_BIT,
+        PIXEL_REPRESENTATION,
+        PIXEL_PADDING,
+        PIXEL_PADDING_LIMIT,
+        RESCALE_INTERCEPT,
+        RESCALE_SLOPE,
+        MODALITY_LUT,
+        FLOAT_PIXELS,
+        DOUBLE_PIXELS,
+        PIXEL_DATA,
+        *(tag for tags in OVERLAYS for tag in tags),
+    }
+)
 _BYTE: Final = 8  # bits
-_US_BYTES: Final = 2
+_MAX_DIGITS: Final = 12  # of NumberOfFrames, which is VR IS
+_CODESTREAM_BYTES: Final = 4096  # of an encoded frame; the headers of most are shorter
 
-# The templates of files that were walked, by bytes of the file and of its head; the latest few.
-_templates: Final[dict[tuple[int, int], list[HeaderTemplate]]] = {}
-_MAX_SIZES: Final = 64
-_MAX_ALIKE: Final = 4
-# Of a header; they are kept, of as many templates.
-_MAX_LOOKED_AT: Final = 1024
-_MAX_VALUE_BYTES: Final = 4096
+_Warnings = tuple[tuple[str, str], ...]
 
 
-def read_instance(file: BinaryIO, frame_number: int | None = None) -> Instance:
+class _Opened(NamedTuple):
+    """The header of a file, and the fragments of its frames where they are encapsulated."""
+
+    header: Header
+    frames: list[Fragments]
+
+
+# The latest files of several frames, by the caller's stamp.
+_opened: Final[dict[Hashable, _Opened]] = {}
+_opened_lock: Final = threading.Lock()
+_MAX_OPENED: Final = 4
+
+
+def read_instance(
+    file: BinaryIO, frame_number: int | None = None, stamp: Hashable = None
+) -> Instance:
     """Return the attributes of one frame of a DICOM file and where its pixels lie.
 
     Parameters
@@ -99,130 +116,186 @@ def read_instance(file: BinaryIO, frame_number: int | None = None) -> Instance:
         Seekable, positioned anywhere; best without a buffer of its own.
     frame_number : int, optional
         Counts from 1. Where it is None the file must have one frame.
+    stamp : hashable, optional
+        Tells this state of the file from all others. Then the header of a file of several frames is
+        kept for a while, so that it is parsed once and not for each frame.
 
     Raises
     ------
     ImageError
         Anything for which the frame cannot become a grayscale image.
     """
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
-    file.seek(0)
-    head = file.read(_HEAD_BYTES)
-    if head[META_OFFSET - len(_MARK) : META_OFFSET] != _MARK:
+    kept = _opened.get(stamp) if stamp is not None else None
+    opened = kept or _open(file)
+    instance, pixels_end = _instance(file, opened, frame_number)
+    if kept is None:
+        if opened.header.deflated_at is not None:
+            file.seek(opened.header.deflated_at)
+            inflate.require_whole(file.read(), pixels_end)
+        if stamp is not None and instance.number_of_frames > 1:
+            _keep(stamp, opened)
+    return instance
+
+
+def _open(file: BinaryIO) -> _Opened:
+    header = read_header(file)
+    frames: list[Fragments] = []
+    if header.syntax in CODECS and PIXEL_DATA in header.elements:
+        n_frames = _require_frames(Values(header.elements, is_big_endian=False))
+        size = file.seek(0, os.SEEK_END)
+        frames = find_frames(file, header.elements[PIXEL_DATA].offset, size, n_frames)
+    return _Opened(header, frames)
+
+
+def _keep(stamp: Hashable, opened: _Opened) -> None:
+    with _opened_lock:
+        _opened[stamp] = opened
+        while len(_opened) > _MAX_OPENED:
+            del _opened[next(iter(_opened))]
+
+
+def _instance(file: BinaryIO, opened: _Opened, frame_number: int | None) -> tuple[Instance, int]:
+    """Return the instance, and where the pixels of all frames end."""
+    (elements, syntax, groups, deflated_at, _), frames = opened
+    number = 1 if frame_number is None else frame_number
+    if groups is not None and groups.has_frame(number):
+        elements = {**elements, **groups.of_frame(number)}
+    described = tuple([one for one in elements.items() if one[0] in _PIXEL_TAGS])
+    pixels = _pixels(described, syntax, deflated_at, frame_number is None)
+    n_frames = pixels.n_frames
+    if not 1 <= number <= n_frames:
+        found = f"frames 1 to {n_frames}" if n_frames > 1 else "one frame"
+        raise ImageError("image-no-frame", f"has {found}, but frame {number} was asked for.")
+    if groups is not None and len(groups.per_frame) not in {0, n_frames}:
         raise ImageError(
-            "image-unreadable", 'is not DICOM (no "DICM" mark at byte 128). Copy it again.'
+            "image-unreadable",
+            f"has {n_frames} frames, but functional groups for {len(groups.per_frame)}. "
+            "Export it again.",
         )
-    found = _scan(head, size)
-    if found is None and len(head) < size <= _SCAN_LIMIT:
-        found = _scan(head + file.read(), size)
-    elements, syntax = found or _parse(file, size)
-    return _instance(elements, syntax, frame_number)
-
-
-def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
-    """Return elements and transfer syntax of a file in a common encoding, the quick way."""
-    alike = size, len(head)
-    for template in _templates.get(alike, ()):
-        if (elements := template.read(head)) is not None:
-            return elements, _uid(elements, _TRANSFER_SYNTAX_UID)
-    looked_at: list[slice] = []
-    meta = scan_meta(head, META_OFFSET, looked_at)
-    if meta is None:
-        return None
-    syntax = _uid(meta[0], _TRANSFER_SYNTAX_UID)
-    if syntax not in {_EXPLICIT, _IMPLICIT}:
-        return None
-    found = scan(head, meta[1], size, _KEYWORDS, looked_at, implicit=syntax == _IMPLICIT)
-    if found is None:
-        return None
-    name = meta[0][_TRANSFER_SYNTAX_UID]
-    looked_at.append(slice(name.offset, name.offset + name.length))
-    elements = {**found, _TRANSFER_SYNTAX_UID: name}  # a second one, in the data set, is nothing
-    n_bytes = sum(len(element.value or b"") for element in elements.values())
-    if len(looked_at) <= _MAX_LOOKED_AT and n_bytes <= _MAX_VALUE_BYTES:
-        _remember(alike, HeaderTemplate(head, looked_at, elements))
-    return elements, syntax
-
-
-def _remember(alike: tuple[int, int], template: HeaderTemplate) -> None:
-    """Keep a template among the latest; never by changing what another thread may be looking at."""
-    if alike not in _templates and len(_templates) >= _MAX_SIZES:
-        _templates.clear()
-    _templates[alike] = [*_templates.get(alike, [])[1 - _MAX_ALIKE :], template]
-
-
-def _parse(file: BinaryIO, size: int) -> tuple[dict[int, Element], str]:
-    """Return elements and transfer syntax of any file, by pydicom."""
-    file = io.BufferedReader(cast("io.RawIOBase", file)) if isinstance(file, io.RawIOBase) else file
-    file.seek(META_OFFSET)
-    meta = pydicom_scan.elements(file, size, _KEYWORDS, implicit=False, little=True, meta=True)
-    syntax = _uid(meta, _TRANSFER_SYNTAX_UID)
-    if not syntax:
-        if file.tell() == size:
-            raise pydicom_scan.truncated()
-        raise ImageError("image-unreadable", "has no valid TransferSyntaxUID. Export it again.")
-    if syntax not in _NATIVE:
-        raise ImageError(
-            "image-unsupported-encoding",
-            f"transfer syntax {syntax}, expected uncompressed pixels. "
-            "Decompress it (gdcmconv --raw, dcmdjpeg).",
-        )
-    if syntax == _DEFLATED:
-        inflated = pydicom_scan.inflate(file.read())
-        file, size = io.BytesIO(inflated), len(inflated)
-    implicit, little = syntax == _IMPLICIT, syntax != _BIG_ENDIAN
-    return pydicom_scan.elements(
-        file, size, _KEYWORDS, implicit=implicit, little=little, meta=False
-    ), syntax
-
-
-def _instance(elements: dict[int, Element], syntax: str, frame_number: int | None) -> Instance:
-    described = tuple((tag, elements[tag]) for tag in _PIXEL_TAGS if tag in elements)
-    pixel_format, storage, n_frames = _pixels(described, syntax, frame_number is None)
-    if frame_number is not None and not 1 <= frame_number <= n_frames:
-        frames = f"frames 1 to {n_frames}" if n_frames > 1 else "one frame"
-        raise ImageError("image-no-frame", f"has {frames}, but frame {frame_number} was asked for.")
-    return Instance(
-        pixel_format=pixel_format,
-        storage=storage,
+    values = Values(elements, is_big_endian=syntax == BIG_ENDIAN)
+    instance = Instance(
+        pixel_format=pixels.format,
+        storage=pixels.storage or _encapsulated(file, frames[number - 1], syntax, pixels.format),
         transfer_syntax_uid=syntax,
-        sop_instance_uid=_uid(elements, 0x00080018),
-        series_instance_uid=_uid(elements, 0x0020000E),
-        instance_number=_numbers(elements, 0x00200013, 1)[0],
-        pixel_spacing=_numbers(elements, _PIXEL_SPACING, 2),
-        image_position=_numbers(elements, 0x00200032, 3),
-        image_orientation=_numbers(elements, 0x00200037, 6),
-        slice_location=_numbers(elements, 0x00201041, 1)[0],
-        trigger_time=_numbers(elements, 0x00181060, 1)[0],
-        frame_number=frame_number or 1,
+        sop_instance_uid=values.uid(SOP_INSTANCE_UID),
+        series_instance_uid=values.uid(SERIES_INSTANCE_UID),
+        instance_number=values.number(INSTANCE_NUMBER),
+        pixel_spacing=values.numbers(PIXEL_SPACING, 2),
+        image_position=values.numbers(IMAGE_POSITION, 3),
+        image_orientation=values.numbers(IMAGE_ORIENTATION, 6),
+        slice_location=values.number(SLICE_LOCATION),
+        trigger_time=values.number(TRIGGER_TIME),
+        frame_number=number,
         number_of_frames=n_frames,
     )
+    if groups is not None or n_frames > 1 or TEMPORAL_POSITION in elements:
+        instance = _with_frame_content(instance, values)
+    if warnings := _warnings(opened.header, pixels, values):
+        instance = instance._replace(warnings=warnings)
+    return instance, pixels.end
+
+
+def _encapsulated(
+    file: BinaryIO, fragments: Fragments, syntax: str, pixels: PixelFormat
+) -> EncapsulatedPixels:
+    """Return where the encoded pixels of a frame lie, which must be the image of the header."""
+    first = fragments[0]
+    file.seek(first.offset)
+    head = file.read(min(first.length, _CODESTREAM_BYTES))
+    if read_codestream(head) is None and sum(part.length for part in fragments) > len(head):
+        head = b"".join(read_value(file, Element("", None, *part)) for part in fragments)
+    require_codestream(head, syntax, pixels)
+    return EncapsulatedPixels(syntax, tuple((part.offset, part.length) for part in fragments))
+
+
+def _with_frame_content(instance: Instance, values: Values) -> Instance:
+    """Return an instance with the place of its frame among others, in space and time."""
+    delay = values.double(TRIGGER_DELAY)
+    if not math.isfinite(delay):
+        delay = instance.trigger_time + _elapsed(values, instance.frame_number)
+    temporal = values.longs(TEMPORAL_POSITION_INDEX)
+    return instance._replace(
+        trigger_time=delay,
+        dimension_indices=values.longs(DIMENSION_INDICES),
+        stack_id=values.text(STACK_ID),
+        in_stack_position=float((*values.longs(IN_STACK_POSITION), math.nan)[0]),
+        temporal_position=float(temporal[0]) if temporal else values.number(TEMPORAL_POSITION),
+    )
+
+
+def _elapsed(values: Values, frame_number: int) -> float:
+    """Return the time from the first frame of a cine to another, ms (PS3.3 C.7.6.5); 0 if unknown.
+
+    FrameTimeVector has the time from each frame to the one before, FrameTime one time for all.
+    """
+    n_times = values.text(FRAME_TIME_VECTOR).count("\\") + 1
+    steps = values.numbers(FRAME_TIME_VECTOR, n_times)
+    if frame_number <= n_times and not math.isnan(steps[0]):
+        return sum(steps[:frame_number])
+    step = values.number(FRAME_TIME)
+    return 0.0 if math.isnan(step) else (frame_number - 1) * step
+
+
+def _warnings(header: Header, pixels: "_Pixels", values: Values) -> _Warnings:
+    """Return (code, message) of what is worth knowing of a file that can be used."""
+    wrapper = header.remarks + pixels.wrapper_remarks
+    remarks = (*pixels.remarks, *values.remarks)
+    lossy = ""
+    if header.syntax in CODECS and CODECS[header.syntax].has_loss:
+        lossy = f"its pixels are encoded as {CODECS[header.syntax].name}."
+    elif LOSSY in header.elements and values.text(LOSSY) == "01":
+        lossy = "its pixels were compressed with loss (LossyImageCompression)."
+    warnings = []
+    if wrapper:
+        warnings.append(("image-file-damaged", f"{_listed(wrapper)}. Its pixels are whole."))
+    if remarks:
+        warnings.append(("image-header-invalid", f"its {_listed(remarks)}. Export it again."))
+    if lossy:
+        warnings.append(("image-lossy", lossy))
+    return tuple(warnings)
+
+
+def _listed(remarks: tuple[str, ...]) -> str:
+    return "; ".join(dict.fromkeys(remarks))
+
+
+class _Pixels(NamedTuple):
+    """The pixels of a file: what they mean, how they lie, and what is worth knowing of them."""
+
+    format: PixelFormat
+    storage: NativePixels | None  # None where they are encapsulated, frame by frame
+    n_frames: int
+    end: int  # of native pixels, in the file or the inflated data set
+    remarks: tuple[str, ...]  # about values of the header
+    wrapper_remarks: tuple[str, ...]
 
 
 @lru_cache
 def _pixels(
-    described: tuple[tuple[int, Element], ...], syntax: str, must_be_single: bool
-) -> tuple[PixelFormat, NativePixels, int]:
-    """Return what pixels mean, how they lie and how many frames there are, or say what is wrong.
+    described: tuple[tuple[int, Element], ...],
+    syntax: str,
+    deflated_at: int | None,
+    must_be_single: bool,
+) -> _Pixels:
+    """Return what follows of the pixels from these elements, or say why they are of no use.
 
     The images of a series agree in these elements; they are looked at once.
     """
     elements = dict(described)
-    is_big_endian = syntax == _BIG_ENDIAN
-    order: Literal["big", "little"] = "big" if is_big_endian else "little"
+    is_big_endian = syntax == BIG_ENDIAN
+    values = Values(elements, is_big_endian=is_big_endian)
     pixel_data = _require_pixel_data(elements)
-    is_inverted = _require_grayscale(elements, order)
-    n_frames = _require_frames(elements)
+    is_inverted = _require_grayscale(values)
+    n_frames = _require_frames(values)
     if must_be_single and n_frames != 1:
         raise ImageError(
-            "image-multiframe", f"has {n_frames} frames, expected 1. Export single frames."
+            "image-multiframe",
+            f"has {n_frames} frames, expected 1. Name the frame, or export single frames.",
         )
     _require_no_modality_lut(elements)
-    bits_allocated, bits_stored, is_signed = _require_pixel_cell(elements, order)
-    rows, columns = (_required(elements, tag, order) for tag in (0x00280010, 0x00280011))
-    slope = _rescale(elements, 0x00281053, default=1.0)
+    bits_allocated, bits_stored, is_signed = _require_pixel_cell(values)
+    rows, columns = values.required(ROWS), values.required(COLUMNS)
+    slope = _rescale(values, RESCALE_SLOPE, default=1.0)
     if slope == 0:
         raise ImageError("image-unreadable", "RescaleSlope is 0. Export it again.")
     pixels = PixelFormat(
@@ -233,33 +306,68 @@ def _pixels(
         is_signed=is_signed,
         is_inverted=is_inverted,
         rescale_slope=slope,
-        rescale_intercept=_rescale(elements, 0x00281052, default=0.0),
+        rescale_intercept=_rescale(values, RESCALE_INTERCEPT, default=0.0),
+        overlay_bits=_overlay_bits(values, bits_stored),
     )
-    values = modality_range(pixels)
-    if max(-values.lowest, values.highest) > float(np.finfo(np.float32).max):
+    pixels = pixels._replace(padding=_padding(values, pixels))
+    span = modality_range(pixels)
+    if max(-span.lowest, span.highest) > float(np.finfo(np.float32).max):
         raise ImageError("image-unreadable", "its rescaled values are beyond float32.")
-    _require_length(pixels, n_frames, pixel_data.length)
-    storage = NativePixels(
-        offset=pixel_data.offset,
-        is_big_endian=is_big_endian,
-        is_word_swapped=is_big_endian and bits_allocated == _BYTE and pixel_data.vr == "OW",
-        is_deflated=syntax == _DEFLATED,
-    )
-    return pixels, storage, n_frames
+    if pixels.n_bytes == 0:
+        raise ImageError("image-no-pixels", f"has {rows} x {columns} pixels.")
+    storage = None
+    wrapper_remarks: tuple[str, ...] = ()
+    if syntax in NATIVE:
+        wrapper_remarks = _require_length(pixels, n_frames, pixel_data.length)
+        storage = NativePixels(
+            offset=pixel_data.offset,
+            is_big_endian=is_big_endian,
+            is_word_swapped=is_big_endian and bits_allocated == _BYTE and pixel_data.vr == "OW",
+            deflated_at=deflated_at,
+        )
+    end = pixel_data.offset + n_frames * pixels.n_bytes
+    return _Pixels(pixels, storage, n_frames, end, tuple(values.remarks), wrapper_remarks)
+
+
+def _overlay_bits(values: Values, bits_stored: int) -> int:
+    """Return the bits above BitsStored that hold overlays, as files did before 2004."""
+    bits = 0
+    for allocated, position in OVERLAYS:
+        if (values.unsigned(allocated) or 0) > 1:  # with one bit allocated it is in OverlayData
+            bit = values.unsigned(position)
+            if bit is not None and bit >= bits_stored:
+                bits |= 1 << bit
+    return bits
+
+
+def _padding(values: Values, pixels: PixelFormat) -> tuple[int, int] | None:
+    """Return the range of stored values that are padding, if any (PS3.3 C.7.5.1.1.2)."""
+    ends = [
+        values.pixel_value(tag, is_signed=pixels.is_signed)
+        for tag in (PIXEL_PADDING, PIXEL_PADDING_LIMIT)
+    ]
+    known = [end for end in ends if end is not None]
+    if ends[0] is None:
+        return None
+    lowest, highest = stored_range(pixels)
+    if min(known) < lowest or max(known) > highest:
+        values.remarks.append("PixelPaddingValue is no value of BitsStored and is left out")
+        return None
+    return min(known), max(known)
 
 
 def _require_pixel_data(elements: dict[int, Element]) -> Element:
     if PIXEL_DATA not in elements:
-        if _FLOAT_PIXELS & elements.keys():
+        if {FLOAT_PIXELS, DOUBLE_PIXELS} & elements.keys():
             raise ImageError("image-unsupported-encoding", "has floating point pixels.")
         raise ImageError("image-no-pixels", "has no PixelData. Export it with its image.")
     return elements[PIXEL_DATA]
 
 
-def _require_grayscale(elements: dict[int, Element], order: Literal["big", "little"]) -> bool:
+def _require_grayscale(values: Values) -> bool:
     """Return whether low values are bright (MONOCHROME1)."""
-    photometric = _text(elements, 0x00280004)
-    samples = _unsigned(elements, 0x00280002, order)
+    photometric = values.text(PHOTOMETRIC)
+    samples = values.unsigned(SAMPLES_PER_PIXEL)
     if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples not in {1, None}:
         shown = photometric if photometric in _COLOUR_MODELS else "unknown"
         raise ImageError(
@@ -270,12 +378,13 @@ def _require_grayscale(elements: dict[int, Element], order: Literal["big", "litt
     return photometric == "MONOCHROME1"
 
 
-def _require_frames(elements: dict[int, Element]) -> int:
+def _require_frames(values: Values) -> int:
     """Return NumberOfFrames; 1 where it is missing or empty."""
-    text = _text(elements, 0x00280008)
+    text = values.text(NUMBER_OF_FRAMES)
     if not text:
         return 1
-    if not _INTEGER.fullmatch(text.encode()):
+    digits = text.removeprefix("-").removeprefix("+")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > _MAX_DIGITS:
         raise ImageError("image-unreadable", "NumberOfFrames is not a number.")
     if int(text) < 1:
         raise ImageError("image-unreadable", f"NumberOfFrames is {int(text)}, expected 1.")
@@ -284,7 +393,7 @@ def _require_frames(elements: dict[int, Element]) -> int:
 
 def _require_no_modality_lut(elements: dict[int, Element]) -> None:
     """Check that no table stands in the place of slope and intercept (PS3.3 C.11.1)."""
-    if _MODALITY_LUT in elements and elements[_MODALITY_LUT].length > 0:
+    if MODALITY_LUT in elements and elements[MODALITY_LUT].length > 0:
         raise ImageError(
             "image-unsupported-encoding",
             "has a Modality LUT (ModalityLUTSequence), expected RescaleSlope and "
@@ -292,14 +401,12 @@ def _require_no_modality_lut(elements: dict[int, Element]) -> None:
         )
 
 
-def _require_pixel_cell(
-    elements: dict[int, Element], order: Literal["big", "little"]
-) -> tuple[int, int, bool]:
+def _require_pixel_cell(values: Values) -> tuple[int, int, bool]:
     """Return BitsAllocated, BitsStored and whether pixels are signed."""
     allocated, stored, representation = (
-        _required(elements, tag, order) for tag in (0x00280100, 0x00280101, 0x00280103)
+        values.required(tag) for tag in (BITS_ALLOCATED, BITS_STORED, PIXEL_REPRESENTATION)
     )
-    high = _unsigned(elements, 0x00280102, order)
+    high = values.unsigned(HIGH_BIT)
     if allocated not in {_BYTE, 2 * _BYTE} or high not in {stored - 1, None}:
         raise ImageError(
             "image-unsupported-encoding",
@@ -315,13 +422,18 @@ def _require_pixel_cell(
     return allocated, stored, representation == 1
 
 
-def _require_length(pixels: PixelFormat, n_frames: int, length: int) -> None:
-    """Check the length of PixelData; one byte of padding makes an odd length even."""
+def _require_length(pixels: PixelFormat, n_frames: int, length: int) -> tuple[str, ...]:
+    """Check the length of PixelData; return a remark where it has a little more than pixels.
+
+    One byte of padding makes an odd length even. With a row or a column less or a frame more than
+    the header says, the surplus would be larger than what is accepted here.
+    """
     expected = n_frames * pixels.n_bytes
-    if expected == 0:
-        raise ImageError("image-no-pixels", f"has {pixels.rows} x {pixels.columns} pixels.")
     if length in {expected, expected + expected % 2}:
-        return
+        return ()
+    surplus = length - expected
+    if 0 < surplus < min(pixels.rows, pixels.columns) * (pixels.bits_allocated // _BYTE):
+        return (f"its PixelData has {surplus} bytes behind the pixels",)
     code = "image-truncated" if length < expected else "image-unreadable"
     frames = f"{n_frames} frames of " if n_frames > 1 else ""
     raise ImageError(
@@ -331,61 +443,11 @@ def _require_length(pixels: PixelFormat, n_frames: int, length: int) -> None:
     )
 
 
-def _text(elements: dict[int, Element], tag: int) -> str:
-    """Return a value as ASCII text without its padding; empty where there is none."""
-    element = elements.get(tag)
-    if element is None or element.value is None:
-        return ""
-    return element.value.strip(_BLANKS).decode("ascii", "replace")
-
-
-def _uid(elements: dict[int, Element], tag: int) -> str:
-    """Return a UID, or an empty string where it is missing or not one."""
-    text = _text(elements, tag)
-    return text if _UID.fullmatch(text) else ""
-
-
-def _unsigned(
-    elements: dict[int, Element], tag: int, order: Literal["big", "little"]
-) -> int | None:
-    """Return a value of VR US, or None where it is missing or empty."""
-    element = elements.get(tag)
-    if element is None or not element.value:
-        return None
-    if len(element.value) != _US_BYTES:
-        raise ImageError("image-unreadable", f"{_KEYWORDS[tag]} is not one 16-bit number.")
-    return int.from_bytes(element.value, order)
-
-
-def _required(elements: dict[int, Element], tag: int, order: Literal["big", "little"]) -> int:
-    value = _unsigned(elements, tag, order)
-    if value is None:
-        raise ImageError("image-unreadable", f"has no {_KEYWORDS[tag]}. Export it again.")
-    return value
-
-
-def _numbers(elements: dict[int, Element], tag: int, n_values: int) -> tuple[float, ...]:
-    """Return the values of VR DS or IS; NaN where they are missing or not `n_values` numbers."""
-    element = elements.get(tag)
-    value = element.value or b"" if element else b""
-    decimals = _decimals if len(value) <= _MAX_VALUE_BYTES else _decimals.__wrapped__
-    return decimals(value, n_values)
-
-
-@lru_cache(1024)  # most are the same for a whole series
-def _decimals(value: bytes, n_values: int) -> tuple[float, ...]:
-    parts = [part.strip(_BLANKS) for part in value.split(b"\\")]
-    if len(parts) != n_values or not all(map(_DECIMAL.fullmatch, parts)):
-        return (math.nan,) * n_values
-    values = tuple(map(float, parts))
-    return values if all(map(math.isfinite, values)) else (math.nan,) * n_values
-
-
-def _rescale(elements: dict[int, Element], tag: int, default: float) -> float:
+def _rescale(values: Values, tag: int, default: float) -> float:
     """Return RescaleSlope or RescaleIntercept; each stands alone, and absent means identity."""
-    if not _text(elements, tag):
+    if not values.text(tag):
         return default
-    value = _numbers(elements, tag, 1)[0]
+    value = values.number(tag)
     if math.isnan(value):
-        raise ImageError("image-unreadable", f"{_KEYWORDS[tag]} is not one number.")
+        raise ImageError("image-unreadable", f"{KEYWORDS[tag]} is not one number.")
     return value

@@ -4,13 +4,18 @@ It takes what `etl.dicom.quick_scan` leaves: other encodings, and all that is ou
 """
 
 import io
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
+from etl.dicom.elements import (
+    DOUBLE_PIXELS,
+    FLOAT_PIXELS,
+    MODALITY_LUT,
+    PER_FRAME_GROUPS,
+    SHARED_GROUPS,
+)
 from etl.dicom.quick_scan import (
     DELIMITER_BYTES,
-    META_OFFSET,
     PIXEL_DATA,
     UNDEFINED,
     Element,
@@ -18,13 +23,16 @@ from etl.dicom.quick_scan import (
 from etl.errors import ImageError
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
+_LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
 _VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but for pixels
-# Modality LUT and pixels: that they are there, and how long, is all that is asked of them here.
-_VALUE_UNUSED: Final = frozenset({0x00283000, 0x7FE00008, 0x7FE00009, PIXEL_DATA})
+# Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
+# is asked of them here.
+_VALUE_UNUSED: Final = frozenset(
+    {MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
+)
 # Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
 # element and walks megabytes of it for many seconds.
 _MAX_ELEMENTS: Final = 10_000
-_INFLATED_LIMIT: Final = 1 << 30  # bytes; a deflated file may not unpack to more
 
 
 def elements(
@@ -35,6 +43,7 @@ def elements(
     implicit: bool,
     little: bool,
     meta: bool,
+    encapsulated: bool = False,
 ) -> dict[int, Element]:
     """Return the wanted elements from the file's position to the end of the meta group or file.
 
@@ -46,6 +55,12 @@ def elements(
         Bytes of the whole file.
     keywords : mapping
         Tag → keyword of the elements to return.
+    implicit, little : bool
+        The encoding: Implicit VR, little endian.
+    meta : bool
+        Whether to read the meta group, and not the data set.
+    encapsulated : bool
+        Whether PixelData is encapsulated; then what is in it and behind it is not looked at.
 
     Raises
     ------
@@ -77,12 +92,34 @@ def elements(
                 )
             found[tag] = element
         end = file.tell()
+    if not meta and _is_at_encapsulated_pixels(file):
+        if not encapsulated:
+            raise ImageError(
+                "image-unsupported-encoding",
+                "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
+            )
+        found[PIXEL_DATA] = Element("", None, file.tell() + _LONG_HEADER, UNDEFINED)
+    else:
+        _require_end(file, end, size, found, meta=meta)
+    return found
+
+
+def _require_end(
+    file: BinaryIO, end: int, size: int, found: Mapping[int, Element], *, meta: bool
+) -> None:
+    """Check that the walk, whose last element ended at `end`, has come to the end of the file."""
     is_cut = end < size < end + _ELEMENT_HEADER and PIXEL_DATA not in found
     if file.tell() > size or is_cut:
         raise truncated()
     if not meta and file.tell() < size:
         raise ImageError("image-unreadable", "its data elements end early. Export it again.")
-    return found
+
+
+def _is_at_encapsulated_pixels(file: BinaryIO) -> bool:
+    """Say whether the walk has ended before a PixelData of undefined length."""
+    start = file.read(4)
+    file.seek(-len(start), io.SEEK_CUR)
+    return start in {b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10"}
 
 
 def _walk(
@@ -95,12 +132,7 @@ def _walk(
     def is_end(tag: int, _vr: str | None, length: int) -> bool:
         if meta:
             return tag >> 16 != 2  # noqa: PLR2004  the file meta group
-        if tag == PIXEL_DATA and length == UNDEFINED:
-            raise ImageError(
-                "image-unsupported-encoding",
-                "PixelData is encapsulated, but the transfer syntax is an uncompressed one.",
-            )
-        return False
+        return tag == PIXEL_DATA and length == UNDEFINED
 
     walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
     while True:
@@ -108,8 +140,6 @@ def _walk(
             raw = next(walk)
         except StopIteration:
             return
-        except ImageError:  # is_end's
-            raise
         except Exception as error:  # pydicom raises whatever its parsing meets
             if not file.read(1):
                 raise truncated() from error
@@ -122,30 +152,6 @@ def _walk(
             offset = int(raw.file_tell or 0)
             length = file.tell() - DELIMITER_BYTES - offset
             yield int(raw.tag), Element(raw.VR or "", None, offset, length)
-
-
-def inflate(data: bytes) -> bytes:
-    """Return a deflated data set unpacked (PS3.5 A.5: raw deflate, no zlib header)."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = unpacker.decompress(data, _INFLATED_LIMIT)
-    except zlib.error as error:
-        raise ImageError(
-            "image-unreadable", "its deflated data set cannot be unpacked. Export it again."
-        ) from error
-    if unpacker.unconsumed_tail:
-        raise ImageError("image-unreadable", f"unpacks to more than {_INFLATED_LIMIT} bytes.")
-    if not unpacker.eof:
-        raise truncated()
-    return inflated
-
-
-def inflated_data_set(data: bytes) -> bytes:
-    """Return the data set of a whole deflated file, unpacked."""
-    file = io.BytesIO(data)
-    file.seek(META_OFFSET)
-    elements(file, len(data), {}, implicit=False, little=True, meta=True)
-    return inflate(file.read())
 
 
 def truncated() -> ImageError:

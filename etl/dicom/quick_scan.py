@@ -35,6 +35,7 @@ _ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _MAX_DEPTH: Final = 16  # of sequences in sequences
 
+_BEYOND: Final = UNDEFINED  # farther than any value reaches
 _UNSURE: Final = -1  # in the place of an offset: not understood with certainty
 
 
@@ -122,6 +123,7 @@ def scan(
     looked_at: list[slice],
     *,
     implicit: bool,
+    encapsulated: bool = False,
 ) -> dict[int, Element] | None:
     """Return the wanted elements of a data set that ends with its pixels.
 
@@ -137,6 +139,11 @@ def scan(
         Tags to return, as 32-bit numbers.
     looked_at : list of slice
         Where to add what of `head` the result depends on, besides its values.
+    implicit : bool
+        Whether the encoding is Implicit VR.
+    encapsulated : bool
+        Whether PixelData is encapsulated: it has no length, and what is in it and behind it is not
+        looked at.
 
     Returns
     -------
@@ -145,8 +152,25 @@ def scan(
         does not end with PixelData at the very end of the file, or anything out of the ordinary.
     """
     found: dict[int, Element] = {}
-    end = _Walk(head, size, looked_at, implicit=implicit).run(offset, len(head), found, wanted)
+    walk = _Walk(head, size, looked_at, implicit=implicit, encapsulated=encapsulated)
+    end = walk.run(offset, len(head), found, wanted)
     return found if end == size and PIXEL_DATA in found else None
+
+
+def scan_head(head: bytes, wanted: Container[int]) -> dict[int, Element] | None:
+    """Return the wanted elements of an Explicit VR data set of which only the beginning is here.
+
+    None where the pixels do not begin in `head`, or where pydicom must look at it.
+    """
+    found: dict[int, Element] = {}
+    walk = _Walk(head, _BEYOND, [], implicit=False)
+    end = walk.run(0, len(head), found, wanted)
+    return found if end != _UNSURE and PIXEL_DATA in found else None
+
+
+def is_vr(name: bytes) -> bool:
+    """Say whether two bytes name a value representation."""
+    return name in _SHORT or name in _LONG
 
 
 def _length_at(head: bytes, offset: int) -> int:
@@ -156,7 +180,16 @@ def _length_at(head: bytes, offset: int) -> int:
 class _Walk:
     """One way through the elements of one encoding; notes which bytes it looks at."""
 
-    def __init__(self, head: bytes, size: int, looked_at: list[slice], *, implicit: bool) -> None:
+    def __init__(
+        self,
+        head: bytes,
+        size: int,
+        looked_at: list[slice],
+        *,
+        implicit: bool,
+        encapsulated: bool = False,
+    ) -> None:
+        self._encapsulated = encapsulated
         self._head = head
         self._size = size
         self._looked_at = looked_at
@@ -175,8 +208,11 @@ class _Walk:
                 return _UNSURE
             previous = tag
             value_end = offset + length
+            if tag == PIXEL_DATA:
+                found[tag] = Element(vr.decode(), None, offset, length)
+                return self._end_of_pixels(value_end, length)
             if value_end > size:  # undefined length, too, is more than any file has
-                if length != UNDEFINED or tag == PIXEL_DATA or not self._has_items(vr):
+                if length != UNDEFINED or not self._has_items(vr):
                     return _UNSURE
                 items, offset = offset, self._skip_items(offset, end, depth=1)
                 if offset == _UNSURE:
@@ -184,15 +220,17 @@ class _Walk:
                 if tag in wanted:
                     found[tag] = Element(vr.decode(), None, items, offset - DELIMITER_BYTES - items)
                 continue
-            if tag == PIXEL_DATA:
-                found[tag] = Element(vr.decode(), None, offset, length)
-                return value_end
             if tag in wanted:
                 if value_end > end:
                     return _UNSURE
                 found[tag] = Element(vr.decode(), head[offset:value_end], offset, length)
             offset = value_end
         return offset if offset == end else _UNSURE
+
+    def _end_of_pixels(self, value_end: int, length: int) -> int:
+        if self._encapsulated:
+            return self._size if length == UNDEFINED else _UNSURE
+        return value_end if value_end <= self._size else _UNSURE
 
     def _read_header(self, offset: int, end: int) -> tuple[int, bytes, int, int]:
         """Return tag, VR, length and where the value begins; the tag is -1 where it is unsure."""

@@ -22,7 +22,7 @@ _Counts: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ImageStatistics:
-    """Of one image's modality values; the deviation is the population's."""
+    """Of one image's modality values but its padding; the deviation is the population's."""
 
     minimum: float
     maximum: float
@@ -30,17 +30,39 @@ class ImageStatistics:
     std: float
     p01: float
     p99: float
+    n_padding: int = 0  # pixels
+    padding_minimum: float = math.nan
+    padding_maximum: float = math.nan
 
 
-def image_statistics(image: Image) -> ImageStatistics:
+def image_statistics(image: Image, padding: tuple[float, float] | None = None) -> ImageStatistics:
     """Return the statistics of one image.
 
     Percentiles interpolate linearly between the two nearest values, as ``numpy.percentile`` does.
+
+    Parameters
+    ----------
+    padding : (float, float), optional
+        Lowest and highest value of the pixels that are padding; the statistics leave them out,
+        unless the image has no others.
     """
     values, counts = _histogram(image)
+    n_padding = 0
+    if padding is not None:
+        low, high = (float(image.dtype.type(end)) for end in padding)
+        values, counts, n_padding = _without(values, counts, low, high)
     mean, std = _moments(values, counts)
     p01, p99 = _percentiles(values, counts, (1, 99))
-    return ImageStatistics(float(values[0]), float(values[-1]), mean, std, p01, p99)
+    return ImageStatistics(
+        float(values[0]),
+        float(values[-1]),
+        mean,
+        std,
+        p01,
+        p99,
+        n_padding,
+        *(padding or (math.nan, math.nan)),
+    )
 
 
 def pooled_moments(
@@ -69,6 +91,21 @@ def _histogram(image: Image) -> tuple[_Values, _Counts]:
     if image.dtype.kind == "f":
         return values.astype(np.float64), counts
     return values.astype(np.int64), counts
+
+
+def _without(
+    values: _Values, counts: _Counts, low: float, high: float
+) -> tuple[_Values, _Counts, int]:
+    """Return a histogram without the values from `low` to `high`, and how many those were.
+
+    It is the same histogram where no others are left.
+    """
+    is_padding = (values >= low) & (values <= high)
+    n_padding = int(counts[is_padding].sum())
+    kept = np.flatnonzero((counts > 0) & ~is_padding)
+    if n_padding == 0 or len(kept) == 0:
+        return values, counts, n_padding
+    return values[kept], counts[kept], n_padding
 
 
 def _moments(values: _Values, counts: _Counts) -> tuple[float, float]:

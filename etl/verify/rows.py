@@ -3,6 +3,7 @@
 `check_rows` runs in workers, on stretches of consecutive rows.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
     found = row_digest(key_of(dataset, row), image, mask)
     if found != int(manifest["row_xxh3"][row]):
         yield Problem(place, "image, mask or key differ from the row's digest (row_xxh3).")
-    statistics = image_statistics(np.ascontiguousarray(image))
-    for name in _STATISTICS:
+    padding = None
+    if "padding_minimum" in manifest and not math.isnan(manifest["padding_minimum"][row]):
+        padding = float(manifest["padding_minimum"][row]), float(manifest["padding_maximum"][row])
+    statistics = image_statistics(np.ascontiguousarray(image), padding)
+    for name in (*_STATISTICS, *["n_padding"] * ("n_padding" in manifest)):
         expected, value = getattr(statistics, name), float(manifest[name][row])
         if expected != value:
             yield Problem(place, f"{name} is {value!r} in the manifest, {expected!r} in the image.")

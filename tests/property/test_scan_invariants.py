@@ -8,7 +8,8 @@ from builders import dicom_bytes, instance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from etl.dicom import instance as parse_dicom
+from etl.dicom import header as dicom_header
+from etl.dicom.instance import read_instance
 from etl.dicom.pixels import stored_values
 from etl.dicom.quick_scan import scan, scan_meta
 from etl.errors import ImageError
@@ -20,14 +21,14 @@ LONG = ["OB", "OW", "UT", "UN"]
 
 def outcome(data):
     try:
-        found = parse_dicom.read_instance(io.BytesIO(data))
+        found = read_instance(io.BytesIO(data))
         return repr(found), stored_values(data, found).tobytes()
     except ImageError as error:
         return error.code
 
 
 def outcome_by_pydicom(data):
-    with mock.patch.object(parse_dicom, "_scan", return_value=None):
+    with mock.patch.object(dicom_header, "_scan", return_value=None):
         return outcome(data)
 
 
@@ -81,7 +82,7 @@ def files(draw, encodings=(False, True)):
 
 @given(files())
 def test_generated_files_are_scanned_and_give_what_pydicom_gives(data):
-    assert parse_dicom._scan(data, len(data)) is not None
+    assert dicom_header._scan(data, len(data)) is not None
     assert outcome(data) == outcome_by_pydicom(data)
 
 
@@ -111,9 +112,9 @@ def test_a_file_is_read_the_same_whatever_was_read_before(data, changed):
     alike = bytearray(data)  # of the same size: what is remembered of `data` may hold for it
     for place, value in changed:
         alike[place % len(alike)] = value
-    parse_dicom._templates.clear()
+    dicom_header._templates.clear()
     expected = outcome(bytes(alike))
-    parse_dicom._templates.clear()
+    dicom_header._templates.clear()
     outcome(data)
     assert outcome(bytes(alike)) == expected
     assert outcome(bytes(alike)) == expected

@@ -43,8 +43,6 @@ def test_missing_or_malformed_attributes_are_nan_or_empty():
     found = read(dicom_bytes(bare))
     assert np.isnan([*found.pixel_spacing, found.trigger_time, found.slice_location]).all()
     assert found.sop_instance_uid == ""
-    broken = dicom_bytes().replace(b"18.75", b"18,75")
-    assert np.isnan(read(broken).trigger_time)
 
 
 def data_set_replaced(data, junk):
@@ -67,7 +65,8 @@ CASES = {
     "no rows": (lambda: dicom_bytes(instance(Rows=None)), "image-unreadable"),
     "zero rows": (lambda: dicom_bytes(instance(Rows=0)), "image-no-pixels"),
     "short pixels": (lambda: dicom_bytes(instance(PixelData=bytes(100))), "image-truncated"),
-    "long pixels": (lambda: dicom_bytes(instance(PixelData=bytes(338))), "image-unreadable"),
+    "long pixels": (lambda: dicom_bytes(instance(PixelData=bytes(360))), "image-unreadable"),
+    "a row too much": (lambda: dicom_bytes(instance(PixelData=bytes(364))), "image-unreadable"),
     "colour": (
         lambda: dicom_bytes(instance(PhotometricInterpretation="RGB", SamplesPerPixel=3)),
         "image-not-grayscale",
@@ -82,19 +81,9 @@ CASES = {
     "ends behind its mark": (lambda: dicom_bytes()[:132], "image-truncated"),
     "ends in its meta": (lambda: dicom_bytes()[:160], "image-truncated"),
     "junk behind its mark": (lambda: dicom_bytes()[:132] + b"\x07" * 99, "image-unreadable"),
-    "no transfer syntax": (
-        lambda: dicom_bytes().replace(b"1.2.840.10008.1.2.1\0", b"no transfer syntax\0\0"),
-        "image-unreadable",
-    ),
     "encapsulated": (
         lambda: dicom_bytes().replace(
             b"\x10\0OW\0\0" + struct.pack("<I", 336), b"\x10\0OB\0\0\xff\xff\xff\xff"
-        ),
-        "image-unsupported-encoding",
-    ),
-    "jpeg": (
-        lambda: dicom_bytes(instance(), "explicit").replace(
-            b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"
         ),
         "image-unsupported-encoding",
     ),
@@ -103,7 +92,7 @@ CASES = {
     "17 of 16 bits": (lambda: dicom_bytes(instance(BitsStored=17, HighBit=16)), "image-unreadable"),
     "slope 0": (lambda: dicom_bytes(instance(RescaleSlope="0")), "image-unreadable"),
     "slope text": (
-        lambda: dicom_bytes(instance(RescaleSlope="1.5 ")).replace(b"1.5 ", b"1,5 "),
+        lambda: dicom_bytes(instance(RescaleSlope="1.5 ")).replace(b"1.5 ", b"1..5"),
         "image-unreadable",
     ),
     "slope huge": (lambda: dicom_bytes(instance(RescaleSlope="1e+300")), "image-unreadable"),

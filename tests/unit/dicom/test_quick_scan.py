@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from etl.dicom import instance as parse_dicom
+from etl.dicom import header as dicom_header
 from etl.dicom.instance import read_instance
 from etl.dicom.pixels import stored_values
 from etl.dicom.quick_scan import scan, scan_meta
@@ -38,7 +38,7 @@ def by_pydicom(monkeypatch):
 
     def read(data):
         with monkeypatch.context() as patch:
-            patch.setattr(parse_dicom, "_scan", lambda *_: None)
+            patch.setattr(dicom_header, "_scan", lambda *_: None)
             return outcome(data)
 
     return read
@@ -46,14 +46,14 @@ def by_pydicom(monkeypatch):
 
 def is_scanned(data):
     """Say whether the quick way understands a file."""
-    return parse_dicom._scan(data, len(data)) is not None
+    return dicom_header._scan(data, len(data)) is not None
 
 
 def test_files_alike_are_walked_once(monkeypatch):
     files = [dicom_bytes(instance(InstanceNumber=n, TriggerTime=str(n))) for n in range(10, 20)]
-    parse_dicom._templates.clear()
+    dicom_header._templates.clear()
     walks = []
-    monkeypatch.setattr(parse_dicom, "scan", lambda *a, **k: walks.append(1) or scan(*a, **k))
+    monkeypatch.setattr(dicom_header, "scan", lambda *a, **k: walks.append(1) or scan(*a, **k))
     numbers = [read_instance(io.BytesIO(data)).instance_number for data in files]
     assert numbers == list(range(10, 20))
     assert len(walks) == 1
@@ -64,7 +64,7 @@ def test_a_transfer_syntax_in_the_data_set_counts_for_nothing():
     end = meta_end(data)
     second = struct.pack("<HH2sH20s", 2, 0x10, b"UI", 20, b"1.2.840.10008.1.2.2")
     data = data[:end] + second + data[end:]
-    parse_dicom._templates.clear()
+    dicom_header._templates.clear()
     for _ in range(2):  # the second time from what is remembered
         assert not read_instance(io.BytesIO(data)).storage.is_big_endian
 
@@ -80,16 +80,16 @@ def test_a_long_value_is_read_and_where_pydicom_leaves_it_out_the_file_is_refuse
 
 
 def test_what_is_remembered_of_files_is_bounded():
-    parse_dicom._templates.clear()
-    for n in range(3 * parse_dicom._MAX_SIZES):
+    dicom_header._templates.clear()
+    for n in range(3 * dicom_header._MAX_SIZES):
         read_instance(io.BytesIO(dicom_bytes(instance(PatientComments="x" * 2 * n))))
-    assert 1 <= len(parse_dicom._templates) <= parse_dicom._MAX_SIZES
+    assert 1 <= len(dicom_header._templates) <= dicom_header._MAX_SIZES
     for n in range(10):  # of one size, each laid out in its own way
         comments, name = "x" * 2 * n, "y" * (20 - 2 * n)
         read_instance(
             io.BytesIO(dicom_bytes(instance(PatientComments=comments, StudyDescription=name)))
         )
-    assert max(map(len, parse_dicom._templates.values())) == parse_dicom._MAX_ALIKE
+    assert max(map(len, dicom_header._templates.values())) == dicom_header._MAX_ALIKE
 
 
 def meta_end(data):
@@ -182,7 +182,7 @@ def test_a_header_longer_than_the_first_read_is_scanned_too(by_pydicom, monkeypa
     dataset.private_block(0x0029, "ACME", create=True).add_new(1, "OB", bytes(60_000))
     data = dicom_bytes(dataset)
     expected = by_pydicom(data)
-    monkeypatch.setattr(parse_dicom, "_parse", None)  # would fail if it were called
+    monkeypatch.setattr(dicom_header, "_parse", None)  # would fail if it were called
     assert outcome(data) == expected
 
 

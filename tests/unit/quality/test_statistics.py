@@ -50,3 +50,35 @@ def test_moments_of_all_rows_follow_from_those_of_each():
     rows = np.stack([image("<i2", seed) for seed in range(5)]).astype(np.float64)
     found = pooled_moments(rows.mean(axis=(1, 2)), rows.std(axis=(1, 2)))
     assert found == pytest.approx((rows.mean(), rows.std()), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_is_left_out(dtype, seed):
+    pixels = image(dtype, seed)
+    low, high = np.sort(pixels.ravel())[[10, 60]].astype(float)
+    rest = pixels[(pixels < low) | (pixels > high)]
+    found, expected = image_statistics(pixels, (low, high)), image_statistics(rest[None])
+    names = ("minimum", "maximum", "mean", "std", "p01", "p99")
+    assert [getattr(found, name) for name in names] == pytest.approx(
+        [getattr(expected, name) for name in names], rel=1e-12
+    )
+    assert found.n_padding == pixels.size - rest.size > 0
+    assert (found.padding_minimum, found.padding_maximum) == (low, high)
+
+
+def test_without_padding_there_is_no_range():
+    found = image_statistics(image("<i2"))
+    assert found.n_padding == 0
+    assert np.isnan([found.padding_minimum, found.padding_maximum]).all()
+
+
+def test_padding_that_no_pixel_has_changes_nothing():
+    pixels = np.arange(12, dtype="<i2").reshape(3, 4)
+    found = image_statistics(pixels, (-5.0, -5.0))
+    assert (found.minimum, found.mean, found.n_padding) == (0, 5.5, 0)
+
+
+def test_an_image_of_nothing_but_padding_has_its_statistics():
+    found = image_statistics(np.full((3, 3), -2000, "<i2"), (-2000.0, -2000.0))
+    assert (found.minimum, found.maximum, found.mean, found.n_padding) == (-2000, -2000, -2000, 9)

@@ -1,0 +1,105 @@
+"""Functional groups of multi-frame files: the attributes of each frame.
+
+References
+----------
+DICOM PS3.3 C.7.6.16: an attribute is in the shared or in the per-frame functional groups; files
+converted from single frames, and older multi-frame files, have it at the root.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from etl.dicom.elements import (
+    DIMENSION_INDICES,
+    IMAGE_ORIENTATION,
+    IMAGE_POSITION,
+    IN_STACK_POSITION,
+    PIXEL_SPACING,
+    RESCALE_INTERCEPT,
+    RESCALE_SLOPE,
+    SLICE_LOCATION,
+    STACK_ID,
+    TEMPORAL_POSITION_INDEX,
+    TRIGGER_DELAY,
+    TRIGGER_TIME,
+)
+from etl.dicom.quick_scan import Element
+from etl.errors import ImageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+# Sequence of a functional group → its attributes that we read.
+_MACROS: Final[dict[int, Sequence[int]]] = {
+    0x00289110: [PIXEL_SPACING],  # Pixel Measures
+    0x00209113: [IMAGE_POSITION],  # Plane Position
+    0x00209116: [IMAGE_ORIENTATION],  # Plane Orientation
+    0x00289145: [RESCALE_INTERCEPT, RESCALE_SLOPE],  # Pixel Value Transformation
+    # Frame Content
+    0x00209111: [STACK_ID, IN_STACK_POSITION, TEMPORAL_POSITION_INDEX, DIMENSION_INDICES],
+    0x00189118: [TRIGGER_DELAY],  # Cardiac Synchronization
+    # Attributes of converted single frames that no other group has, shared and per frame
+    0x00209170: [SLICE_LOCATION, TRIGGER_TIME],
+    0x00209171: [SLICE_LOCATION, TRIGGER_TIME],
+}
+
+
+class FunctionalGroups(NamedTuple):
+    """The attributes that all frames share, and those of each frame, as data elements by tag."""
+
+    shared: dict[int, Element]
+    per_frame: list[dict[int, Element]]
+
+    def has_frame(self, frame_number: int) -> bool:
+        """Say whether the groups may be those of a frame; of shared groups nothing tells."""
+        return not self.per_frame or 1 <= frame_number <= len(self.per_frame)
+
+    def of_frame(self, frame_number: int) -> dict[int, Element]:
+        """Return the attributes of one frame, counted from 1."""
+        if not self.per_frame:
+            return self.shared
+        return self.shared | self.per_frame[frame_number - 1]
+
+
+def read_groups(
+    shared: bytes, per_frame: bytes, *, implicit: bool, little: bool
+) -> FunctionalGroups:
+    """Return the attributes in the values of the two sequences of functional groups.
+
+    Raises
+    ------
+    ImageError
+        The sequences cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            groups = [
+                [_attributes(item) for item in _items(data, implicit=implicit, little=little)]
+                for data in (shared, per_frame)
+            ]
+    except Exception as error:  # pydicom raises whatever its parsing meets
+        raise ImageError(
+            "image-unreadable", "its functional groups cannot be read. Export it again."
+        ) from error
+    return FunctionalGroups(groups[0][0] if groups[0] else {}, groups[1])
+
+
+def _items(data: bytes, *, implicit: bool, little: bool) -> "Sequence[Dataset]":
+    from pydicom.filereader import read_sequence
+
+    return read_sequence(io.BytesIO(data), implicit, little, len(data), "iso8859")
+
+
+def _attributes(item: "Dataset") -> dict[int, Element]:
+    found: dict[int, Element] = {}
+    for macro, tags in _MACROS.items():
+        if macro not in item or not (group := item[macro].value):
+            continue
+        for tag in tags:
+            value = group[0].get_item(tag).value if tag in group[0] else None
+            if isinstance(value, bytes) and value.strip(b" \0"):
+                found[tag] = Element("", value, 0, len(value))
+    return found
