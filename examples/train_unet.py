@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--check-resume", action="store_true")
     options = parser.parse_args()
-    labels = loader.open_dataset(options.path).attributes["labels"]
+    structures = loader.open_dataset(options.path).structures
+    labels = {one.code: one.meaning for one in sorted(structures, key=lambda one: one.code)}
     n_classes = 1 + len(labels)
     n_batches = len(
         loader.Batches(options.path, split="train", batch_size=options.batch_size, remainder="pad")

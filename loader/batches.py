@@ -6,7 +6,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from loader.arguments import check_bool, choice, whole
 from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
+from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
 from loader.normalise import Normalize
 from loader.prefetch import Prefetcher
 from loader.sampler import EpochPlan, Indices, Remainder
@@ -33,7 +33,6 @@ from loader.selection import (
     select,
     weigh,
 )
-from loader.stream import Arrays, Drawn, Form, Gatherer, Layout, Order, Padding, Position, Stream
 
 Values: TypeAlias = Literal["stored", "float32"]
 
@@ -161,8 +160,8 @@ class Batches:
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
-        self._form = _form(layout, dtype, normalize)
-        self._prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
+        form = _form(layout, dtype, normalize)
+        prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         self._criteria = Criteria(split, fold, fold_role)
         self._has_where = where is not None
@@ -176,14 +175,15 @@ class Batches:
         plan = EpochPlan(selection.n_samples, batch_size, world_size, remainder)
         check_plan(plan, self.dataset)
         table = weigh(self.dataset, selection, weights, balance)
-        self._order: Order = Order(plan, rank, seed, shuffle, selection, table)
+        order = Order(plan, rank, seed, shuffle, selection, table)
+        self._feed = Feed(self.dataset, order, form, prefetch)
         self._digests = {
             "selection": selection.digest,
             "weights": None if table is None else digest(table),
         }
         self._position: Position = (0, 0)
         self._start()
-        warn_left_out(self._order)
+        warn_left_out(order)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -191,15 +191,14 @@ class Batches:
         # would never be released in the child, and the child has no prefetch thread.
         self._runtimes: dict[int, _Runtime] = {}
         self._handed_out = threading.local()
-        self._gatherer = Gatherer(self.dataset, self._form)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle the options and the position; rows chosen by the file are chosen anew from it."""
         state = self.__dict__.copy()
-        for name in ("_runtimes", "_handed_out", "_gatherer"):
+        for name in ("_runtimes", "_handed_out"):
             del state[name]
-        selection = self._order.selection
-        state["_order"] = replace(self._order, selection=Selection(None, selection.n_samples))
+        selection = self._feed.order.selection
+        state["_feed"] = self._feed.selecting(Selection(None, selection.n_samples))
         if self._has_where:
             state["where"] = np.packbits(selection.flags(len(self.dataset)))
         return state
@@ -218,30 +217,36 @@ class Batches:
                 f"Batches not copied: {self.dataset.path}: the file was built anew with another "
                 "split or other folds. Start again with the new file."
             )
-        self._order = replace(self._order, selection=selection)
+        self._feed = self._feed.selecting(selection)
         self._start()
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, on this rank."""
-        return self._order.plan.n_batches
+        return self._feed.n_batches
 
     def __repr__(self) -> str:
         """Return the file, the choice of rows, and the position."""
-        plan, (epoch, batch) = self._order.plan, self._position
+        plan, (epoch, batch) = self._feed.order.plan, self._position
         return (
-            f"<Batches of {self._chosen()}, {len(self)} batches of {plan.batch_size}, "
+            f"<Batches of {self.description}, {len(self)} batches of {plan.batch_size}, "
             f"at batch {batch} of epoch {epoch}>"
         )
 
-    def _chosen(self) -> str:
-        """Return the file and which of its rows, in words."""
+    @property
+    def feed(self) -> Feed:
+        """The order of the epochs and the arrays of any rows, for adapters to other frameworks."""
+        return self._feed
+
+    @property
+    def description(self) -> str:
+        """The file and which of its rows, in words."""
         split, fold, fold_role = self._criteria
         words = [repr(os.fspath(self.dataset.path))]
         words += [f"split={split!r}"] if split is not None else []
         words += [f"fold={fold}, fold_role={fold_role!r}"] if fold is not None else []
         words += ["where=..."] if self._has_where else []
-        words += ["weighted"] if self._order.table is not None else []
-        return f"{', '.join(words)}: {self._order.selection.n_samples} rows"
+        words += ["weighted"] if self._feed.order.table is not None else []
+        return f"{', '.join(words)}: {self._feed.n_samples} rows"
 
     def __enter__(self) -> Self:
         """Return the object itself, to be closed where the `with` statement ends."""
@@ -287,6 +292,16 @@ class Batches:
         """End the prefetch thread, if there is one; the next batch would start another."""
         self._go_to(self._position)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, whatever was drawn before.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0; `epochs_completed` is this number then.
+        """
+        self._go_to((whole("epoch", epoch, 0, _MAX_COUNT), 0))
+
     @property
     def epochs_completed(self) -> int:
         """Epochs whose last batch has been handed out."""
@@ -295,7 +310,7 @@ class Batches:
     @property
     def rows(self) -> Indices:
         """The rows of the file that take part, ascending; int64, shape (n,)."""
-        return self._order.selection.chosen(len(self.dataset))
+        return self._feed.order.selection.chosen(len(self.dataset))
 
     @property
     def indices(self) -> Indices:
@@ -314,7 +329,7 @@ class Batches:
         epoch, batch = self._position
         return {
             **self._identity(),
-            "world_size": self._order.plan.world_size,
+            "world_size": self._feed.order.plan.world_size,
             "epoch": epoch,
             "batch": batch,
         }
@@ -370,7 +385,7 @@ class Batches:
         self._go_to((epoch, batch))
 
     def _identity(self) -> dict[str, str | int | None]:
-        order, criteria = self._order, self._criteria
+        order, criteria = self._feed.order, self._criteria
         return {
             "dataset_id": self.dataset.dataset_id,
             "seed": order.seed,
@@ -381,8 +396,8 @@ class Batches:
             **self._digests,
             "remainder": order.plan.remainder,
             "shuffle": order.shuffle,
-            "dtype": str(self._gatherer.image_dtype),
-            "normalize": self._form.normalize,
+            "dtype": str(self._feed.image_dtype),
+            "normalize": self._feed.form.normalize,
         }
 
     @property
@@ -404,7 +419,7 @@ class Batches:
         """
         runtime, drawn = self._runtime, None
         if out is not None:
-            out = self._gatherer.samples_of(out, self._order.plan.batch_size)
+            out = self._feed.samples_of(out, self._feed.batch_size)
         try:
             with runtime.lock:
                 before = self._position
@@ -418,7 +433,7 @@ class Batches:
             if arrays is None:
                 arrays = stream.gather(drawn, out)
             elif out is not None:
-                arrays = self._gatherer.copy(arrays, out, len(drawn.rows))
+                arrays = self._feed.copy(arrays, out, len(drawn.rows))
             self._handed_out.rows, self._handed_out.is_padding = drawn.rows, drawn.is_padding
             return arrays
         except BaseException:
@@ -443,10 +458,10 @@ class Batches:
                 return stream, drawn, arrays
 
     def _start_stream(self, runtime: "_Runtime") -> Stream:
-        stream = Stream(self.dataset, self._order, self._gatherer, self._position)
+        stream = self._feed.stream(self._position)
         runtime.stream = stream
-        if self._prefetch:
-            prefetcher = Prefetcher(stream.make, self._prefetch)
+        if self._feed.prefetch:
+            prefetcher = Prefetcher(stream.make, self._feed.prefetch)
             runtime.end = weakref.finalize(self, prefetcher.close)
             runtime.prefetcher = prefetcher
             prefetcher.start()

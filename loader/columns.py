@@ -1,45 +1,20 @@
-"""Columns of a table of the file, and text in them."""
+"""Columns of a table of the file; text in them is `str`."""
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Set, ValuesView
-from typing import Any, Final, Never, TypeAlias, cast
+from typing import Any, Never, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Column: TypeAlias = npt.NDArray[Any]
 
-# NumPy's functions of two sets, which compare without its operators.
-_OF_SETS: Final = (
-    np.isin,
-    np.array_equal,
-    np.array_equiv,
-    np.setdiff1d,
-    np.intersect1d,
-    np.union1d,
-    np.setxor1d,
-)
-
 
 class Text(np.ndarray):
-    """An array of `str` that also compares with bytes, and is looked up in sets and dicts.
+    """An array of `str`, for which `numpy.isin` takes sets, dicts and generators too.
 
-    In NumPy, ``ids == b"P1"``, as h5py reads it from the same file, and ``np.isin(ids, {"P1"})``
-    would be False everywhere, and nobody left out who should be.
+    NumPy takes one of these as a single object, which no text equals: ``~np.isin(ids, {"P1"})``
+    would keep the patient that it is to leave out, and say nothing.
     """
-
-    def __array_ufunc__(
-        self,
-        ufunc: np.ufunc,
-        method: str,
-        *inputs: object,
-        out: tuple[object, ...] = (),
-        **options: object,
-    ) -> object:
-        """Call the function, a comparison say, with text for bytes; it returns plain arrays."""
-        plain = [_as_text(_plain(value)) for value in inputs]
-        if out:
-            options["out"] = tuple(_plain(value) for value in out)
-        return getattr(ufunc, method)(*plain, **options)
 
     def __array_function__(
         self,
@@ -48,17 +23,18 @@ class Text(np.ndarray):
         arguments: Iterable[Any],
         options: Mapping[str, Any],
     ) -> object:
-        """Call the function; one of two sets, such as `numpy.isin`, with text for bytes."""
-        if function in _OF_SETS:
-            arguments = tuple(_as_text(_listed(value)) for value in arguments)
-            options = {k: v if k == "kind" else _as_text(_listed(v)) for k, v in options.items()}
+        """Call a function of NumPy."""
+        if function is np.isin:
+            arguments = tuple(map(_listed, arguments))
+            options = {name: _listed(value) for name, value in options.items()}
         return super().__array_function__(function, types, arguments, options)
 
 
 class Columns(dict[str, Column]):
     """The columns of a table by name; read-only.
 
-    A `dict`, because that is what pandas makes a table of.
+    A `dict`, because pandas makes a table of one. Text is decoded when it is first asked for:
+    an array of `str`, which compares with `str` and never equals bytes.
 
     Parameters
     ----------
@@ -80,7 +56,7 @@ class Columns(dict[str, Column]):
         self.stored = dict(stored)
 
     def __getitem__(self, column: str) -> Column:
-        """Return a column; text is decoded when it is first asked for."""
+        """Return a column."""
         values = super().__getitem__(column)
         if values.dtype.kind == "S":
             values = _decoded(values)
@@ -137,33 +113,15 @@ class Columns(dict[str, Column]):
     update = setdefault = pop = popitem = clear = _refuse
 
 
-def _decoded(encoded: Column) -> Text:
+def _decoded(encoded: Column) -> Column:
     try:
-        texts = encoded.astype(np.str_)  # ASCII alone, and quick
+        texts = encoded.astype(np.str_)  # ASCII only, and quick
     except UnicodeDecodeError:
         texts = np.char.decode(encoded, "utf-8", "backslashreplace")
     texts.flags.writeable = False
-    return cast("Text", texts.view(Text))
-
-
-def _plain(value: object) -> object:
-    return value.view(np.ndarray) if isinstance(value, Text) else value
+    return texts.view(Text)
 
 
 def _listed(value: object) -> object:
-    """Return what NumPy would take for a single object as a list."""
     is_one = isinstance(value, Set | Mapping | ValuesView | Iterator)
     return list(cast("Iterable[object]", value)) if is_one else value
-
-
-def _as_text(value: object) -> object:
-    """Return bytes, one or many of them, as text; and anything else as it is."""
-    if isinstance(value, bytes):
-        return value.decode()
-    array = np.asarray(value)
-    if array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8")
-    if array.dtype.kind == "O":  # as pandas has text, or has read bytes
-        texts = [text.decode() if isinstance(text, bytes) else text for text in array.flat]
-        return np.array(texts, object).reshape(array.shape)
-    return value

@@ -173,9 +173,11 @@ def weigh(
     if balance == "patient":
         return _cumulative(_rarity(selection.of(_patient_codes(dataset))))
     if balance == "label":
-        names = [name for name in dataset.manifest if name.startswith("n_pixels_")]
+        names = [f"n_pixels_{structure.code}" for structure in dataset.structures]
         present = [selection.of(dataset.manifest[name]).astype(np.bool_) for name in names]
-        return _cumulative(_rarity(np.packbits(np.stack(present), axis=0)[0]))
+        # One opaque value a row, with a bit for each label: it sorts and compares.
+        bits = np.ascontiguousarray(np.packbits(np.stack(present), axis=0).T)
+        return _cumulative(_rarity(bits.view(f"V{bits.shape[1]}").ravel()))
     if weights is None:
         return None
     values = weights(dataset.manifest.copy()) if callable(weights) else weights

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -24,6 +23,8 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402 torch may be missing
 
 import loader.torch as loader_torch  # noqa: E402
+from loader import feed  # noqa: E402
+from loader.torch import options, passes  # noqa: E402
 
 N, BATCH = 53, 4  # 13 batches, one row left out
 OPTIONS = {"batch_size": BATCH, "seed": 7, "remainder": "keep"}
@@ -100,6 +101,40 @@ def test_any_number_of_workers_gives_the_same_epochs(path, n_workers):
     dataset = loader_torch.IterableDataset(path, where=lambda m: m["slice"] > 9, **OPTIONS)
     batches = DataLoader(dataset, batch_size=None, **workers(n_workers))
     assert epochs_of(batches, 2) == expected_epochs(path, 2, where=lambda m: m["slice"] > 9)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("n_workers", [0, 1, 3])
+def test_an_epoch_that_is_set_is_the_next_pass(path, n_workers, persistent):
+    """Set between passes, also while persistent workers live: it reaches them."""
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    given = workers(n_workers) | {"persistent_workers": persistent and n_workers > 0}
+    batches = DataLoader(dataset, batch_size=None, **given)
+    expected = expected_epochs(path, 8)
+    assert epochs_of(batches, 2) == expected[:2]
+    for epoch in (5, 0, 6):
+        dataset.set_epoch(epoch)
+        assert epochs_of(batches, 2) == expected[epoch : epoch + 2]
+    with pytest.raises(ValueError, match="epoch: expected an integer from 0"):
+        dataset.set_epoch(-1)
+
+
+def test_device_batches_go_to_the_epoch_that_is_set(path):
+    batches = loader_torch.DeviceBatches(path, "cpu", **OPTIONS)
+    expected = expected_epochs(path, 5)
+    next(iter(batches))
+    batches.set_epoch(3)
+    assert batches.epochs_completed == 3
+    assert epochs_of(batches, 2) == expected[3:5]
+
+
+def test_loaders_with_other_numbers_of_workers_take_turns(path):
+    """One data set, one DataLoader after the other: each pass is the next epoch."""
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    found = []
+    for n_workers in (2, 4, 0, 4, 3, 0, 2, 2):
+        found += epochs_of(DataLoader(dataset, batch_size=None, **workers(n_workers)), 1)
+    assert found == expected_epochs(path, 8)
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])
@@ -518,28 +553,6 @@ def test_device_batches_on_cuda(path):
 # Iterations at the same time
 
 
-class Late:
-    """Make a worker late, so that others begin before it."""
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-
-    def __call__(self, worker):
-        time.sleep(self.seconds * worker)
-
-
-def test_iterations_at_the_same_time_have_an_epoch_each(path):
-    dataset = loader_torch.IterableDataset(path, **OPTIONS)
-    late, later = (
-        DataLoader(dataset, batch_size=None, worker_init_fn=Late(seconds), **workers(2))
-        for seconds in (0.3, 0.5)
-    )
-    expected = expected_epochs(path, 4)
-    for n in (0, 2):
-        pairs = [(rows_of(a), rows_of(b)) for a, b in zip(late, later, strict=True)]
-        assert sorted(map(list, zip(*pairs, strict=True))) == sorted(expected[n : n + 2])
-
-
 def test_other_processes_do_not_mix_epochs(path):
     dataset = loader_torch.IterableDataset(path, **OPTIONS)
     batches = DataLoader(dataset, batch_size=None, **workers(3))
@@ -626,14 +639,14 @@ def test_an_iteration_that_asks_for_no_batch_begins_no_epoch(path):
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_no_batch_is_prepared_beyond_the_epoch(path, monkeypatch, n_workers):
     made = multiprocessing.get_context("fork").Value("i", 0)
-    gather = loader_torch.Stream.gather
+    gather = feed.Stream.gather
 
     def count(stream, drawn, out=None):
         with made:
             made.value += 1
         return gather(stream, drawn, out)
 
-    monkeypatch.setattr(loader_torch.Stream, "gather", count)
+    monkeypatch.setattr(feed.Stream, "gather", count)
     dataset = loader_torch.IterableDataset(path, prefetch=5, **OPTIONS)
     batches = DataLoader(dataset, batch_size=None, **workers(n_workers))
     found = epochs_of(batches, 3)
@@ -685,30 +698,8 @@ def test_copies_in_another_process_have_epochs_of_their_own(path):
     process.join()
 
 
-def send_one_epoch(dataset, may_begin, connection):
-    may_begin.wait(60)
-    connection.send(epochs_of(dataset, 1))
-
-
-def test_a_fork_goes_on_from_where_its_parent_was_though_that_is_gone(path):
-    dataset = loader_torch.IterableDataset(path, **OPTIONS)
-    context = multiprocessing.get_context("fork")
-    epochs_of(DataLoader(dataset, batch_size=None, **workers(2)), 2)
-    receiver, sender = context.Pipe(duplex=False)
-    may_begin = context.Event()
-    process = context.Process(target=send_one_epoch, args=(dataset, may_begin, sender))
-    process.start()
-    epochs_of(dataset, 1)
-    del dataset
-    gc.collect()
-    may_begin.set()
-    assert receiver.poll(60)
-    assert receiver.recv() == expected_epochs(path, 3)[2:]
-    process.join()
-
-
 def test_rows_left_out_of_a_rank_are_told_at_the_callers_line(path, monkeypatch):
-    monkeypatch.setattr(loader_torch, "_rank_and_world_size", lambda: (1, 3))
+    monkeypatch.setattr(options, "_rank_and_world_size", lambda: (1, 3))
     dataset = loader_torch.IterableDataset(path, batch_size=4, remainder="keep")
     batches = [dataset, loader_torch.DeviceBatches(path, "cpu", batch_size=4, remainder="keep")]
     assert [len(each) for each in batches] == [5, 5]
@@ -717,37 +708,13 @@ def test_rows_left_out_of_a_rank_are_told_at_the_callers_line(path, monkeypatch)
     assert {warning.filename for warning in warned} == {__file__}
 
 
-class Copying(torch.utils.data.IterableDataset):
-    """A wrapper that copies what it holds when it is pickled."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self.dataset = dataset
-
-    def __getstate__(self):
-        return copy.deepcopy(self.__dict__)
-
-    def __iter__(self):
-        return iter(self.dataset)
-
-
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_a_copy_made_while_a_process_starts_leaves_the_original_whole(path, context):
-    dataset = loader_torch.IterableDataset(path, **OPTIONS)
-    batches = DataLoader(Copying(dataset), batch_size=None, **workers(2, context))
-    expected = expected_epochs(path, 1)
-    assert epochs_of(batches, 1) == expected
-    gc.collect()
-    assert epochs_of(dataset, 1) == expected
-
-
 @pytest.mark.parametrize("position", [(0, 0), (5, 2)])
 def test_a_state_saved_while_an_epoch_begins_is_where_it_begins(path, monkeypatch, position):
     dataset = loader_torch.IterableDataset(path, **OPTIONS)
     if position != (0, 0):
         state = dataset.state_dict()
         dataset.load_state_dict(state | {"epoch": position[0], "batch": position[1]})
-    begin, seen = loader_torch.Epochs.begin, []
+    begin, seen = passes.Passes.begin, []
 
     def begin_and_save(epochs):
         seen.append(dataset.state_dict())
@@ -755,7 +722,7 @@ def test_a_state_saved_while_an_epoch_begins_is_where_it_begins(path, monkeypatc
         seen.append(dataset.state_dict())
         return found
 
-    monkeypatch.setattr(loader_torch.Epochs, "begin", begin_and_save)
+    monkeypatch.setattr(passes.Passes, "begin", begin_and_save)
     next(iter(dataset))
     assert [(state["epoch"], state["batch"]) for state in seen] == [position] * 2
 

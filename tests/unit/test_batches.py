@@ -695,3 +695,22 @@ def test_repr_tells_file_rows_and_position(path):
     assert repr(batches) == (
         f"<Batches of {str(path)!r}, split='train': 6 rows, 3 batches of 2, at batch 1 of epoch 0>"
     )
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_epoch_that_is_set_comes_next_from_its_start(tmp_path, prefetch):
+    path = tmp_path / "set_epoch.h5"
+    write_dataset(path, n=21)
+    options = {"batch_size": 4, "seed": 5, "remainder": "keep", "prefetch": prefetch}
+    with loader.Batches(path, **options) as batches, loader.Batches(path, **options) as expected:
+        epochs = [[expected.indices.tolist() for _ in expected] for _ in range(6)]
+        batches.next_batch()
+        batches.set_epoch(4)
+        assert batches.epochs_completed == 4
+        assert [batches.indices.tolist() for _ in batches] == epochs[4]
+        batches.set_epoch(np.int64(0))
+        assert [batches.indices.tolist() for _ in batches] == epochs[0]
+        assert batches.state_dict()["epoch"] == 1
+        for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+            with pytest.raises(error, match="epoch: expected an integer"):
+                batches.set_epoch(wrong)

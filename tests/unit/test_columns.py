@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loader.columns import Columns, Text
+from loader.columns import Columns
 
 IDS = ["P1", "P2", "Zoë"]
 
@@ -23,82 +23,37 @@ def ids(columns):
     return columns["patient_id"]
 
 
-@pytest.mark.parametrize("other", ["P1", b"P1", np.str_("P1"), np.array("P1"), ["P1", "x", "P2"]])
-def test_text_compares_with_text_and_bytes(ids, other):
-    for found in (ids == other, other == ids, ~(ids != other), np.equal(ids, other)):
-        assert type(found) is np.ndarray
+def test_text_is_a_plain_array_of_str(ids):
+    assert ids.dtype.kind == "U"
+    assert ids.tolist() == IDS
+    assert f"{ids[2]}" == "Zoë"
+    assert json.loads(json.dumps(ids[0])) == "P1"
+
+
+@pytest.mark.parametrize("other", ["P1", np.str_("P1"), np.array("P1"), ["P1", "x", "P2"]])
+def test_text_compares_with_text(ids, other):
+    for found in (ids == other, ~(ids != other)):
         assert found.tolist() == [True, False, False]
-
-
-def test_text_compares_beyond_ascii_and_in_order(ids):
-    assert (ids == "Zoë").tolist() == [False, False, True]
+    assert "P1" in ids
+    assert "P9" not in ids
     assert (ids < "P2").tolist() == [True, False, False]
-    assert (ids[1:] == np.array(IDS[1:])).all()
 
 
 WANTED = [
     ["P1", "Zoë"],
-    ("P1", "Zoë"),
+    np.array(["P1", "Zoë"]),
+    pd.Series(["P1", "Zoë"]),
     {"P1", "Zoë"},
     {"P1": 1, "Zoë": 2},
-    {"P1": 1, "Zoë": 2}.keys(),
     {1: "P1", 2: "Zoë"}.values(),
-    np.array(["P1", "Zoë"]),
-    np.array(["P1", None, np.nan, "Zoë"], object),  # as pandas has them
-    pd.Series(["P1", "Zoë"]),
-    [b"P1", "Zoë".encode()],
-    np.array([b"P1", "Zoë".encode()]),  # as h5py has them
-    np.array([b"P1", "Zoë".encode()], object),
 ]
 
 
 @pytest.mark.parametrize("wanted", WANTED)
-def test_text_is_looked_up_among_text_and_bytes(ids, wanted):
+def test_text_is_looked_up_in_whatever_holds_text(ids, wanted):
     assert np.isin(ids, wanted).tolist() == [True, False, True]
-    assert np.isin(ids, wanted, invert=True).tolist() == [False, True, False]
-    assert np.isin(ids, test_elements=wanted, kind="sort").tolist() == [True, False, True]
-
-
-def test_text_is_looked_up_in_what_can_be_read_once(ids):
-    assert np.isin(ids, iter(["P1", "Zoë"])).tolist() == [True, False, True]
-    assert np.isin(ids, (text for text in IDS), invert=True).tolist() == [False] * 3
-
-
-@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="needs NumPy 2")
-def test_text_is_looked_up_among_strings_of_any_length(ids):
-    wanted = np.array(["P1", "Zoë"], np.dtypes.StringDType())
-    assert np.isin(ids, wanted).tolist() == [True, False, True]
-    assert (ids == wanted[:1]).tolist() == [True, False, False]
-
-
-def test_text_is_compared_as_sets(ids):
-    assert np.array_equal(ids, IDS)
-    assert not np.array_equal(ids, IDS[::-1])
-    assert np.setdiff1d(ids, ["P1"]).tolist() == ["P2", "Zoë"]
-    assert np.intersect1d(["P1", "x"], ids).tolist() == ["P1"]
-    assert np.intersect1d(ids, np.array([b"P1", b"x"])).tolist() == ["P1"]
-    assert np.union1d(ids, [b"P1"]).tolist() == IDS
-    assert np.setxor1d(ids, {b"P1", b"P2"}).tolist() == ["Zoë"]
-    assert (ids.astype(object) == "P1").tolist() == [True, False, False]
-
-
-def test_text_is_an_array_of_str_otherwise(ids):
-    assert ids.tolist() == list(ids) == IDS
-    assert [id_ in {"P1"} for id_ in ids] == [True, False, False]
-    assert f"{ids[2]}" == "Zoë"
-    assert json.loads(json.dumps(ids[0])) == "P1"
-    assert (np.asarray(ids) == "P1").tolist() == [True, False, False]
-    assert np.char.replace(ids, "P", "Q").tolist() == ["Q1", "Q2", "Zoë"]
-    assert np.char.startswith(ids, "P").tolist() == [True, True, False]
-    assert np.isin(ids, []).tolist() == [False] * 3
-    assert np.isin(ids, "P2").tolist() == [False, True, False]
-    assert np.unique(ids[[1, 0, 1]]).tolist() == ["P1", "P2"]
-    assert np.concatenate([ids, ids]).tolist() == 2 * IDS
-    assert np.searchsorted(ids, "P2") == 1
-    assert np.where([True, False, True], ids, "ë").tolist() == ["P1", "ë", "Zoë"]
-    other = pickle.loads(pickle.dumps(ids))
-    assert isinstance(other, Text)
-    assert (other == b"P1").tolist() == [True, False, False]
+    assert np.isin(ids, test_elements=wanted, invert=True).tolist() == [False, True, False]
+    assert [id_ in set(wanted) for id_ in ids] == [True, False, True]
 
 
 def test_text_is_decoded_when_it_is_asked_for_and_once(columns):

@@ -13,8 +13,8 @@ import pytest
 from dataset_builder import write_dataset
 
 import loader
+from loader.feed import Gatherer
 from loader.prefetch import Prefetcher
-from loader.stream import Gatherer
 
 N, BATCH = 40, 4
 

@@ -7,6 +7,7 @@ import pytest
 from dataset_builder import write_dataset
 
 import loader
+from loader.format import Structure
 
 SPLIT = [0, 0, 0, 0, 0, 0, 1, 1, 2, 2]
 FOLD = [0, 0, 1, 1, 2, 2, 0, 1, -1, -1]
@@ -358,3 +359,16 @@ def test_no_identifier_of_a_patient_is_in_the_message(leaking):
     with pytest.raises(loader.LoaderError) as caught:
         loader.Batches(leaking, batch_size=1, split="train")
     assert "'b'" not in str(caught.value)
+
+
+def test_balance_by_label_tells_all_of_many_labels_apart(tmp_path):
+    """Each set of labels comes equally often, the twelfth label of a file counting as the first."""
+    structures = [Structure(f"part {n}", n, f"part {n}", f"label{n}") for n in range(1, 13)]
+    counts = {f"n_pixels_{n}": np.zeros(40, int) for n in range(1, 13)}
+    counts["n_pixels_1"][:] = 5
+    counts["n_pixels_12"][:4] = 5  # four of forty rows show the last label too
+    path = tmp_path / "twelve.h5"
+    write_dataset(path, n=40, structures=structures, manifest=counts)
+    batches = loader.Batches(path, batch_size=40, balance="label")
+    drawn = np.concatenate([batches.indices for _ in range(50) for _ in batches])
+    assert np.mean(drawn < 4) == pytest.approx(0.5, abs=0.05)

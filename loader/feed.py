@@ -1,7 +1,8 @@
-"""Batches one after the other from a position on: which rows, and their pixels."""
+"""Rows of a file → batches of arrays, in the order of an epoch. The adapters' door."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ Arrays: TypeAlias = tuple[Images, Masks]
 
 _Value = TypeVar("_Value", bound=np.generic)
 
-# Positions drawn at a time: many enough that the cost of NumPy's calls is spread thin.
+# Positions drawn at a time: so many that NumPy's calls cost little for each.
 _BLOCK: Final = 4096
 
 
@@ -76,7 +77,7 @@ class _Block(NamedTuple):
 class Walk:
     """The rows of batch after batch, from a position on; for one thread at a time.
 
-    With a stride, of every so manyth batch of the epoch it starts in.
+    With a stride of k it takes every k-th batch of the epoch that it starts in.
     """
 
     def __init__(self, order: Order, position: Position, stride: int = 1) -> None:
@@ -258,6 +259,106 @@ class Stream:
         """Return the next batch, rows and pixels."""
         drawn = self.draw()
         return drawn, self.gather(drawn)
+
+
+class Feed:
+    """The rows of a file that take part, the order of their epochs, and their arrays.
+
+    Everything here is a function of its arguments; the position in an epoch is its user's. It
+    pickles without the arrays of its selection where `Selection` allows it, see `Batches`.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    order : Order
+    form : Form
+    prefetch : int
+        How many batches a thread should prepare in advance.
+
+    Attributes
+    ----------
+    ranks : callable, optional
+        Returns the rank and the number of ranks of this process now; asked for with every order.
+    """
+
+    def __init__(self, dataset: Dataset, order: Order, form: Form, prefetch: int) -> None:
+        self.dataset = dataset
+        self.form = form
+        self.prefetch = prefetch
+        self.ranks: Callable[[], tuple[int, int]] | None = None
+        self.on_new_ranks: Callable[[Order], None] | None = None
+        self._order = order
+        self._gatherer = Gatherer(dataset, form)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without what the dataset holds."""
+        return {name: value for name, value in self.__dict__.items() if name != "_gatherer"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Gather from the dataset of this process."""
+        self.__dict__.update(state)
+        self._gatherer = Gatherer(self.dataset, self.form)
+
+    @property
+    def order(self) -> Order:
+        """Which rows each batch of this rank has."""
+        if self.ranks is not None:
+            order, (rank, world_size) = self._order, self.ranks()
+            # It does not run in a spawned worker: there the rank is the one that was pickled.
+            if world_size > 1 and (rank, world_size) != (order.rank, order.plan.world_size):
+                plan = replace(order.plan, world_size=world_size)
+                self._order = replace(order, plan=plan, rank=rank)
+                if self.on_new_ranks is not None:
+                    self.on_new_ranks(self._order)
+        return self._order
+
+    def selecting(self, selection: Selection) -> "Feed":
+        """Return the same feed of another selection of as many rows."""
+        feed = Feed(
+            self.dataset, replace(self._order, selection=selection), self.form, self.prefetch
+        )
+        feed.ranks, feed.on_new_ranks = self.ranks, self.on_new_ranks
+        return feed
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in an epoch, on this rank."""
+        return self.order.plan.n_batches
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch, on this rank."""
+        return self.order.plan.batch_size
+
+    @property
+    def n_samples(self) -> int:
+        """Rows that take part."""
+        return self._order.selection.n_samples
+
+    @property
+    def image_dtype(self) -> np.dtype[np.generic]:
+        """Type of the images handed out."""
+        return self._gatherer.image_dtype
+
+    def rows(self, samples: Indices) -> Indices:
+        """Return the rows of the file that some samples of the selection are."""
+        return self._order.selection.take(samples)
+
+    def arrays(self, rows: Indices, out: Arrays | None = None) -> Arrays:
+        """Return images and masks of some rows of the file; see `Gatherer.gather`."""
+        return self._gatherer.gather(rows, out)
+
+    def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
+        """Check the caller's buffers; see `Gatherer.samples_of`."""
+        return self._gatherer.samples_of(out, n_samples)
+
+    def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
+        """Copy a batch into the caller's buffers; see `Gatherer.copy`."""
+        return self._gatherer.copy(arrays, out, n_samples)
+
+    def stream(self, start: Position, stride: int = 1) -> Stream:
+        """Return batch after batch from a position on, or every `stride`-th of them."""
+        return Stream(self.dataset, self.order, self._gatherer, start, stride)
 
 
 def _memory_of(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,113 @@
+"""Options of the data sets, and what all of them have."""
+
+from collections.abc import Mapping
+from typing import Final, NotRequired, TypeAlias, TypedDict
+
+import torch  # type: ignore[import-not-found, unused-ignore]
+from torch import distributed  # type: ignore[import-not-found, unused-ignore]
+
+import loader
+from loader.batches import Batches, Values, check_plan, warn_left_out
+from loader.feed import Arrays, Order
+from loader.normalise import Normalize
+from loader.sampler import Indices, Remainder
+from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
+
+Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+State: TypeAlias = dict[str, str | int | None]
+
+CHANNELS_FIRST: Final = "Tensors have their channels first, always."
+
+
+class Selecting(TypedDict):
+    """Options of `loader.Batches` that choose samples and say what an image is."""
+
+    split: NotRequired[Split | None]
+    fold: NotRequired[int | None]
+    fold_role: NotRequired[FoldRole]
+    where: NotRequired[Where | None]
+    apart_from: NotRequired[HasRows | None]
+    allow_shared_patients: NotRequired[bool]
+    dtype: NotRequired[Values | None]
+    normalize: NotRequired[Normalize | None]
+
+
+class Batching(Selecting):
+    """Options of `loader.Batches`; but for the layout, which is NCHW, all of them.
+
+    Without rank and world_size, they are those of `torch.distributed` where it runs.
+    """
+
+    batch_size: int
+    weights: NotRequired[Weights | None]
+    balance: NotRequired[Balance | None]
+    seed: NotRequired[int]
+    shuffle: NotRequired[bool]
+    remainder: NotRequired[Remainder]
+    prefetch: NotRequired[int]
+    rank: NotRequired[int]
+    world_size: NotRequired[int]
+
+
+class OfFile:
+    """Rows of a file, chosen by the options of `loader.Batches`."""
+
+    _batches: Batches
+
+    def _refuse_others(self, options: Mapping[str, object], known: type, hint: str) -> None:
+        """Refuse options that the class does not have."""
+        unknown = ", ".join(sorted(options.keys() - known.__annotations__.keys()))
+        if unknown:
+            raise TypeError(
+                f"loader.torch.{type(self).__name__}: {unknown}: no option of this class (expected "
+                f"{', '.join(known.__annotations__)}). {hint}"
+            )
+
+    @property
+    def dataset(self) -> loader.Dataset:
+        """The open file."""
+        return self._batches.dataset
+
+    @property
+    def rows(self) -> Indices:
+        """The rows of the file that take part, ascending; int64, shape (n,)."""
+        return self._batches.rows
+
+    def __repr__(self) -> str:
+        """Return the file and the choice of rows."""
+        return f"<{type(self).__name__} of {self._batches.description}>"
+
+
+def ranked_batches(source: object, options: Mapping[str, object]) -> Batches:
+    """Return batches of the rank given, else of the one that torch.distributed has."""
+    batches = Batches(source, layout="NCHW", **options)  # type: ignore[arg-type]
+    if not {"rank", "world_size"} & options.keys():
+        batches.feed.ranks = _rank_and_world_size
+        batches.feed.on_new_ranks = CheckRanks(batches.dataset)
+        _ = batches.feed.order  # torch.distributed may run already
+    return batches
+
+
+class CheckRanks:
+    """Check the order of a rank that torch.distributed gave after the batches were made."""
+
+    def __init__(self, dataset: loader.Dataset) -> None:
+        self._dataset = dataset
+
+    def __call__(self, order: Order) -> None:
+        """Refuse an order that hands out no batch; warn of rows that it leaves out."""
+        check_plan(order.plan, self._dataset)
+        if torch.utils.data.get_worker_info() is None:
+            warn_left_out(order)
+
+
+def as_tensors(arrays: Arrays) -> Tensors:
+    """Return arrays as tensors that share their memory."""
+    images, masks = arrays
+    return torch.from_numpy(images), torch.from_numpy(masks)
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
