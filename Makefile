@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test test-frameworks check docs bench format clean
+.PHONY: run test test-frameworks torture check docs bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
 $(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ test: $(VENV)/.installed-test
 test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
 	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
+
+# Every failing call in every way, and hundreds of signals and kills: minutes.
+torture: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses auto --thorough tests/torture
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .

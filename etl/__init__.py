@@ -2,13 +2,16 @@
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing's, without importing it: see __getattr__
 if TYPE_CHECKING:
     from etl.errors import EtlError
     from etl.findings import Finding
     from etl.options import BuildOptions
     from etl.pipeline import build
+    from loader.format import VERSION as __version__  # noqa: N811  the customary name
+
+__all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
 
 
 def _require_own_loader() -> None:
@@ -24,8 +27,8 @@ def _require_own_loader() -> None:
         return  # Python's own error says so
     found = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
     folder = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    expected = os.path.join(folder, "loader", "__init__.py")
-    if os.path.realpath(found) != expected:
+    expected = os.path.join(folder, "loader")
+    if os.path.dirname(os.path.realpath(found)) != expected:
         raise ImportError(
             f"Package loader not usable: {found}: is not dicom-etl's own, which is {expected}. "
             "Rename the other one, or take its folder out of PYTHONPATH and sys.path.",
@@ -34,16 +37,16 @@ def _require_own_loader() -> None:
         )
 
 
-_require_own_loader()
-
-from loader.format import VERSION as __version__  # noqa: E402, N811  the customary name
-
-__all__ = ["BuildOptions", "EtlError", "Finding", "__version__", "build"]
-
-
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used, so that `import etl` stays quick."""
+    """Import a public name when it is first used, so that `import etl` stays quick.
+
+    It is also the stretch of the command's start in which Ctrl-C ends in a traceback.
+    """
     match name:
+        case "__version__":
+            from loader.format import VERSION
+
+            return VERSION
         case "BuildOptions":
             from etl.options import BuildOptions
 
@@ -66,3 +69,6 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """Return the public names, for completion."""
     return __all__
+
+
+_require_own_loader()

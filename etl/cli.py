@@ -7,16 +7,15 @@ import contextlib
 import dataclasses
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
+from etl import signals
 from etl.errors import EtlError
 from loader.format import VERSION
 
@@ -62,7 +61,7 @@ class _Commands(click.Group):
 
             raise click.ClickException(printable(str(error))) from error
         except KeyboardInterrupt as stop:
-            why, status = _why_stopped(stop)
+            why, status = signals.why_stopped(stop)
             _print(f"{why}.", err=True)
             ctx.exit(status)
 
@@ -178,24 +177,36 @@ def _all_codes() -> Iterable[str]:
 
 def main() -> None:
     """Run `dicom-etl`."""
+    try:
+        signals.raise_on_stop()
+        status = _run()
+        signals.ignore_stop()
+    except (KeyboardInterrupt, click.Abort) as stop:  # while no command was running
+        signals.ignore_stop()
+        stop = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
+        why, status = signals.why_stopped(stop)
+        _print(f"{why}.", err=True)
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command that the arguments name, and return the exit status."""
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have what the encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):  # ways to stop from outside: leave nothing behind
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, _terminate)
     try:
-        cli(prog_name="dicom-etl")
+        return cli.main(prog_name="dicom-etl", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except OSError:
         try:
             click.echo()  # fails again where it was this that failed
         except OSError as error:
             _silence_stdout()
-            reason = (error.strerror or "input/output error").lower()
-            click.echo(f"Error: Not all was printed: stdout: {reason}.", err=True)
-            sys.exit(1)
+            _print(f"Error: Not all was printed: stdout: {_reason(error)}.", err=True)
+            return 1
         raise
 
 
@@ -336,7 +347,8 @@ def build(
     whole.
     """
     _check_build_options()
-    with _interrupt_waits():
+    signals.ignore_stop_once(_is_replaced(out))
+    with signals.stop_deferred():  # NumPy fails in its own words where an import breaks off
         from etl.workers import local_pool
 
         n_workers = workers or local_pool.available_cores()
@@ -385,22 +397,25 @@ def build(
         except EtlError as error:
             log.add(f"stopped: {error}")
             raise
-        except KeyboardInterrupt as stop:  # later ones come when OUT is whole
-            why, status = _why_stopped(stop)
+        except KeyboardInterrupt as stop:  # not when OUT has been replaced: see _is_replaced
+            why, status = signals.why_stopped(stop)
             log.add(f"{why}: nothing was written.")
             _print(f"{why}: nothing was written.", err=True)
             click.get_current_context().exit(status)
-        _list_findings(result.findings, log, verbose=verbose)
-        for note in result.notes:
+        with _whole_whatever_fails(out):
+            _list_findings(result.findings, log, verbose=verbose)
+            for note in result.notes:
+                if not quiet:
+                    _print(f"Note: {note}", err=True)
+                log.add(f"note: {note}")
+            log.add(f"wrote {result.n_rows} rows")
             if not quiet:
-                _print(f"Note: {note}", err=True)
-            log.add(f"note: {note}")
-        log.add(f"wrote {result.n_rows} rows")
-    if not quiet:
-        _print(f"Wrote {out}: {result.n_rows} rows.")
-        rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
-        for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
-            click.echo(line)
+                _print(f"Wrote {out}: {result.n_rows} rows.")
+                rows = [
+                    FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings
+                ]
+                for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
+                    click.echo(line)
 
 
 @cli.command()
@@ -537,7 +552,7 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     """
     if rebuild_check and source is None:
         raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
-    with _interrupt_waits():
+    with signals.stop_deferred():
         from etl.verify.file import verify as verify_file
         from etl.workers import local_pool
 
@@ -611,17 +626,28 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
     )
 
 
+def _is_replaced(out: Path) -> Callable[[], bool]:
+    """Return a function that tells whether OUT is another file by then."""
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = os.stat(out)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    before = identity()
+    return lambda: identity() not in {None, before}
+
+
 @contextmanager
-def _interrupt_waits() -> Iterator[None]:
-    """Let Ctrl-C wait until imports are done: NumPy fails in its own words when one breaks off."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _whole_whatever_fails(out: Path) -> Iterator[None]:
+    """Say that OUT is written where what is told of it cannot be printed: that is no failure."""
     try:
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except OSError as error:
+        _silence_stdout()
+        _print(f"Note: {out} is written, but not all was printed: {_reason(error)}.", err=True)
 
 
 def _check_build_options() -> None:
@@ -726,10 +752,14 @@ def _list_findings(findings: "list[Finding]", log: _Log, *, verbose: bool) -> No
 
 
 def _print(line: str, *, err: bool = False) -> None:
-    """Print one line, in which a name, or a path, cannot steer the terminal."""
+    """Print one line, in which a name, or a path, cannot steer the terminal.
+
+    What stderr does not take stops nothing: there is nowhere to say so.
+    """
     from etl.findings import printable
 
-    click.echo(printable(line), err=err)
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        click.echo(printable(line), err=err)
 
 
 def _open_what_is_closed() -> None:
@@ -749,15 +779,3 @@ def _silence_stdout() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
-
-
-def _why_stopped(stop: KeyboardInterrupt) -> tuple[str, int]:
-    """Return what stopped the command, and the exit status that says so to a shell."""
-    if not stop.args:
-        return "Interrupted", 128 + signal.SIGINT
-    (number,) = stop.args
-    return f"Stopped by {signal.Signals(number).name}", 128 + number

@@ -5,13 +5,14 @@ file.
 """
 
 import contextlib
+import dataclasses
 from concurrent.futures import Executor
 from pathlib import Path
 
 from etl.assemble import BuildResult, assemble
 from etl.examine import examine_links, index_headers
 from etl.options import BuildOptions
-from etl.output import hdf5_file
+from etl.output import target
 from etl.output.split import check_split_file
 from etl.quality.alignment import mark_audited
 from etl.render import render_samples
@@ -67,19 +68,20 @@ def build(
         An argument is not what it should be; no file was opened.
     """
     options = _checked(options, workers)
-    out = hdf5_file.check_target(Path(out), force=force)
+    out = target.check_target(Path(out), force=force)
     check_split_file(options)
     source, _ = layouts.choose(Path(data), options.layout)
     options = source.settle(options)
     found = source.discover(Path(data), options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
+    notes: list[str] = []  # on what did not succeed once OUT was replaced
     with (
         contextlib.closing(Spool(found.findings)) as spool,
-        hdf5_file.replacing(out, force=force) as path,
+        target.replacing(out, force=force, notes=notes) as path,
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
     ):
         found = index_headers(engine, source, found, options, progress=progress)
-        hdf5_file.check_space(out, len(found.links) * options.rows * options.columns)
+        target.check_space(out, len(found.links) * options.rows * options.columns)
         if options.has_audit and found.scheme.has_contrast:
             mark_audited(found.links, found.scheme, options.audit_contours)
         examine_links(engine, source, found, options, spool, progress=progress)
@@ -89,7 +91,8 @@ def build(
         reviewed = review(rendered, spool.findings, found.scheme, options)
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
         plan = keep_good(plan, reviewed, spool.contours())
-        return assemble(plan, reviewed, spool.contours(), found, options)
+        result = assemble(plan, reviewed, spool.contours(), found, options)
+    return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:

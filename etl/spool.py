@@ -1,14 +1,17 @@
 """Examined samples between the two passes: what is small in memory, the rest in a spool file."""
 
+import contextlib
 import itertools
 import tempfile
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from etl.dicom.pixels import image_dtype
 from etl.findings import Finding
@@ -41,8 +44,9 @@ class Spool:
 
     def close(self) -> None:
         """Free the memory and remove the spool files."""
-        self._samples.close()
-        self._vertices.close()
+        for file in (self._samples, self._vertices):
+            with contextlib.suppress(OSError):  # nobody reads them any more
+                file.close()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -83,14 +87,17 @@ class Spool:
         dtype = image_dtype(self.values)
         size = options.rows, options.columns
         plan = hdf5_file.create(path, len(self), *size, dtype, self.n_vertices)
-        self._write_vertices(plan)
-        return plan
+        return self._write_vertices(plan)
 
-    def _write_vertices(self, plan: Plan) -> None:
-        """Write contours/x and contours/y."""
+    def _write_vertices(self, plan: Plan) -> Plan:
+        """Write contours/x and contours/y; return the plan with their digests."""
+        digests = {name: xxhash.xxh3_128() for name in ("contours/x", "contours/y")}
         self._vertices.seek(0)
         with open_rows(plan) as file:
             for first in range(0, self.n_vertices, _BLOCK_VERTICES):
                 block = np.frombuffer(self._vertices.read(16 * _BLOCK_VERTICES)).reshape(-1, 2)
-                for axis, name in enumerate(("contours/x", "contours/y")):
-                    write_rows(file, plan, name, first, block[:, axis])
+                for axis, (name, digest) in enumerate(digests.items()):
+                    values = np.ascontiguousarray(block[:, axis])
+                    write_rows(file, plan, name, first, values)
+                    digest.update(values.data)
+        return replace(plan, digests={name: one.hexdigest() for name, one in digests.items()})

@@ -1,9 +1,26 @@
 """Hypothesis profiles: both are deterministic, so that a failure here is a failure everywhere."""
 
 import os
+import signal
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("dev", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=200)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell lets what it runs in the background ignore Ctrl-C; builds would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough", action="store_true", help="Torture at every point in every way: minutes."
+    )
+
+
+@pytest.fixture(scope="session")
+def is_thorough(request):
+    return request.config.getoption("--thorough")

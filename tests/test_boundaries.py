@@ -37,6 +37,7 @@ ROOMS = {
     "etl.phantom": "phantom",
     "etl.quality": "quality",
     "etl.report": "report",
+    "etl.signals": "signals",
     "etl.sources": "sources",
     "etl.verify": "verify",
     "etl.workers": "workers",
@@ -49,14 +50,15 @@ ROOMS = {
 # Which rooms each room may import, besides itself.
 MAY_IMPORT = {
     "format": set(),
+    "signals": set(),
     "loader": {"format"},
     "records": {"format"},
     "contours": {"records"},
     "dicom": {"format", "records"},
     "sources": {"contours", "dicom", "format", "records"},
     "quality": {"contours", "format", "records"},
-    "workers": {"format", "records", "sources"},
-    "output": {"format", "records", "sources"},
+    "workers": {"format", "records", "signals", "sources"},
+    "output": {"format", "records", "signals", "sources"},
     "stages": {
         "contours",
         "dicom",
@@ -80,6 +82,7 @@ MAY_IMPORT = {
         "quality",
         "records",
         "report",
+        "signals",
         "sources",
         "stages",
         "verify",

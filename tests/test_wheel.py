@@ -67,7 +67,7 @@ def test_its_command_is_a_function_of_ours(wheel):
         "[console_scripts]",
         "dicom-etl",
         "=",
-        "etl.cli:main",
+        "etl.__main__:main",
     ]
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="dicom-etl")
     assert command.load().__name__ == "main"

@@ -1,139 +1,40 @@
-"""Rows → HDF5 file, whole or not at all.
+"""Rows → HDF5 file: its layout, then the rows by whoever has them, then all that is small.
 
-h5py makes the file and its two big datasets empty; rows are then written at their offsets by
-whoever has them, without HDF5 and without locks; the small datasets come last.
+h5py makes the metadata in memory; every byte is written by a checked write, at its offset, and what
+is small is read back from the disk before the file takes its name.
 """
 
-import contextlib
 import errno
 import itertools
 import json
-import math
 import os
-import secrets
-import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from io import FileIO
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.errors import EtlError
-from etl.output.row_writer import Plan
+from etl.findings import SampleKey
+from etl.output.row_writer import Plan, ReadBackError, forget, read_at, row_digest, write_at
+from etl.output.skeleton import Skeleton, text_dtype
 from loader import format as file_format
 from loader.format import Attribute
 
+_READ_WRITE: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_GROUPS: Final = ("manifest", "contours", "findings")
 _BLOCK_BYTES: Final = 8 << 20
-_MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; HDF5 cuts it off
-_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
-_PARTIAL_CHARACTERS: Final = 48  # of OUT's name: the partial's name, too, has at most 255 bytes
-_LIBVER: Final = ("v110", "v110")  # checksummed metadata; the default's reads back wrong in silence
-
-
-def check_target(out: Path, *, force: bool, only_hdf5: bool = True) -> Path:
-    """Require that OUT can be written, before any work.
-
-    Parameters
-    ----------
-    only_hdf5 : bool
-        With `force`, replace nothing but an HDF5 file or an empty one: another is OUT by mistake.
-
-    Returns
-    -------
-    Path
-        The absolute path to write: what OUT points to where it is a symbolic link.
-
-    Raises
-    ------
-    EtlError
-        OUT exists (without `force`), is not what may be replaced, or its folder is missing or not
-        writable.
-    """
-    where = f"Output not usable: {out}"
-    target = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
-    folder = target.parent
-    try:
-        mode = _mode(target)
-        if stat.S_ISDIR(mode):
-            raise EtlError(f"{where}: is a folder. Give the name of a file in it.")
-        if not stat.S_ISDIR(_mode(folder)):
-            raise EtlError(f"{where}: no folder {folder}. Make it first.")
-        if mode and not stat.S_ISREG(mode):
-            raise EtlError(f"{where}: is a device or pipe, expected a file's name.")
-        if mode and not force:
-            raise EtlError(f"{where}: exists already. Use --force to replace it.")
-        if mode and only_hdf5:
-            with target.open("rb") as file:
-                if file.read(len(_HDF5_SIGNATURE)) not in {b"", _HDF5_SIGNATURE}:
-                    raise EtlError(
-                        f"{where}: is not an HDF5 file: not replaced. Give another name."
-                    )
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise EtlError(f"{where}: no permission to write in {folder}.")
-    except OSError as error:
-        raise _failed(out, error) from error
-    return target
-
-
-def _mode(path: Path) -> int:
-    """Return the mode of what is there, 0 where there is nothing."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-
-
-def check_space(out: Path, n_pixels: int) -> None:
-    """Require room for so many pixels of images and masks, before any work.
-
-    Raises
-    ------
-    EtlError
-        Less is free; what `create` reserves later is exact.
-    """
-    needed = n_pixels * (np.dtype(file_format.IMAGE_DTYPES[0]).itemsize + 1)
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise EtlError(
-            f"Output not written: {out}: no space left (needs {needed / 1e6:.0f} MB, "
-            f"{free / 1e6:.0f} MB free). Free some, or choose another disk."
-        )
-
-
-@contextlib.contextmanager
-def replacing(out: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a new file beside OUT that takes its name when it is whole and on disk.
-
-    On any error, and on Ctrl-C, the new file is removed and OUT is as it was.
-    """
-    name = out.name[:_PARTIAL_CHARACTERS]
-    partial = out.with_name(f".{name}.{secrets.token_hex(8)}.partial")
-    try:
-        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        yield partial
-        _sync(partial)
-        if force:
-            partial.replace(out)
-        else:
-            _take_free_name(partial, out)
-        _sync(out.parent)
-    except OSError as error:
-        raise _failed(out, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # it would hide what went wrong before
-            partial.unlink(missing_ok=True)
+_MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; cut off at the end
+_N_CHECKED_ROWS: Final = 32  # whose pixels are read back
 
 
 def create(
     path: Path, n_rows: int, rows: int, columns: int, image_dtype: str, n_vertices: int
 ) -> Plan:
-    """Make the HDF5 file with its big datasets, reserve the space, and say where they lie.
+    """Reserve the space of a file, and say where the big datasets lie in it.
 
     Raises
     ------
@@ -141,27 +42,10 @@ def create(
         The space cannot be had; found here, before the work.
     """
     plan = Plan(str(path), n_rows, rows, columns, image_dtype, n_vertices, {})
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {
-        file_format.IMAGES: ((n_rows, rows, columns), image_dtype),
-        file_format.MASKS: ((n_rows, rows, columns), file_format.MASK_DTYPE),
-        "contours/x": ((n_vertices,), file_format.CONTOURS["x"]),
-        "contours/y": ((n_vertices,), file_format.CONTOURS["y"]),
-    }
-    offsets: dict[str, int] = {}
-    with _open(path, "w", align_from=1) as file:  # what a batch touches is page-aligned always
-        for name in (file_format.IMAGES, file_format.MASKS):
-            offsets[name] = _create_contiguous(file, name, *shapes[name])
-    with _open(path, "r+") as file:
-        for group in file_format.GROUPS:
-            file.create_group(group)
-        for name in ("contours/x", "contours/y"):
-            offsets[name] = _create_contiguous(file, name, *shapes[name])
-    end = max(
-        offsets[name] + math.prod(shape) * np.dtype(dtype).itemsize
-        for name, (shape, dtype) in shapes.items()
-    )
-    _reserve(path, end + n_rows * _MANIFEST_ROW_BYTES)
-    return replace(plan, offsets=offsets)
+    skeleton = _begun(plan)
+    with _opened(path, os.O_CREAT | os.O_TRUNC) as descriptor:
+        _reserve(descriptor, skeleton.size + n_rows * _MANIFEST_ROW_BYTES)
+    return replace(plan, offsets=skeleton.offsets)
 
 
 def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int]]) -> Plan:
@@ -179,18 +63,20 @@ def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int
     path = Path(f"{plan.path}.whole")
     stretches = [(row, row + 1) for row in rows]
     n_vertices = sum(stop - start for start, stop in vertices)
+    digests: dict[str, str] = {}
     try:
         new = create(path, len(rows), plan.rows, plan.columns, plan.image_dtype, n_vertices)
-        with open(plan.path, "rb", buffering=0) as source, open(path, "r+b", buffering=0) as target:
-            for name, size in plan.row_bytes.items():
-                target.seek(new.offsets[name])
-                for start, stop in _joined(vertices if name.startswith("contours/") else stretches):
-                    source.seek(plan.offsets[name] + start * size)
-                    _copy(source, target, (stop - start) * size)
+        with _opened(plan.path) as source, _opened(path) as target:
+            for name in plan.offsets:
+                if name in plan.digests:
+                    _require_digest(source, plan, name)
+                    digests[name] = _copy(source, target, plan, new, name, vertices)
+                else:
+                    _copy(source, target, plan, new, name, stretches)
         path.replace(plan.path)
     finally:
         path.unlink(missing_ok=True)
-    return replace(new, path=plan.path)
+    return replace(new, path=plan.path, digests=digests)
 
 
 def finish(
@@ -199,7 +85,7 @@ def finish(
     groups: Mapping[str, Mapping[str, npt.NDArray[np.generic]]],
     attributes: Mapping[str, str | int | float],
 ) -> None:
-    """Write the small datasets, their digests and the attributes.
+    """Write the small datasets, the attributes and all metadata; read them back from the disk.
 
     Parameters
     ----------
@@ -210,86 +96,121 @@ def finish(
         contours/y, which are in the file already.
     attributes : mapping
         Attributes of the root group, all but the digests.
+
+    Raises
+    ------
+    OSError
+        Not all could be written, or the disk has something else than what was written.
     """
-    with _open(Path(plan.path), "r+") as file:
-        digests = {}
-        for group, columns in schema.items():
-            for column, kind in columns.items():
-                name = f"{group}/{column}"
-                if name in plan.offsets:
-                    digests[name] = _digest(plan, name)
-                    continue
-                values = np.ascontiguousarray(groups[group][column])
-                if kind == file_format.STRING:
-                    width = max(values.dtype.itemsize, 1)
-                    dtype = h5py.string_dtype("utf-8", width)
-                    values = values.astype(f"S{width}").astype(dtype)
-                else:
-                    values = values.astype(kind)
-                file[group].create_dataset(column, data=values)
-                digests[name] = xxhash.xxh3_128_hexdigest(values.tobytes())
-        for key, value in {**attributes, Attribute.DIGESTS: json.dumps(digests)}.items():
-            _set_attribute(file, key, value)
+    names = [f"{group}/{column}" for group, kinds in schema.items() for column in kinds]
+    small = {
+        f"{group}/{column}": _Column(groups[group][column], kind)
+        for group, kinds in schema.items()
+        for column, kind in kinds.items()
+        if f"{group}/{column}" not in plan.offsets
+    }
+    skeleton = _begun(plan)
+    if skeleton.offsets != plan.offsets:
+        raise OSError(errno.EIO, "HDF5 does not place the datasets where it did")
+    with skeleton.opened() as steps:
+        for name, column in small.items():
+            steps.add_dataset(name, column.values.shape, column.dtype)
+    with _opened(plan.path) as descriptor:
+        digests = dict(plan.digests)
+        for name, column in small.items():
+            data = column.stored()
+            write_at(descriptor, data.data.cast("B") if data.size else b"", skeleton.offsets[name])
+            digests[name] = xxhash.xxh3_128_hexdigest(data.data)
+        listed = {name: digests[name] for name in names}
+        with skeleton.opened() as steps:
+            for key, value in {**attributes, Attribute.DIGESTS: json.dumps(listed)}.items():
+                steps.set_attribute(key, value)
+        regions = skeleton.regions()
+        for offset, region in regions:
+            write_at(descriptor, region, offset)
+        os.ftruncate(descriptor, skeleton.size)
+        os.fsync(descriptor)
+        _require_regions(descriptor, regions)
+        n_bytes = {name: column.n_bytes for name, column in small.items()}
+        n_bytes |= {name: plan.n_vertices * plan.row_bytes[name] for name in plan.digests}
+        for name, digest in digests.items():
+            _require_bytes(descriptor, name, skeleton.offsets[name], n_bytes[name], digest)
+        _require_rows(descriptor, plan, groups["manifest"])
 
 
-def _open(path: Path, mode: str, align_from: int = file_format.ALIGNMENT) -> h5py.File:
-    """Open for writing; what has `align_from` bytes or more begins on a page of its own."""
-    return h5py.File(
-        path,
-        mode,
-        libver=_LIBVER,
-        alignment_threshold=align_from,
-        alignment_interval=file_format.ALIGNMENT,
-        locking=False,  # nobody else knows this name, and shared file systems often lack locks
-    )
+@dataclass(frozen=True)
+class _Column:
+    """One small dataset."""
+
+    values: npt.NDArray[np.generic]
+    kind: str
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Its type in the file."""
+        if self.kind == file_format.STRING:
+            return text_dtype(self.values.dtype.itemsize)
+        return np.dtype(self.kind)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.values.size * self.dtype.itemsize
+
+    def stored(self) -> npt.NDArray[np.generic]:
+        """Return its values as the file has them."""
+        dtype = f"S{self.dtype.itemsize}" if self.kind == file_format.STRING else self.kind
+        return np.ascontiguousarray(self.values, dtype)
 
 
-def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> int:
-    """Make a dataset whose bytes HDF5 never touches, and return its offset, fixed from now on."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, properties)
-    return int(dataset.get_offset() or 0)  # an empty one has no place
+def _begun(plan: Plan) -> Skeleton:
+    """Return the groups and the big datasets: the same plan gives the same offsets."""
+    n_rows = (plan.n_rows, plan.rows, plan.columns)
+    skeleton = Skeleton()
+    with skeleton.opened(align_from=1) as steps:  # what a batch touches is page-aligned always
+        steps.add_dataset(file_format.IMAGES, n_rows, np.dtype(plan.image_dtype))
+        steps.add_dataset(file_format.MASKS, n_rows, np.dtype(file_format.MASK_DTYPE))
+    with skeleton.opened() as steps:
+        for group in _GROUPS:
+            steps.add_group(group)
+        for axis in "xy":
+            dtype = np.dtype(file_format.CONTOURS[axis])
+            steps.add_dataset(f"contours/{axis}", (plan.n_vertices,), dtype)
+    return skeleton
 
 
-def _set_attribute(file: h5py.File, key: str, value: str | float) -> None:
-    if isinstance(value, str):
-        encoded = value.encode()
-        dtype = h5py.string_dtype("utf-8", max(len(encoded), 1))
-        file.attrs.create(key, np.array(encoded, dtype=dtype), dtype=dtype)
-    else:
-        file.attrs[key] = value
+@contextmanager
+def _opened(path: str | Path, flags: int = 0) -> Iterator[int]:
+    """Yield a descriptor to read and write; closing it may fail, too."""
+    descriptor = os.open(path, _READ_WRITE | flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _digest(plan: Plan, name: str) -> str:
-    """Return the digest of a dataset that lies in the file already."""
-    digest = xxhash.xxh3_128()
-    left = plan.n_vertices * plan.row_bytes[name]
-    with open(plan.path, "rb", buffering=0) as file:
-        file.seek(plan.offsets[name])
-        while left:
-            block = _read_some(file, min(left, _BLOCK_BYTES))
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
-
-
-def _reserve(path: Path, size: int) -> None:
+def _reserve(descriptor: int, size: int) -> None:
     """Make the file `size` bytes long with its space taken, so that a full disk shows now."""
-    with open(path, "r+b") as file:
-        size = max(size, file.seek(0, os.SEEK_END))
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-                    raise
-        file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def _copy(
+    source: int, target: int, plan: Plan, new: Plan, name: str, stretches: Sequence[tuple[int, int]]
+) -> str:
+    """Copy stretches of rows of one dataset, and return the digest of all that is copied."""
+    digest = xxhash.xxh3_128()
+    size, offset = plan.row_bytes[name], new.offsets[name]
+    for start, stop in _joined(stretches):
+        for block in _blocks(source, plan.offsets[name] + start * size, (stop - start) * size):
+            write_at(target, block, offset)
+            digest.update(block)
+            offset += len(block)
+    return digest.hexdigest()
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -300,48 +221,50 @@ def _joined(stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield members[0][0], members[-1][1]
 
 
-def _copy(source: FileIO, target: FileIO, length: int) -> None:
-    while length:
-        view = memoryview(_read_some(source, min(length, _BLOCK_BYTES)))
-        length -= len(view)
-        while view:
-            view = view[target.write(view) :]
+def _blocks(descriptor: int, offset: int, length: int) -> Iterator[bytes]:
+    for first in range(0, length, _BLOCK_BYTES):
+        yield read_at(descriptor, min(_BLOCK_BYTES, length - first), offset + first)
 
 
-def _read_some(file: FileIO, length: int) -> bytes:
-    block = file.read(length)
-    if not block:
-        raise OSError(errno.EIO, "the file has become shorter")
-    return block
+def _require_digest(descriptor: int, plan: Plan, name: str) -> None:
+    n_bytes = plan.n_vertices * plan.row_bytes[name]
+    _require_bytes(descriptor, name, plan.offsets[name], n_bytes, plan.digests[name])
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on disk; without it a power cut can lose old and new."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return  # Windows opens no folders
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _require_bytes(descriptor: int, name: str, offset: int, n_bytes: int, digest: str) -> None:
+    """Require that the disk gives a dataset back."""
+    forget(descriptor, offset, n_bytes)
+    found = xxhash.xxh3_128()
+    for block in _blocks(descriptor, offset, n_bytes):
+        found.update(block)
+    if found.hexdigest() != digest:
+        raise ReadBackError(name)
 
 
-def _take_free_name(partial: Path, out: Path) -> None:
-    """Rename, but never over a file that has come since the check."""
-    try:
-        os.link(partial, out)
-    except FileExistsError as error:
-        raise EtlError(
-            f"Output not usable: {out}: has been made meanwhile. Use --force to replace it."
-        ) from error
-    except OSError:  # a file system without hard links
-        partial.rename(out)
+def _require_regions(descriptor: int, regions: Sequence[tuple[int, bytes]]) -> None:
+    """Require that the disk gives the metadata back."""
+    for offset, region in regions:
+        forget(descriptor, offset, len(region))
+        if read_at(descriptor, len(region), offset) != region:
+            raise ReadBackError("the metadata")
 
 
-def _failed(out: Path, error: OSError) -> EtlError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return EtlError(f"Output not written: {out}: no space left. Free some, or choose a disk.")
-    # Not error.strerror: h5py sets it to a text with addresses and flags.
-    reason = os.strerror(error.errno).lower() if error.errno else "input/output error"
-    return EtlError(f"Output not written: {out}: {reason}.")
+def _require_rows(
+    descriptor: int, plan: Plan, manifest: Mapping[str, npt.NDArray[np.generic]]
+) -> None:
+    """Require that the disk gives some rows' pixels back, from the first to the last."""
+    for row in sorted({round(row) for row in np.linspace(0, plan.n_rows - 1, _N_CHECKED_ROWS)}):
+        pixels = []
+        for name in (file_format.IMAGES, file_format.MASKS):
+            size = plan.row_bytes[name]
+            offset = plan.offsets[name] + row * size
+            forget(descriptor, offset, size)
+            pixels.append(np.frombuffer(read_at(descriptor, size, offset), np.uint8))
+        if row_digest(_key(manifest, row), *pixels) != manifest["row_xxh3"][row]:
+            raise ReadBackError(f"row {row}")
+
+
+def _key(manifest: Mapping[str, npt.NDArray[np.generic]], row: int) -> SampleKey:
+    patient_id, series = (manifest[name][row].item().decode() for name in ("patient_id", "series"))
+    slice_number, frame = (manifest[name][row].item() for name in ("slice", "frame_number"))
+    return SampleKey(patient_id, series, slice_number, frame)

@@ -1,9 +1,10 @@
 """Writing rows at their place in the file: any process may, without HDF5 and without locks."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 
 import numpy as np
@@ -12,6 +13,14 @@ import xxhash
 
 from etl.findings import SampleKey
 from loader import format as file_format
+
+
+class ReadBackError(OSError):
+    """The disk gives back something else than what was written."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(errno.EIO, what)
+        self.what = what
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,7 @@ class Plan:
     image_dtype: str
     n_vertices: int
     offsets: Mapping[str, int]  # of images, masks, contours/x and contours/y
+    digests: Mapping[str, str] = field(default_factory=dict)  # of those that are complete
 
     @property
     def row_bytes(self) -> dict[str, int]:
@@ -48,10 +58,7 @@ def write_rows(
 ) -> None:
     """Write `data` as the rows from `first` on of one big dataset; any process may, at any time."""
     offset = plan.offsets[name] + first * plan.row_bytes[name]
-    view = np.ascontiguousarray(data).data.cast("B")
-    while view:
-        written = _write_at(file.fileno(), view, offset)
-        view, offset = view[written:], offset + written
+    write_at(file.fileno(), np.ascontiguousarray(data).data.cast("B"), offset)
 
 
 def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int) -> None:
@@ -59,11 +66,15 @@ def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int
 
     No page leaves the cache: "not needed" drops those alone that are clean, and these are dirty.
     """
+    size = plan.row_bytes[name]
+    forget(file.fileno(), plan.offsets[name] + first * size, n_rows * size)
+
+
+def forget(descriptor: int, offset: int, length: int) -> None:
+    """Drop what the page cache has of a stretch and the disk has too; begin to write the rest."""
     if hasattr(os, "posix_fadvise"):
-        size = plan.row_bytes[name]
-        offset = plan.offsets[name] + first * size
         with contextlib.suppress(OSError):  # a system that takes no advice
-            os.posix_fadvise(file.fileno(), offset, n_rows * size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def row_digest(
@@ -86,8 +97,49 @@ def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
     return np.array(encoded, dtype=np.bytes_) if encoded else np.empty(0, "S1")
 
 
-def _write_at(descriptor: int, view: memoryview, offset: int) -> int:
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at an offset of a file.
+
+    Raises
+    ------
+    OSError
+        Not all of it could be written.
+    """
+    view = memoryview(data)
+    while view:
+        written = _write_some(descriptor, view, offset)
+        if not written:
+            raise OSError(errno.EIO, "the file takes no more")
+        view, offset = view[written:], offset + written
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes from an offset of a file on.
+
+    Raises
+    ------
+    OSError
+        They cannot be read, or the file has become shorter.
+    """
+    blocks: list[bytes] = []
+    while length:
+        block = _read_some(descriptor, length, offset)
+        if not block:
+            raise OSError(errno.EIO, "the file has become shorter")
+        blocks.append(block)
+        length, offset = length - len(block), offset + len(block)
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def _write_some(descriptor: int, view: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(descriptor, view, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.write(descriptor, view)
+
+
+def _read_some(descriptor: int, length: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, length)

@@ -14,7 +14,7 @@ import numpy as np
 
 from etl.errors import EtlError
 from etl.findings import AUDIT_CODES, QUALITY_CODES, SEVERITY_ORDER, located, printable
-from etl.output import hdf5_file
+from etl.output import target
 from loader import Dataset
 from loader import format as file_format
 from loader.format import Attribute
@@ -273,12 +273,12 @@ def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:
     """
     if os.path.exists(path) and os.path.samefile(path, dataset.path):
         raise EtlError(f"Output not usable: {path}: is the dataset itself. Give another name.")
-    path = hdf5_file.check_target(path, force=force, only_hdf5=False)
+    path = target.check_target(path, force=force, only_hdf5=False)
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(FindingRow._fields)
     table.writerows([_no_formula(cell) for cell in finding] for finding in read_findings(dataset))
-    with hdf5_file.replacing(path, force=force) as partial:
+    with target.replacing(path, force=force) as partial:
         partial.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
 
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from etl.errors import EtlError
+from etl.signals import stop_deferred
 
 # Never a fork of this process itself, which may have threads.
 _START_METHOD: Final = "forkserver" if sys.platform == "linux" else "spawn"
@@ -61,7 +61,7 @@ class LocalPool(Executor):
         self._waiting: deque[_Pending[object]] = deque()
         self._has_begun = False  # whether any worker ever did
         self._n_false_starts = 0
-        with _signals_deferred():  # a worker half started would be left behind
+        with stop_deferred():  # a worker half started would be left behind
             self._workers = [self._start() for _ in range(n_workers)]
 
     def submit(
@@ -137,7 +137,7 @@ class LocalPool(Executor):
         worker.pipe.close()
         worker.process.kill()
         worker.process.join()
-        with _signals_deferred():
+        with stop_deferred():
             self._workers[self._workers.index(worker)] = self._start()
 
     def _start(self) -> "_Worker":
@@ -145,7 +145,7 @@ class LocalPool(Executor):
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(theirs,), daemon=True)
             try:
-                with _same_modules():
+                with _same_modules(), _interrupt_blocked():
                     process.start()
             except (OSError, EOFError):  # it was killed at that very moment
                 ours.close()
@@ -232,14 +232,10 @@ def _context() -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     if sys.flags.safe_path or not sys.flags.ignore_environment:  # else see _same_modules
         context.set_forkserver_preload([_PRELOAD])
-    # Ctrl-C reaches the server and the workers too: blocked for good in them, for now in us.
-    with _same_modules():
+    with stop_deferred(), _same_modules():
         resource_tracker.ensure_running()  # first, since it unblocks Ctrl-C when it starts
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupt_blocked():
             forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -265,21 +261,16 @@ def _same_modules() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Let Ctrl-C and a request to end wait until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted
+def _interrupt_blocked() -> Iterator[None]:
+    """Start processes in which Ctrl-C, which reaches all of a terminal's, stays blocked."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
         return
-    caught: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-    before = {n: signal.signal(n, lambda n, _: caught.append(n)) for n in numbers}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for found in caught:
-            signal.raise_signal(found)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cgroup_cores(limit: Path) -> int:

@@ -80,11 +80,12 @@ class OfFile:
 
 def ranked_batches(source: object, options: Mapping[str, object]) -> Batches:
     """Return batches of the rank given, else of the one that torch.distributed has."""
-    batches = Batches(source, layout="NCHW", **options)  # type: ignore[arg-type]
-    if not {"rank", "world_size"} & options.keys():
+    follows = not {"rank", "world_size"} & options.keys()
+    ranks = dict(zip(("rank", "world_size"), _rank_and_world_size(), strict=True))
+    batches = Batches(source, layout="NCHW", **(ranks if follows else {}), **options)  # type: ignore[arg-type]
+    if follows:  # torch.distributed may start later
         batches.feed.ranks = _rank_and_world_size
         batches.feed.on_new_ranks = CheckRanks(batches.dataset)
-        _ = batches.feed.order  # torch.distributed may run already
     return batches
 
 

@@ -1,5 +1,6 @@
 """Which epoch a pass over an IterableDataset is, in the main process and in workers."""
 
+import multiprocessing
 import multiprocessing.context
 import os
 from ctypes import c_int64
@@ -40,10 +41,10 @@ class Passes:
 
     def __getstate__(self) -> dict[str, object]:
         """Share the memory with a process that is being started; copy it otherwise."""
-        state = self.__dict__.copy()
         if multiprocessing.context.get_spawning_popen() is None:
-            state["_shared"] = list(self._shared)
-        return state
+            return self.__dict__ | {"_shared": list(self._shared)}
+        self._own()
+        return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up the memory, or the copy."""
@@ -89,8 +90,15 @@ class Passes:
         Raises
         ------
         LoaderError
-            More workers than there is room for.
+            More workers than there is room for; or the DataLoader is of a process that was given
+            the data set and has not counted for itself yet, so that others may count here too.
         """
+        parent = multiprocessing.parent_process()
+        if self._owner not in {os.getpid(), parent.pid if parent else None}:
+            raise LoaderError(
+                "Epoch not begun: the data set was made in another process, which may count its "
+                "epochs as well. Make it in this process, or call set_epoch before the DataLoader."
+            )
         if n_workers > _MAX_WORKERS:
             raise LoaderError(
                 f"Epoch not begun: {n_workers} workers, expected at most {_MAX_WORKERS}. Use fewer."

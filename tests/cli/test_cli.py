@@ -15,6 +15,7 @@ from builders import COLUMNS, ROWS, contour_path, write_contour, write_dicom, wr
 from click.testing import CliRunner
 
 import etl.cli
+import etl.output.target
 import etl.pipeline
 import loader
 from etl.cli import cli
@@ -364,29 +365,10 @@ def test_an_interrupt_is_status_130(root, tmp_path, monkeypatch):
     result = run("build", root, tmp_path / "out.h5")
     assert result.exit_code == 130
     assert result.stderr == f"{LAYOUT}Interrupted: nothing was written.\n"
-    monkeypatch.undo()
-    monkeypatch.setattr(etl.cli, "_list_findings", interrupt)  # when OUT is whole
-    result = run("build", root, tmp_path / "out.h5", *SIZE)
-    assert result.exit_code == 130
-    assert result.stderr == f"{LAYOUT}Interrupted.\n"
-    assert (tmp_path / "out.h5").exists()
     monkeypatch.setattr(loader, "open_dataset", interrupt)
     result = run("report", tmp_path / "out.h5")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted.\n"
-
-
-def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
-    monkeypatch.setattr(etl.cli, "cli", lambda **_keywords: None)
-    try:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        etl.cli.main()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) == etl.cli._terminate
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -464,3 +446,69 @@ def test_a_closed_stream_costs_no_row(root, tmp_path, closed):
     command = f"{sys.executable} -m etl build {root} {out} --size {SIZE[1]} {closed}"
     assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
     assert len(open_dataset(out)) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the platform has no /dev/full")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("options", [[], ["--verbose"], ["--quiet"]])
+def test_a_file_that_is_whole_is_a_success_whatever_cannot_be_printed(
+    root, tmp_path, stream, options
+):
+    write_contour(root, "A1", 2, text="broken")
+    out = tmp_path / "out.h5"
+    command = [sys.executable, "-m", "etl", "build", root, out, *SIZE, *options]
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            command, **{stream: full, other: subprocess.PIPE}, text=True, check=False
+        )
+    assert found.returncode == 0
+    assert len(open_dataset(out)) == 5
+    if stream == "stdout" and options != ["--quiet"]:
+        note = f"{out} is written, but not all was printed: no space left on device."
+        assert found.stderr.endswith(f"Note: {note}\n")
+    elif stream == "stderr":
+        assert ("Wrote" in found.stdout) == (options != ["--quiet"])
+
+
+def test_a_reader_that_has_gone_makes_no_failure_of_a_file_that_is_whole(root, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "etl", "build", root, tmp_path / "out.h5", *SIZE]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert found.returncode == 0
+    assert "is written, but not all was printed: broken pipe" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_file_is_whole_changes_nothing(root, tmp_path, number):
+    code = (
+        "import os, sys, etl.cli\n"
+        "list_findings = etl.cli._list_findings\n"
+        "def listed(*arguments, **keywords):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    list_findings(*arguments, **keywords)\n"
+        "etl.cli._list_findings = listed\n"
+        "etl.cli.main()\n"
+    )
+    out = tmp_path / "out.h5"
+    out.write_bytes(b"")
+    command = [sys.executable, "-c", code, "build", root, out, *SIZE, "--force"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0
+    assert "Interrupted" not in found.stderr
+    assert "Stopped" not in found.stderr
+    assert "Wrote" in found.stdout
+    assert len(open_dataset(out)) == 6
+
+
+def test_a_second_build_to_one_file_is_refused(root, tmp_path):
+    out = tmp_path / "out.h5"
+    with etl.output.target.replacing(out, force=True) as partial:
+        result = run("build", root, out, *SIZE)
+        partial.write_bytes(b"")
+    assert result.exit_code == 1
+    assert f"process {os.getpid()} on " in result.stderr
+    assert "is writing it. Wait for it, or give another name." in result.stderr

@@ -112,7 +112,7 @@ def test_a_stranger_named_loader_is_told_by_its_path_and_not_run(tmp_path, name)
     stranger.write_text(f"open({str(tmp_path / 'ran')!r}, 'a')\n")
     found = run(tmp_path / "current", sys.executable, "-c", "import etl")
     last = found.stderr.splitlines()[-1]
-    own = Path(etl.__file__).parents[1] / "loader" / "__init__.py"
+    own = Path(etl.__file__).parents[1] / "loader"
     assert last == (
         f"ImportError: Package loader not usable: {stranger}: is not dicom-etl's own, which is "
         f"{own}. Rename the other one, or take its folder out of PYTHONPATH and sys.path."

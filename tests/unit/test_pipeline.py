@@ -28,7 +28,7 @@ from etl import examine, render
 from etl.contours.rasterise import rasterise
 from etl.labels import cardiac_scheme
 from etl.options import BuildOptions
-from etl.output import hdf5_file
+from etl.output import hdf5_file, target
 from etl.workers import chunks
 from loader import format as file_format
 from loader import open_dataset
@@ -376,16 +376,16 @@ class TestOutput:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         for force in (False, True):
             with pytest.raises(etl.EtlError, match=r"name too long|symbolic links"):
-                hdf5_file.check_target(tmp_path.joinpath(*parts), force=force)
+                target.check_target(tmp_path.joinpath(*parts), force=force)
 
     def test_the_target_is_what_a_link_points_to(self, tmp_path):
-        assert hdf5_file.check_target(tmp_path / "out.h5", force=False) == tmp_path / "out.h5"
+        assert target.check_target(tmp_path / "out.h5", force=False) == tmp_path / "out.h5"
         (tmp_path / "link").symlink_to("not there yet")
-        target = hdf5_file.check_target(tmp_path / "link", force=False)
-        assert target == tmp_path / "not there yet"
+        found = target.check_target(tmp_path / "link", force=False)
+        assert found == tmp_path / "not there yet"
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(etl.EtlError, match="symbolic links"):
-            hdf5_file.check_target(tmp_path / "loop", force=True)
+            target.check_target(tmp_path / "loop", force=True)
 
     def test_a_folder_that_may_not_be_looked_into(self, tmp_path, monkeypatch):
         def refuse(*_arguments, **_keywords):
@@ -393,7 +393,7 @@ class TestOutput:
 
         monkeypatch.setattr(os, "stat", refuse)
         with pytest.raises(etl.EtlError, match="permission denied"):
-            hdf5_file.check_target(tmp_path / "out.h5", force=True)
+            target.check_target(tmp_path / "out.h5", force=True)
 
     def test_a_file_that_comes_meanwhile_stays(self, root, tmp_path, monkeypatch):
         out = tmp_path / "out.h5"
@@ -404,7 +404,7 @@ class TestOutput:
             out.write_bytes(b"precious")
 
         monkeypatch.setattr(hdf5_file, "finish", finish_late)
-        with pytest.raises(etl.EtlError, match="meanwhile"):
+        with pytest.raises(etl.EtlError, match="was created while the build"):
             build(root, out)
         assert out.read_bytes() == b"precious"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.h5"]
