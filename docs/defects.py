@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML
 
 import etl
 from etl.contours.rasterise import rasterise
@@ -280,8 +282,41 @@ def _(tree: Tree) -> Planted:
 def _(tree: Tree) -> Planted:
     path = tree.dicom(tree.middle(with_outer=False))
     dataset = pydicom.dcmread(path)
-    dataset.compress(pydicom.uid.RLELossless)
+    dataset.PixelData = encapsulate([bytes(1000)])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
     dataset.save_as(path)
+    return Planted()
+
+
+@plants("image-lossy")
+def _(tree: Tree) -> Planted:
+    return _edited(tree, LossyImageCompression="01")
+
+
+@plants("image-file-damaged")
+def _(tree: Tree) -> Planted:
+    path = tree.dicom(tree.middle(with_outer=False))
+    path.write_bytes(path.read_bytes()[128 + len("DICM") :])
+    return Planted()
+
+
+@plants("image-header-invalid")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    path = tree.dicom(pair)
+    spacing = "\\".join(map(str, pydicom.dcmread(path).PixelSpacing)).encode()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(spacing, spacing.replace(b".", b",")))
+    return Planted()
+
+
+@plants("image-unused-bits")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)  # of a patient whose images have 12 bits stored
+    pixels = tree.pixels(pair)
+    pixels[:40] |= 1 << 13
+    tree.edit(pair, PixelData=pixels.tobytes())
     return Planted()
 
 

@@ -17,6 +17,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from etl.cli import cli
+from etl.dicom.codecs import CODECS
+from etl.dicom.header import NATIVE
 from etl.findings import CODES, FLAG_CODES
 
 _HERE: Final = Path(__file__).parent
@@ -71,6 +73,16 @@ def flags() -> str:
     return "\n".join(_table("bit", "code", rows=rows))
 
 
+def encodings() -> str:
+    """Return the table of transfer syntaxes that a build reads."""
+    native = ((name, uid, "") for uid, name in NATIVE.items())
+    encoded = (
+        (codec.name, uid, "`codecs`" if codec.modules else "") for uid, codec in CODECS.items()
+    )
+    rows = ((name, f"`{uid}`", extra) for name, uid, extra in (*native, *encoded))
+    return "\n".join(_table("encoding", "transfer syntax", "extra", rows=rows))
+
+
 def finding_pages() -> dict[str, str]:
     """Return the page that has a section on each code: code → path from the root of the pages."""
     return {
@@ -107,6 +119,7 @@ def _verbatim(text: str) -> list[str]:
 
 GENERATORS: Final[dict[str, Callable[..., str]]] = {
     "command": command,
+    "encodings": encodings,
     "codes": codes,
     "finding": finding,
     "flags": flags,

@@ -71,8 +71,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-multiframe": FindingCode(
         "error",
-        "has more than one frame, and nothing says which is meant",
-        "name the frame, or export single frames",
+        "the file has more than one frame, and none is named",
+        "name the frame in a table, or export single frames",
     ),
     "image-no-frame": FindingCode(
         "error",
@@ -81,8 +81,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-unsupported-encoding": FindingCode(
         "error",
-        "pixels in an encoding that is not read, or whose decoder is not installed; 32-bit or "
-        "floating point pixels; a Modality LUT",
+        "the pixels are in an encoding that is not read, or its decoder is not installed; "
+        "pixels of 32 bits or floating point; a Modality LUT",
         "as the message says: `pip install 'dicom-etl[codecs]'`, or export it uncompressed",
     ),
     "image-changed": FindingCode(
@@ -148,22 +148,22 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-file-damaged": FindingCode(
         "warning",
-        "what wraps the data set is damaged or contradicts it (no preamble, no file meta "
-        "information, another transfer syntax, bytes behind the pixels), but the pixels are whole",
-        "export it again where other programs are to read it",
+        "preamble, file meta information or transfer syntax are damaged or contradict the data "
+        "set, or bytes follow the pixels; the pixels are whole",
+        "export it again if other programs are to read it",
         flag=14,
     ),
     "image-header-invalid": FindingCode(
         "warning",
-        "a header value that breaks its format: a decimal comma is read as a point, any other "
-        "value is left out",
-        "export it again, or mend the attribute that the message names",
+        "a header value breaks its format; a decimal comma is read as a point, any other value "
+        "is left out",
+        "export it again, or repair the attribute",
         flag=15,
     ),
     "image-unused-bits": FindingCode(
         "warning",
-        "bits above BitsStored that are neither sign nor overlay; they are left out",
-        "are BitsStored and HighBit right?",
+        "pixels have bits above BitsStored that are neither sign nor overlay; they are left out",
+        "check BitsStored and HighBit",
         flag=16,
     ),
     "contour-no-image": FindingCode(
@@ -294,8 +294,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-lossy": FindingCode(
         "info",
-        "pixels that were compressed with loss (LossyImageCompression, or the encoding itself)",
-        "use the original where there is one",
+        "the pixels were compressed with loss, by LossyImageCompression or by the encoding",
+        "use the original if there is one",
     ),
     "contour-missing": FindingCode(
         "info",

@@ -137,6 +137,15 @@ def test_no_page_names_an_option_that_does_not_exist():
     assert {name for _, name in named} >= OTHERS
 
 
+def test_each_message_that_ends_a_command_or_a_call_is_documented():
+    files = [path for package in ("etl", "loader") for path in (ROOT / package).rglob("*.py")]
+    begins = re.compile(r"f?\"((?:[A-Z][a-z]+)(?: [a-z]+){0,2} not [a-z]+):")
+    existing = {name for path in files for name in begins.findall(path.read_text())}
+    documented = first_cells(read("docs/messages.md"))
+    others = {"Nothing to build", "Build stopped by --strict", "Not as it was built"}
+    require_same(documented, existing | others)
+
+
 # ------------------------------------------------------------------------------------- file format
 
 
