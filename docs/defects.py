@@ -179,6 +179,19 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("file-misnamed")
+def _(tree: Tree) -> Planted:
+    image = tree.dicom(tree.middle(with_outer=False))
+    image.rename(image.with_suffix(".IMA"))
+    return Planted()
+
+
+@plants("file-not-used")
+def _(tree: Tree) -> Planted:
+    tree.contour(tree.middle(with_outer=False)).with_name("notes.txt").touch()
+    return Planted()
+
+
 @plants("image-no-contour")
 def _(tree: Tree) -> Planted:
     tree.contour(tree.middle(with_outer=False)).unlink()
