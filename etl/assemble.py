@@ -52,7 +52,7 @@ def assemble(
         (row, label, number of vertices), the rows counted before bad ones were taken out.
     """
     manifest, scheme = reviewed.manifest, found.scheme
-    findings = sorted(reviewed.findings, key=_order)
+    findings = sorted(reviewed.findings, key=finding_order)
     rows, other_rows = _rows(findings, manifest)
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
     sides = split.assign(Counter(patients), options, found.sides)
@@ -106,7 +106,7 @@ def assemble(
     return BuildResult(plan.n_rows, findings, found.counts, _notes(options, sides))
 
 
-def _order(finding: Finding) -> tuple[object, ...]:
+def finding_order(finding: Finding) -> tuple[object, ...]:
     """Return the key that sorts findings: errors first, numbers in paths by value."""
     pieces = re.findall(r"([0-9]+)|([^0-9]+)", finding.path)
     path = [(int(digits or 0), text) for digits, text in pieces]

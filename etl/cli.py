@@ -205,33 +205,32 @@ def cli() -> None:
     """Turn a folder of DICOM images and drawn contours into one HDF5 file, and look into it.
 
     \b
+    dicom-etl check data/           what a build would take and refuse
     dicom-etl build data/ out.h5    parse every DICOM and contour once
     dicom-etl report out.h5         what is in it, and what looks wrong
     """  # noqa: D301  click wants the character itself: lines as they are
 
 
-@cli.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
+# Of the commands that look at an input.
+_LAYOUT: Final = click.option(
     "--layout",
     type=click.Choice(["auto", "link", "table"]),
     default="auto",
     show_default=True,
     help="How DATA is laid out: a folder with link.csv, a table of annotations, or found by name.",
 )
-@click.option(
+_CONTOUR_KINDS: Final = click.option(
     "--contours",
     type=click.Choice(list(_CONTOURS)),
     help="With link.csv: i inner (blood pool), o outer (heart muscle), or both.  [default: i]",
 )
-@click.option(
+_STRUCTURES: Final = click.option(
     "--structures",
     type=_Names(),
     help="With a table: labels to take, codes from 1 in this order, later ones on top.  "
     "[default: all]",
 )
-@click.option(
+_SIZE: Final = click.option(
     "--size",
     type=_Size(),
     metavar="ROWSxCOLUMNS",
@@ -239,6 +238,99 @@ def cli() -> None:
     show_default=True,
     help="The size every image must have; others are rejected and named.",
 )
+_CONTOUR_ORIGIN: Final = click.option(
+    "--contour-origin",
+    type=click.Choice(["0", "1"]),
+    default="0",
+    show_default=True,
+    help="1 for contour files that count pixels from 1.",
+)
+_PARTIAL: Final = click.option(
+    "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
+)
+_WORKERS: Final = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes.  [default: the cores this process may use]",
+)
+
+
+@cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@_LAYOUT
+@_CONTOUR_KINDS
+@_STRUCTURES
+@_SIZE
+@_CONTOUR_ORIGIN
+@_PARTIAL
+@click.option(
+    "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all findings to this table.",
+)
+@click.option("--force", is_flag=True, help="Replace what --csv finds in its place.")
+@_WORKERS
+def check(
+    data: Path,
+    layout: str,
+    contours: str | None,
+    structures: tuple[str, ...] | None,
+    size: tuple[int, int],
+    contour_origin: str,
+    partial: bool,
+    full: bool,
+    as_json: bool,
+    csv_file: Path | None,
+    force: bool,
+    workers: int | None,
+) -> None:
+    """Say what a build of DATA would take and refuse, and write no OUT.
+
+    Reads headers and annotations, which takes seconds.
+    """
+    import json
+
+    _check_build_options()
+    with _interrupt_waits():
+        from etl.workers import local_pool
+
+        n_workers = workers or local_pool.available_cores()
+        local_pool.start_early(n_workers)
+        from etl.check import check as check_input
+        from etl.options import BuildOptions
+
+    options = BuildOptions(
+        layout=layout,
+        contours=_CONTOURS[contours] if contours else None,
+        structures=structures,
+        rows=size[0],
+        columns=size[1],
+        contour_origin=int(contour_origin),
+        partial=partial,
+    )
+    found = check_input(data, options, workers=n_workers, full=full, progress=True)
+    if csv_file is not None:
+        found.write_csv(csv_file, force=force)
+    lines = [json.dumps(found.to_json(), indent=2)] if as_json else found.text()
+    for line in lines:
+        click.echo(line)
+    if csv_file is not None and not as_json:
+        _print(f"Findings written to {csv_file}.")
+    found.require_rows()
+
+
+@cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_LAYOUT
+@_CONTOUR_KINDS
+@_STRUCTURES
+@_SIZE
 @click.option(
     "--rasterizer",
     type=click.Choice(["center", "pillow"]),
@@ -246,16 +338,8 @@ def cli() -> None:
     show_default=True,
     help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
 )
-@click.option(
-    "--contour-origin",
-    type=click.Choice(["0", "1"]),
-    default="0",
-    show_default=True,
-    help="1 for contour files that count pixels from 1.",
-)
-@click.option(
-    "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
-)
+@_CONTOUR_ORIGIN
+@_PARTIAL
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -285,11 +369,7 @@ def cli() -> None:
     type=_Codes(_flag_codes),
     help="Leave out rows with these warnings, such as area-jump,image-constant.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes.  [default: the cores this process may use]",
-)
+@_WORKERS
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
@@ -399,7 +479,8 @@ def build(
     if not quiet:
         _print(f"Wrote {out}: {result.n_rows} rows.")
         rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
-        for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
+        groups = group_findings(rows)
+        for line in findings_text(groups, f"dicom-etl report {out}", ("error", "warning")):
             click.echo(line)
 
 

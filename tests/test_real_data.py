@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 import etl
 import loader
+from etl.check import check
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
 from etl.options import BuildOptions
@@ -144,3 +145,14 @@ def test_workers_and_a_copy_elsewhere_give_the_same_bytes(patients, tmp_path):
     for out, source, workers in (("a", patients, 1), ("b", patients, 2), ("c", copy, 5)):
         etl.build(source, tmp_path / out, workers=workers)
     assert len({(tmp_path / out).read_bytes() for out in "abc"}) == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_check_says_what_the_build_does(patients, built, full):
+    found = check(patients, BuildOptions(contours=("i",)), full=full)
+    result, _ = built(contours=("i",))
+    assert found.summary.n_rows == result.n_rows == 56
+    assert found.summary.sizes == [((256, 256), 56)]
+    assert found.summary.n_series == 3
+    expected = [f for f in result.findings if full or f.code != "alignment-dataset"]
+    assert found.findings == expected
