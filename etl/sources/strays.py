@@ -28,29 +28,36 @@ def strays(root: Path, folder: str, names: Iterable[str], expect: Expect) -> Ite
     if not names:
         return
     subfolders = _subfolders(root, folder)
-    found: dict[str, list[Finding]] = {"file-misnamed": [], "file-not-used": []}
+    named: dict[str, list[Finding]] = {"file-misnamed": [], "file-not-used": []}
+    others: dict[str, list[str]] = {code: [] for code in named}
     for name in names:
         if name in subfolders:
             finding = _on_subfolder(root, folder, name, expect)
+            if finding is None:
+                continue
+            code = finding.code
         else:
-            finding = _on_file(f"{folder}/{name}", expect(name), root)
-        if finding is not None:
-            found[finding.code].append(finding)
-    for code, findings in found.items():
-        yield from findings[:_NAMED]
-        if rest := findings[_NAMED:]:
-            first, last = (os.path.basename(one.path) for one in (rest[0], rest[-1]))
+            expected = expect(name)
+            code = "file-misnamed" if expected else "file-not-used"
+            finding = None
+        if len(named[code]) < _NAMED:
+            named[code].append(finding or _on_file(f"{folder}/{name}", expected, root))
+        else:
+            others[code].append(name)
+    for code, findings in named.items():
+        yield from findings
+        if rest := others[code]:
             message = (
-                f"{len(rest)} more in this folder, {first!r} to {last!r}: as those before, they "
-                "are not read."
+                f"{len(rest)} more in this folder, {rest[0]!r} to {rest[-1]!r}: as those before, "
+                "they are not read."
             )
             yield Finding(code, folder, message)
 
 
-def first_file(folder: Path, *, is_below: bool = True) -> str:
-    """Return the path of the first file in a folder, or below it, relative to the folder."""
+def first_file(folder: Path) -> str:
+    """Return the path of the first file in a folder or below it, relative to the folder."""
     for top, subfolders, files in os.walk(folder):
-        subfolders[:] = sorted(one for one in subfolders if is_below and not is_litter(one))
+        subfolders[:] = sorted(one for one in subfolders if not is_litter(one))
         if wanted := [one for one in files if not is_litter(one)]:
             return os.path.relpath(os.path.join(top, min(wanted)), folder).replace(os.sep, "/")
     return ""
