@@ -18,10 +18,13 @@ from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
 from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError
 from etl.examine import examine_links, index_headers
+from etl.findings import Finding
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
 from etl.quality.alignment import mark_audited
+from etl.quality.people import finding as same_person
+from etl.quality.people import identifiers, same_people
 from etl.render import render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.review import Reviewed, review
@@ -54,10 +57,13 @@ class _Images(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One row that a build would write, and the codes of the structures in it."""
+    """What is kept of a row that a build would write."""
 
     patient_id: str
-    codes: tuple[int, ...]
+    dicom_path: str
+    codes: tuple[int, ...]  # of the structures in it
+    series_instance_uid: str
+    sop_instance_uid: str
 
 
 def check(
@@ -108,8 +114,10 @@ def check(
             rendered = render_samples(engine, spool, found, options, plan, progress=progress)
             reviewed = review(rendered, spool.findings, found.scheme, options)
         dtype = image_dtype(spool.values)
-        summary = _summary(found, images, _rows(spool, reviewed), dtype, options)
+        rows = _rows(spool, reviewed)
+        summary = _summary(found, images, rows, dtype, options)
         findings = spool.findings if reviewed is None else reviewed.findings
+        findings = findings + _same_people(rows, spool, reviewed, options)
         return Checked(str(data), why, full, summary, sorted(findings, key=finding_order))
 
 
@@ -165,12 +173,31 @@ def _nowhere(spool: Spool, options: BuildOptions) -> Plan:
 def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:
     """Return the rows that a build would write."""
     packed = (one for block, _ in spool.tasks(_BLOCK_SAMPLES) for one in block)
-    samples = map(Sample.unpacked, packed)
     rows = [
-        _Row(sample.link.key.patient_id, tuple(region.code for region in sample.regions))
-        for sample in samples
+        _Row(
+            sample.link.key.patient_id,
+            sample.link.frame.path,
+            tuple(region.code for region in sample.regions),
+            sample.instance.series_instance_uid,
+            sample.instance.sop_instance_uid,
+        )
+        for sample in map(Sample.unpacked, packed)
     ]
     return rows if reviewed is None else list(itertools.compress(rows, reviewed.is_good))
+
+
+def _same_people(
+    rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
+) -> list[Finding]:
+    """Return the findings on people that stand under several ids."""
+    identities = spool.identities()
+    patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
+    series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[-2:])
+    compared = identifiers(patient, study, series, instance)
+    people = same_people(
+        [one.patient_id for one in rows], [one.dicom_path for one in rows], compared
+    )
+    return [same_person(person, {}, options) for person in people]
 
 
 def _summary(

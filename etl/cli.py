@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from etl.findings import Finding
-    from etl.options import Kind, Rasterizer
+    from etl.options import Kind, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -354,6 +354,13 @@ def check(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Your own split: patient_id,split[,fold].",
 )
+@click.option(
+    "--same-person",
+    type=click.Choice(["keep", "separate"]),
+    default="keep",
+    show_default=True,
+    help="Patients that seem to be one person: keep them on one side, or take them as they are.",
+)
 @click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
 @click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges.")
 @click.option(
@@ -398,6 +405,7 @@ def build(
     split_seed: int,
     folds: int | None,
     split_file: Path | None,
+    same_person: "SamePerson",
     no_qc: bool,
     no_audit: bool,
     audit_contours: int | None,
@@ -440,6 +448,7 @@ def build(
         split_seed=split_seed,
         folds=folds,
         split_file=str(split_file) if split_file else None,
+        same_person=same_person,
         qc=not no_qc,
         audit=not no_audit,
         audit_contours=audit_contours,
@@ -716,6 +725,8 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+    if "same_person" in given and not given & {"split", "folds"}:
+        raise click.UsageError("--same-person is about --split and --folds: give one of them.")
     if "split_seed" in given and not given & {"split", "folds"}:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 

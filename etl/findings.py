@@ -277,6 +277,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         " none is near an edge; the finding has no row",
         "check whether contours and images are of one acquisition",
     ),
+    "same-person": FindingCode(
+        "warning",
+        "two patients have the same PatientID, StudyInstanceUID, SeriesInstanceUID or "
+        "SOPInstanceUID; row -1",
+        "give them one id, or one side of your split",
+    ),
     "file-misnamed": FindingCode(
         "warning",
         "a file of a linked patient looks like an image or contour, but its name or folder is not "

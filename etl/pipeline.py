@@ -89,7 +89,7 @@ def build(
         reviewed = review(rendered, spool.findings, found.scheme, options)
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
         plan = keep_good(plan, reviewed, spool.contours())
-        return assemble(plan, reviewed, spool.contours(), found, options)
+        return assemble(plan, reviewed, spool.contours(), found, options, spool.identities())
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from builders import copy_tree
 from PIL import Image, ImageDraw
@@ -57,6 +58,22 @@ def test_56_pairs_and_15_images_without_contour(built):
     codes = Counter(finding.code for finding in result.findings)
     assert codes == {"image-no-contour": 15, "alignment-dataset": 1}
     assert data.images.dtype == np.int16
+
+
+def test_two_patients_who_are_one_are_told(patients, tmp_path):
+    root = copy_tree(patients, tmp_path / "data")
+    first, second, third = (root / "dicoms" / name for name in sorted(os.listdir(root / "dicoms")))
+    for path in [*first.iterdir(), *second.iterdir()]:
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "0123456"  # overwritten with X in all three
+        dataset.save_as(path)
+    result = etl.build(root, tmp_path / "out.h5", BuildOptions(split=(50, 25, 25)))
+    (found,) = (one for one in result.findings if one.code == "same-person")
+    ids = f"patients {first.name!r} and {second.name!r} have the same PatientID"
+    assert found.message.startswith(ids)
+    data = loader.open_dataset(tmp_path / "out.h5")
+    sides = dict(zip(data.manifest["patient_id"].tolist(), data.manifest["split"], strict=True))
+    assert sides[first.name] == sides[second.name] != sides[third.name]
 
 
 def test_28_pairs_have_both_contours(built):

@@ -157,7 +157,8 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     result = run(
         "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
         "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
-        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
+        "--same-person", "separate", "--folds", "4", "--workers", "3", "--strict", "--force",
+        "--quiet",
         "--audit-contours", "9", "--exclude-flagged", "image-constant, area-jump,area-jump",
     )  # fmt: skip
     assert result.exit_code == 1
@@ -167,7 +168,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "progress": False, "executor": None,
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
-            split=(60, 20, 20), split_seed=7, folds=4,
+            split=(60, 20, 20), split_seed=7, folds=4, same_person="separate",
             audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
         ),
     }  # fmt: skip
@@ -185,6 +186,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     "arguments",
     [
         ["--no-audit", "--audit-contours", "9"], ["--split-seed", "7"],
+        ["--same-person", "separate"], ["--folds", "2", "--same-person", "some"],
         ["--size", "256"], ["--size", "0x5"], ["--size", "1_0x5"], ["--size", "70000x5"],
         ["--split", "70/15"], ["--split", "70/15/16"], ["--split", "a/b/c"],
         ["--split", "nan/50/50"], ["--split", "-10/60/50"], ["--folds", "1"], ["--workers", "0"],
