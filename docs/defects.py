@@ -181,6 +181,28 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("same-person")
+def _(tree: Tree) -> Planted:
+    first, second = tree.patients[:2]
+    known = pydicom.dcmread(tree.dicom((first, tree.slices(first)[0])))
+    for number in tree.slices(second):
+        tree.edit((second, number), PatientID=known.PatientID)
+    return Planted(options={"split": (50, 25, 25)})
+
+
+@plants("file-misnamed")
+def _(tree: Tree) -> Planted:
+    image = tree.dicom(tree.middle(with_outer=False))
+    image.rename(image.with_suffix(".IMA"))
+    return Planted()
+
+
+@plants("file-not-used")
+def _(tree: Tree) -> Planted:
+    tree.contour(tree.middle(with_outer=False)).with_name("notes.txt").touch()
+    return Planted()
+
+
 @plants("image-no-contour")
 def _(tree: Tree) -> Planted:
     tree.contour(tree.middle(with_outer=False)).unlink()

@@ -17,6 +17,8 @@ from etl.findings import FLAG_CODES, SEVERITY_ORDER, Finding, SampleKey
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan, strings
+from etl.quality.people import Person, identifiers, same_people
+from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import Columns
 from etl.review import Reviewed, rows_by_key
@@ -43,6 +45,7 @@ def assemble(
     contours: npt.NDArray[np.int64],
     found: Discovery,
     options: BuildOptions,
+    identities: npt.NDArray[np.uint64],
 ) -> BuildResult:
     """Write everything but pixels and vertices, which lie in the file already.
 
@@ -50,12 +53,18 @@ def assemble(
     ----------
     contours : int64 array, shape (n, 3)
         (row, label, number of vertices), the rows counted before bad ones were taken out.
+    identities : uint64 array, shape (n, 2)
+        `Identity` of the same rows.
     """
     manifest, scheme = reviewed.manifest, found.scheme
-    findings = sorted(reviewed.findings, key=_order)
-    rows, other_rows = _rows(findings, manifest)
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
-    sides = split.assign(Counter(patients), options, found.sides)
+    people = _people(patients, manifest, identities[reviewed.is_good])
+    together = people if options.same_person == "keep" else []
+    ids = [person.patient_ids for person in together]
+    sides = split.assign(Counter(patients), options, found.sides, ids)
+    same = [same_person(person, sides, options) for person in people]
+    findings = sorted(reviewed.findings + same, key=finding_order)
+    rows, other_rows = _rows(findings, manifest)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
@@ -106,7 +115,7 @@ def assemble(
     return BuildResult(plan.n_rows, findings, found.counts, _notes(options, sides))
 
 
-def _order(finding: Finding) -> tuple[object, ...]:
+def finding_order(finding: Finding) -> tuple[object, ...]:
     """Return the key that sorts findings: errors first, numbers in paths by value."""
     pieces = re.findall(r"([0-9]+)|([^0-9]+)", finding.path)
     path = [(int(digits or 0), text) for digits, text in pieces]
@@ -120,6 +129,18 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
         if row >= 0 and finding.code in FLAG_CODES:
             flags[row] |= np.uint64(1 << FLAG_CODES.index(finding.code))
     return flags
+
+
+def _people(
+    patients: Sequence[str], manifest: Columns, identities: npt.NDArray[np.uint64]
+) -> list[Person]:
+    """Return the people that stand under several ids."""
+    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
+    patient, study = identities.T.tolist()
+    series, instance = (
+        manifest[name].tolist() for name in ("series_instance_uid", "sop_instance_uid")
+    )
+    return same_people(patients, paths, identifiers(patient, study, series, instance))
 
 
 def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -> Columns:

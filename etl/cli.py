@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from etl.findings import Finding
-    from etl.options import Kind, Rasterizer
+    from etl.options import Kind, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -216,33 +216,32 @@ def cli() -> None:
     """Turn a folder of DICOM images and drawn contours into one HDF5 file, and look into it.
 
     \b
+    dicom-etl check data/           what a build would take and refuse
     dicom-etl build data/ out.h5    parse every DICOM and contour once
     dicom-etl report out.h5         what is in it, and what looks wrong
     """  # noqa: D301  click wants the character itself: lines as they are
 
 
-@cli.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
+# Of the commands that look at an input.
+_LAYOUT: Final = click.option(
     "--layout",
     type=click.Choice(["auto", "link", "table"]),
     default="auto",
     show_default=True,
     help="How DATA is laid out: a folder with link.csv, a table of annotations, or found by name.",
 )
-@click.option(
+_CONTOUR_KINDS: Final = click.option(
     "--contours",
     type=click.Choice(list(_CONTOURS)),
     help="With link.csv: i inner (blood pool), o outer (heart muscle), or both.  [default: i]",
 )
-@click.option(
+_STRUCTURES: Final = click.option(
     "--structures",
     type=_Names(),
     help="With a table: labels to take, codes from 1 in this order, later ones on top.  "
     "[default: all]",
 )
-@click.option(
+_SIZE: Final = click.option(
     "--size",
     type=_Size(),
     metavar="ROWSxCOLUMNS",
@@ -250,6 +249,98 @@ def cli() -> None:
     show_default=True,
     help="The size every image must have; others are rejected and named.",
 )
+_CONTOUR_ORIGIN: Final = click.option(
+    "--contour-origin",
+    type=click.Choice(["0", "1"]),
+    default="0",
+    show_default=True,
+    help="1 for contour files that count pixels from 1.",
+)
+_PARTIAL: Final = click.option(
+    "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
+)
+_WORKERS: Final = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes.  [default: the cores this process may use]",
+)
+
+
+@cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@_LAYOUT
+@_CONTOUR_KINDS
+@_STRUCTURES
+@_SIZE
+@_CONTOUR_ORIGIN
+@_PARTIAL
+@click.option(
+    "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all findings to this table.",
+)
+@click.option("--force", is_flag=True, help="Replace what --csv finds in its place.")
+@_WORKERS
+def check(
+    data: Path,
+    layout: str,
+    contours: str | None,
+    structures: tuple[str, ...] | None,
+    size: tuple[int, int],
+    contour_origin: str,
+    partial: bool,
+    full: bool,
+    as_json: bool,
+    csv_file: Path | None,
+    force: bool,
+    workers: int | None,
+) -> None:
+    """Say what a build of DATA would take and refuse, and write no OUT.
+
+    Reads headers and annotations, which takes seconds.
+    """
+    import json
+
+    _check_build_options()
+    from etl.workers import local_pool
+
+    n_workers = workers or local_pool.available_cores()
+    local_pool.start_early(n_workers)
+    from etl.check import check as check_input
+    from etl.options import BuildOptions
+
+    options = BuildOptions(
+        layout=layout,
+        contours=_CONTOURS[contours] if contours else None,
+        structures=structures,
+        rows=size[0],
+        columns=size[1],
+        contour_origin=int(contour_origin),
+        partial=partial,
+    )
+    found = check_input(data, options, workers=n_workers, full=full, progress=True)
+    if csv_file is not None:
+        found.write_csv(csv_file, force=force)
+    lines = [json.dumps(found.to_json(), indent=2)] if as_json else found.text()
+    for line in lines:
+        click.echo(line)
+    if csv_file is not None and not as_json:
+        _print(f"Findings written to {csv_file}.")
+    found.require_rows()
+
+
+@cli.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_LAYOUT
+@_CONTOUR_KINDS
+@_STRUCTURES
+@_SIZE
 @click.option(
     "--rasterizer",
     type=click.Choice(["center", "pillow"]),
@@ -257,16 +348,8 @@ def cli() -> None:
     show_default=True,
     help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
 )
-@click.option(
-    "--contour-origin",
-    type=click.Choice(["0", "1"]),
-    default="0",
-    show_default=True,
-    help="1 for contour files that count pixels from 1.",
-)
-@click.option(
-    "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
-)
+@_CONTOUR_ORIGIN
+@_PARTIAL
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -280,6 +363,13 @@ def cli() -> None:
     "--split-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Your own split: patient_id,split[,fold].",
+)
+@click.option(
+    "--same-person",
+    type=click.Choice(["keep", "separate"]),
+    default="keep",
+    show_default=True,
+    help="Patients that seem to be one person: keep them on one side, or take them as they are.",
 )
 @click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
 @click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges.")
@@ -296,11 +386,7 @@ def cli() -> None:
     type=_Codes(_flag_codes),
     help="Leave out rows with these warnings, such as area-jump,image-constant.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes.  [default: the cores this process may use]",
-)
+@_WORKERS
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
@@ -329,6 +415,7 @@ def build(
     split_seed: int,
     folds: int | None,
     split_file: Path | None,
+    same_person: "SamePerson",
     no_qc: bool,
     no_audit: bool,
     audit_contours: int | None,
@@ -372,6 +459,7 @@ def build(
         split_seed=split_seed,
         folds=folds,
         split_file=str(split_file) if split_file else None,
+        same_person=same_person,
         qc=not no_qc,
         audit=not no_audit,
         audit_contours=audit_contours,
@@ -414,7 +502,8 @@ def build(
                 rows = [
                     FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings
                 ]
-                for line in findings_text(group_findings(rows), str(out), ("error", "warning")):
+                groups = group_findings(rows)
+                for line in findings_text(groups, f"dicom-etl report {out}", ("error", "warning")):
                     click.echo(line)
 
 
@@ -661,6 +750,8 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+    if "same_person" in given and not given & {"split", "folds"}:
+        raise click.UsageError("--same-person is about --split and --folds: give one of them.")
     if "split_seed" in given and not given & {"split", "folds"}:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 

@@ -188,6 +188,7 @@ def _packed(
         contours=np.array(contours, np.int64).reshape(-1, 3),
         vertices=np.concatenate([np.empty((0, 2)), *vertices]),
         values=reduce(or_, ranges, EMPTY_RANGE),
+        identities=np.array([one.instance.identity for one in samples], np.uint64).reshape(-1, 2),
         findings=findings,
     )
 

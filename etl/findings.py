@@ -277,6 +277,18 @@ CODES: Final[Mapping[str, FindingCode]] = {
         " none is near an edge; the finding has no row",
         "check whether contours and images are of one acquisition",
     ),
+    "same-person": FindingCode(
+        "warning",
+        "two patients have the same PatientID, StudyInstanceUID, SeriesInstanceUID or "
+        "SOPInstanceUID; row -1",
+        "give them one id, or one side of your split",
+    ),
+    "file-misnamed": FindingCode(
+        "warning",
+        "a file of a linked patient looks like an image or contour, but its name or folder is not "
+        "one that the build reads",
+        "rename or move it as the message says",
+    ),
     "structure-missing": FindingCode(
         "warning",
         "`--structures` names a label that no annotation has",
@@ -286,6 +298,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "info",
         "a label of the table is not among `--structures`",
         "add it if you want it",
+    ),
+    "file-not-used": FindingCode(
+        "info",
+        "the folders of a linked patient hold another file or folder",
+        "",
     ),
     "image-no-contour": FindingCode(
         "info",

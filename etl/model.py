@@ -118,6 +118,16 @@ class EncapsulatedPixels(NamedTuple):
 PixelStorage: TypeAlias = NativePixels | EncapsulatedPixels
 
 
+class Identity(NamedTuple):
+    """Digests of what tells people apart; 0 where a header tells nothing. Never written."""
+
+    patient: int  # PatientID
+    study: int  # StudyInstanceUID
+
+
+NOBODY: Final = Identity(0, 0)
+
+
 class Instance(NamedTuple):
     """One frame of a DICOM file: its attributes and pixels; NaN or empty where it has no value."""
 
@@ -139,6 +149,7 @@ class Instance(NamedTuple):
     in_stack_position: float = math.nan  # from 1
     temporal_position: float = math.nan  # from 1
     warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is worth knowing of it
+    identity: Identity = NOBODY  # in memory only
 
     @property
     def plane(self) -> ImagePlane:
@@ -151,8 +162,8 @@ class Instance(NamedTuple):
         )
 
     def plain(self) -> tuple[object, ...]:
-        """Return the instance as tuples of no class, which pickle quickly."""
-        pixels, storage, *attributes = self
+        """Return the instance as tuples of no class, which pickle quickly; of nobody."""
+        pixels, storage, *attributes = self._replace(identity=NOBODY)
         return tuple(pixels), isinstance(storage, NativePixels), tuple(storage), attributes
 
     @classmethod
@@ -235,6 +246,7 @@ class Examined:
     contours: npt.NDArray[np.int64]  # (n, 3): position in `samples`, label, number of vertices
     vertices: Vertices  # of all these contours, one after the other
     values: ValueRange  # over the samples
+    identities: npt.NDArray[np.uint64]  # (n, 2): `Identity` of each sample
     findings: list[Finding]
 
 

@@ -9,6 +9,7 @@ from etl.findings import FLAG_CODES
 
 Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
 Rasterizer = Literal["center", "pillow"]
+SamePerson = Literal["keep", "separate"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
 
@@ -50,6 +51,9 @@ class BuildOptions:
         Number of cross-validation folds over the patients that are not test.
     split_file : str, optional
         The user's own split file (patient_id,split[,fold]).
+    same_person : {"keep", "separate"}
+        Whether `split` and `folds` keep patients together that seem to be one person; see
+        `etl.quality.people`.
     qc : bool
         Check what was drawn and how the rows agree; see `etl.quality.rows`.
     audit : bool
@@ -75,6 +79,7 @@ class BuildOptions:
     split_seed: int = 0
     folds: int | None = None
     split_file: str | None = None
+    same_person: SamePerson = "keep"
     qc: bool = True
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
@@ -94,6 +99,7 @@ class BuildOptions:
         if unknown := set(codes) - set(FLAG_CODES):
             raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
+        _require_among("same_person", self.same_person, get_args(SamePerson))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)

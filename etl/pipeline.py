@@ -91,7 +91,7 @@ def build(
         reviewed = review(rendered, spool.findings, found.scheme, options)
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
         plan = keep_good(plan, reviewed, spool.contours())
-        result = assemble(plan, reviewed, spool.contours(), found, options)
+        result = assemble(plan, reviewed, spool.contours(), found, options, spool.identities())
     return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 

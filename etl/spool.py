@@ -38,6 +38,7 @@ class Spool:
         self.values: ValueRange = EMPTY_RANGE
         self.n_vertices = 0
         self._n_bytes = array("q")  # of each packed sample
+        self._identities: list[npt.NDArray[np.uint64]] = []
         self._contours: list[npt.NDArray[np.int64]] = []  # of each stretch, see `contours`
         self._samples = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
         self._vertices = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
@@ -60,12 +61,17 @@ class Spool:
         for sample in examined.samples:
             self._n_bytes.append(self._samples.write(sample))
         self._contours.append(examined.contours + np.array([first, 0, 0]))
+        self._identities.append(examined.identities)
         self._vertices.write(examined.vertices.tobytes())
         self.n_vertices += len(examined.vertices)
 
     def contours(self) -> npt.NDArray[np.int64]:
         """Return (row, label, number of vertices) of each contour, by row; shape (n, 3)."""
         return np.concatenate([np.empty((0, 3), np.int64), *self._contours])
+
+    def identities(self) -> npt.NDArray[np.uint64]:
+        """Return the `Identity` of each sample; shape (n, 2)."""
+        return np.concatenate([np.empty((0, 2), np.uint64), *self._identities])
 
     def tasks(self, n_rows: int) -> Iterator[tuple[list[bytes], int]]:
         """Yield (packed samples, first row) of one chunk of rows after the other."""

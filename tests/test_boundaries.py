@@ -18,6 +18,7 @@ MOST_MODULES_ON_TOP = 18
 ROOMS = {
     "etl": "command",
     "etl.__main__": "command",
+    "etl.check": "command",
     "etl.cli": "command",
     "etl.pipeline": "command",
     "etl.errors": "records",

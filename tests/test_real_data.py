@@ -6,12 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from builders import copy_tree
 from PIL import Image, ImageDraw
 
 import etl
 import loader
+from etl.check import check
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
 from etl.options import BuildOptions
@@ -56,6 +58,22 @@ def test_56_pairs_and_15_images_without_contour(built):
     codes = Counter(finding.code for finding in result.findings)
     assert codes == {"image-no-contour": 15, "alignment-dataset": 1}
     assert data.images.dtype == np.int16
+
+
+def test_two_patients_who_are_one_are_told(patients, tmp_path):
+    root = copy_tree(patients, tmp_path / "data")
+    first, second, third = (root / "dicoms" / name for name in sorted(os.listdir(root / "dicoms")))
+    for path in [*first.iterdir(), *second.iterdir()]:
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "0123456"  # overwritten with X in all three
+        dataset.save_as(path)
+    result = etl.build(root, tmp_path / "out.h5", BuildOptions(split=(50, 25, 25)))
+    (found,) = (one for one in result.findings if one.code == "same-person")
+    ids = f"patients {first.name!r} and {second.name!r} have the same PatientID"
+    assert found.message.startswith(ids)
+    data = loader.open_dataset(tmp_path / "out.h5")
+    sides = dict(zip(data.manifest["patient_id"].tolist(), data.manifest["split"], strict=True))
+    assert sides[first.name] == sides[second.name] != sides[third.name]
 
 
 def test_28_pairs_have_both_contours(built):
@@ -144,3 +162,14 @@ def test_workers_and_a_copy_elsewhere_give_the_same_bytes(patients, tmp_path):
     for out, source, workers in (("a", patients, 1), ("b", patients, 2), ("c", copy, 5)):
         etl.build(source, tmp_path / out, workers=workers)
     assert len({(tmp_path / out).read_bytes() for out in "abc"}) == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_check_says_what_the_build_does(patients, built, full):
+    found = check(patients, BuildOptions(contours=("i",)), full=full)
+    result, _ = built(contours=("i",))
+    assert found.summary.n_rows == result.n_rows == 56
+    assert found.summary.sizes == [((256, 256), 56)]
+    assert found.summary.n_series == 3
+    expected = [f for f in result.findings if full or f.code != "alignment-dataset"]
+    assert found.findings == expected

@@ -16,9 +16,11 @@ from etl.errors import ImageError
 
 TRANSFER_SYNTAX_UID: Final = 0x00020010
 SOP_INSTANCE_UID: Final = 0x00080018
+PATIENT_ID: Final = 0x00100020
 TRIGGER_TIME: Final = 0x00181060
 FRAME_TIME: Final = 0x00181063
 FRAME_TIME_VECTOR: Final = 0x00181065
+STUDY_INSTANCE_UID: Final = 0x0020000D
 SERIES_INSTANCE_UID: Final = 0x0020000E
 INSTANCE_NUMBER: Final = 0x00200013
 IMAGE_POSITION: Final = 0x00200032
@@ -60,9 +62,11 @@ OVERLAYS: Final = tuple(
 KEYWORDS: Final = {
     TRANSFER_SYNTAX_UID: "TransferSyntaxUID",
     SOP_INSTANCE_UID: "SOPInstanceUID",
+    PATIENT_ID: "PatientID",
     TRIGGER_TIME: "TriggerTime",
     FRAME_TIME: "FrameTime",
     FRAME_TIME_VECTOR: "FrameTimeVector",
+    STUDY_INSTANCE_UID: "StudyInstanceUID",
     SERIES_INSTANCE_UID: "SeriesInstanceUID",
     INSTANCE_NUMBER: "InstanceNumber",
     IMAGE_POSITION: "ImagePositionPatient",

@@ -54,6 +54,7 @@ from etl.dicom.elements import (
 )
 from etl.dicom.encapsulated import Fragments, find_frames
 from etl.dicom.header import BIG_ENDIAN, NATIVE, Header, read_header, read_value
+from etl.dicom.identity import identity
 from etl.dicom.pixels import modality_range, stored_range
 from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError
@@ -187,6 +188,7 @@ def _instance(file: BinaryIO, opened: _Opened, frame_number: int | None) -> tupl
         trigger_time=values.number(TRIGGER_TIME),
         frame_number=number,
         number_of_frames=n_frames,
+        identity=identity(elements),
     )
     if groups is not None or n_frames > 1 or TEMPORAL_POSITION in elements:
         instance = _with_frame_content(instance, values)

@@ -1,12 +1,15 @@
 """Patients → train, validation, test and folds; no patient is ever on two sides.
 
+Patients that are one person move as one.
+
 Patients stand in the order of a keyed hash of their id, and the line is cut where the shares of
 samples come closest. A new patient shifts the cuts a little, so that few others change sides.
 """
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +25,7 @@ def assign(
     n_samples: Mapping[str, int],
     options: BuildOptions,
     sides: Mapping[str, tuple[int, int]] | None = None,
+    people: Iterable[Sequence[str]] = (),
 ) -> dict[str, tuple[int, int]]:
     """Return patient_id → (split code, fold), as the manifest has them.
 
@@ -33,6 +37,9 @@ def assign(
         `split` or `split_file`, `folds`, `split_seed`.
     sides : mapping, optional
         patient_id → (split code, fold) where the input itself says so.
+    people : iterable of sequence of str
+        Patients that are one person, and that what is divided here keeps together. What the user
+        or the input says is taken as it is.
 
     Raises
     ------
@@ -41,6 +48,7 @@ def assign(
     """
     splits = dict.fromkeys(n_samples, NO_SPLIT)
     folds = dict.fromkeys(n_samples, NO_FOLD)
+    leaders = {one: min(ids) for ids in people for one in ids}
     listed = sides
     if options.split_file is not None:
         listed = read_split_file(Path(options.split_file))
@@ -48,10 +56,10 @@ def assign(
         for patient_id in listed.keys() & n_samples.keys():
             splits[patient_id], folds[patient_id] = listed[patient_id]
     elif options.split is not None:
-        splits |= _cut(n_samples, options.split, options.split_seed, "split")
+        splits |= _cut(n_samples, leaders, options.split, options.split_seed, "split")
     if options.folds is not None:
         rest = {name: n for name, n in n_samples.items() if splits[name] != _TEST}
-        folds |= _cut(rest, [1.0] * options.folds, options.split_seed, "fold")
+        folds |= _cut(rest, leaders, [1.0] * options.folds, options.split_seed, "fold")
     return {patient_id: (splits[patient_id], folds[patient_id]) for patient_id in n_samples}
 
 
@@ -83,12 +91,32 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _cut(
-    n_samples: Mapping[str, int], shares: Sequence[float], seed: int, purpose: str
+    n_samples: Mapping[str, int],
+    leaders: Mapping[str, str],
+    shares: Sequence[float],
+    seed: int,
+    purpose: str,
 ) -> dict[str, int]:
     """Return patient_id → number of its part, the parts' samples being near their shares.
 
     Where there are patients enough, each part with a share has one at least.
+
+    Parameters
+    ----------
+    leaders : mapping
+        patient_id → the patient in whose part it is; without an entry, its own.
     """
+    together: Counter[str] = Counter()
+    for patient_id, n in n_samples.items():
+        together[leaders.get(patient_id, patient_id)] += n
+    parts = _cut_apart(together, shares, seed, purpose)
+    return {patient_id: parts[leaders.get(patient_id, patient_id)] for patient_id in n_samples}
+
+
+def _cut_apart(
+    n_samples: Mapping[str, int], shares: Sequence[float], seed: int, purpose: str
+) -> dict[str, int]:
+    """Return patient_id → number of its part, each patient by itself."""
     patients = sorted(n_samples, key=lambda patient_id: _rank(patient_id, seed, purpose))
     reached = [0, *itertools.accumulate(n_samples[patient_id] for patient_id in patients)]
     wanted = [share > 0 for share in shares]

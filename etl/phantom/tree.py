@@ -24,7 +24,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 from etl.errors import EtlError
 from etl.phantom.heart import Cine, contour_outline, contour_vertices, contraction, draw_anatomy
 from etl.phantom.image import COLUMNS, ROWS, Scene, short_axis_image, slice_scene
-from etl.sources.link_csv import CONTOUR_FOLDER, DICOM_FOLDER, LINK_FILE
+from etl.sources.link_csv import LINK_FILE
+from etl.sources.names import CONTOUR_FOLDER, DICOM_FOLDER
 
 TRUTH_FILE: Final = "truth.csv"
 

@@ -184,7 +184,7 @@ def group_findings(findings: Iterable[FindingRow]) -> list[FindingGroup]:
 def summary_text(summary: Summary) -> Iterator[str]:
     """Yield the lines of a summary that a person reads in ten seconds; all are printable."""
     yield from map(printable, _summary_lines(summary))
-    yield from findings_text(summary.findings, summary.path, SEVERITY_ORDER)
+    yield from findings_text(summary.findings, f"dicom-etl report {summary.path}", SEVERITY_ORDER)
 
 
 def _summary_lines(summary: Summary) -> Iterator[str]:
@@ -216,10 +216,10 @@ def _summary_lines(summary: Summary) -> Iterator[str]:
         yield "  Alignment not measured: --no-audit, or no structure whose contrast is known"
     if summary.alignment is not None:
         yield f"  Alignment {_alignment_text(summary.alignment)}"
-    yield f"  Sources   {', '.join(_sources_text(summary.sources))}"
+    yield f"  Sources   {', '.join(sources_text(summary.sources))}"
 
 
-def _sources_text(counts: Mapping[str, int]) -> Iterator[str]:
+def sources_text(counts: Mapping[str, int]) -> Iterator[str]:
     """Yield what was found in the input, in the words of its layout."""
     for name, words in _SOURCE_WORDS.items():
         if name in counts:
@@ -229,9 +229,17 @@ def _sources_text(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def findings_text(
-    groups: list[FindingGroup], path: str, with_examples: Container[str]
+    groups: list[FindingGroup], command: str, with_examples: Container[str]
 ) -> Iterator[str]:
-    """Yield findings by severity and code, those of some severities with examples."""
+    """Yield findings by severity and code, those of some severities with examples.
+
+    Parameters
+    ----------
+    command : str
+        What lists all of them, with `--csv findings.csv`.
+    with_examples : container of str
+        Severities.
+    """
     if not groups:
         yield ""
         yield "Nothing was rejected, unmatched or suspicious."
@@ -246,7 +254,7 @@ def findings_text(
             if severity in with_examples:
                 yield from _examples_text(group)
     yield ""
-    yield printable(f"All findings: dicom-etl report {path} --csv findings.csv")
+    yield printable(f"All findings: {command} --csv findings.csv")
 
 
 def _examples_text(group: FindingGroup) -> Iterator[str]:
@@ -277,12 +285,12 @@ def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(FindingRow._fields)
-    table.writerows([_no_formula(cell) for cell in finding] for finding in read_findings(dataset))
+    table.writerows([no_formula(cell) for cell in finding] for finding in read_findings(dataset))
     with target.replacing(path, force=force) as partial:
         partial.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
 
 
-def _no_formula(value: str | int) -> str | int:
+def no_formula(value: str | int) -> str | int:
     """Return a printable cell that no spreadsheet runs as a formula."""
     if not isinstance(value, str):
         return value

@@ -5,16 +5,23 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from etl.errors import EtlError
+from etl.sources.strays import find_near
 from loader.format import NO_FOLD, SPLITS
+
+_NAMES_OF_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SEPARATOR_LINE: Final = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)
+_TEXT_CELL: Final = re.compile(r'="(.*)"', re.DOTALL)
 
 
 def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column → value) of a table as people write it.
 
     A byte order mark, CRLF, blank lines, blanks around values, columns in any order and further
-    columns are all fine; names of columns are compared without case.
+    columns are all fine; names of columns are compared without case. A first line `sep=;` names
+    another separator than the comma, and `="P1"` is P1, as spreadsheets have it.
 
     Raises
     ------
@@ -33,7 +40,8 @@ def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[
         text = path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EtlError(
-            f"Table not usable: {path}: no such file. Write one with the columns {expected}."
+            f"Table not usable: {path}: no such file. {_where_it_is(path)}Write one with the "
+            f"columns {expected}."
         ) from error
     except UnicodeDecodeError as error:
         raise EtlError(
@@ -45,26 +53,54 @@ def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[
     if "\0" in text:
         raise EtlError(f"Table not usable: {path}: not text (NUL bytes). Save it as CSV (UTF-8).")
     lines = ((i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip())
-    _, header = next(lines, (1, ""))
-    columns = [column.casefold() for column in _cells(header)]
+    number, header = next(lines, (1, ""))
+    separator = ","
+    if said := _SEPARATOR_LINE.fullmatch(header):
+        separator = said[1]
+        number, header = next(lines, (number + 1, ""))
+    columns = [column.casefold() for column in _cells(header, separator)]
     if missing := [column for column in required if columns.count(column) != 1]:
+        words = _NAMES_OF_SEPARATORS.get(separator, repr(separator))
         raise EtlError(
-            f"Table not usable: {path}, line 1: expected each of the columns {expected} once, "
-            f"separated by commas, found {header.strip()[:80]!r} (look at: {', '.join(missing)})."
+            f"Table not usable: {path}, line {number}: expected each of the columns {expected} "
+            f"once, separated by {words}, found {header.strip()[:80]!r} (look at: "
+            f"{', '.join(missing)}).{_advice(header, separator)}"
         )
     for number, line in lines:
-        cells = _cells(line)
+        cells = _cells(line, separator)
         if any(cells):  # spreadsheets write empty rows as lone commas
             yield number, dict(zip(columns, cells, strict=False))
 
 
-def _cells(line: str) -> list[str]:
+def _where_it_is(path: Path) -> str:
+    """Return a sentence on a table of this name in a folder nearby; empty where there is none."""
+    near = find_near(path.parent, [path.name])
+    return f"There is one at {near[0]}: give its folder. " if near else ""
+
+
+def _advice(header: str, separator: str) -> str:
+    """Return what to do about a header that has another separator than was said."""
+    other = next((one for one in _NAMES_OF_SEPARATORS if one != separator and one in header), "")
+    if not other or separator in header:
+        return ""
+    shown = "a tab" if other == "\t" else repr(other)
+    words = _NAMES_OF_SEPARATORS.get(separator, repr(separator))
+    return f" Put a line sep= with {shown} behind it above, or save it with {words}."
+
+
+def _cells(line: str, separator: str) -> list[str]:
     """Split one line; each stands alone, so that a stray quote spoils no other."""
     try:
-        cells = next(csv.reader([line.strip()]), [])
+        cells = next(csv.reader([line.strip(" \r\n")], delimiter=separator), [])
     except csv.Error:  # a field beyond the module's limit
-        cells = line.split(",")
-    return [cell.strip() for cell in cells]
+        cells = line.split(separator)
+    return [_plain(cell.strip()) for cell in cells]
+
+
+def _plain(cell: str) -> str:
+    """Return what a spreadsheet shows of a cell that is written as a formula of its text."""
+    found = _TEXT_CELL.fullmatch(cell)
+    return found[1].replace('""', '"').strip() if found else cell
 
 
 def parse_side(split: str, fold: str, where: str) -> tuple[int, int]:

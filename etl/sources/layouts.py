@@ -7,6 +7,7 @@ from typing import Final
 from etl.errors import EtlError
 from etl.sources import link_csv, table
 from etl.sources.source import Source
+from etl.sources.strays import find_near
 
 AUTO: Final = "auto"
 
@@ -43,6 +44,11 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
             f"Input not usable: {data}: no such file or folder. Give the folder that holds "
             f"{_markers()}."
         )
+    if data.name == link_csv.LINK_FILE and os.path.isfile(data):
+        raise EtlError(
+            f"Input not usable: {data}: is a table of links, which does not name their files. Give "
+            f"the folder that holds it: {data.parent}."
+        )
     found = {name: why for name, source in LAYOUTS.items() if (why := source.recognises(data))}
     if len(found) > 1:
         listed = ", ".join(f"{name} ({why})" for name, why in found.items())
@@ -53,10 +59,19 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
     if not found:
         raise EtlError(
             f"Input not usable: {data}: no layout fits. Give the folder that holds {_markers()}, "
-            "or the table itself."
+            f"or the table itself.{_nearby(data)}"
         )
     ((name, why),) = found.items()
     return LAYOUTS[name], f"Layout {name}: found {why}."
+
+
+def _nearby(data: Path) -> str:
+    """Return a sentence on the inputs above and below a folder that is none."""
+    near = find_near(data, (link_csv.LINK_FILE, table.TABLE_FILE))
+    if not near:
+        return ""
+    more = f" and {len(near) - 1} more" if near[1:] else ""
+    return f" There is {near[0]}{more}: give its folder."
 
 
 def _markers() -> str:

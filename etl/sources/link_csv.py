@@ -5,7 +5,6 @@ dicoms/<patient_id>/<n>.dcm
 contourfiles/<original_id>/{i,o}-contours/IM-0001-<nnnn>-{i,o}contour-manual.txt
 """
 
-import contextlib
 import errno
 import os
 import re
@@ -22,18 +21,20 @@ from etl.model import AnnotationRef, FrameRef, Link
 from etl.options import KINDS, BuildOptions, Kind
 from etl.sources.contour_file import read_region
 from etl.sources.csv_table import read_csv
+from etl.sources.names import (
+    CONTOUR_FOLDER,
+    CONTOUR_NAME,
+    DICOM_FOLDER,
+    DICOM_NAME,
+    Home,
+    alike,
+    home,
+    is_litter,
+)
 from etl.sources.source import Discovery, Source
+from etl.sources.strays import Expect, first_file, strays
 
 LINK_FILE: Final = "link.csv"
-DICOM_FOLDER: Final = "dicoms"
-CONTOUR_FOLDER: Final = "contourfiles"
-
-# ASCII digits only: int() would take "1_0" and other scripts' digits, and two names mean one slice.
-_DICOM_NAME: Final = re.compile(r"0*([0-9]{1,18})\.dcm", re.ASCII | re.IGNORECASE)
-_CONTOUR_NAME: Final = {
-    kind: re.compile(rf"IM-[0-9]+-0*([0-9]{{1,18}})-{kind}contour-manual\.txt", re.ASCII)
-    for kind in ("i", "o")
-}
 _KIND_NAMES: Final = {"i": "i-contour (inner)", "o": "o-contour (outer)"}
 
 
@@ -99,7 +100,7 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
         links=links,
         findings=tally.findings,
         counts=tally.counts,
-        missing=_what_is_missing(tally.counts, kinds),
+        missing=_what_is_missing(data, tally.counts, kinds),
     )
 
 
@@ -121,15 +122,32 @@ def _kinds(options: BuildOptions) -> tuple[Kind, ...]:
     return options.contours or KINDS[:1]
 
 
-def _what_is_missing(counts: dict[str, int], kinds: Sequence[Kind]) -> str:
-    """Return a sentence on what no file at all was found of."""
+def _what_is_missing(data: Path, counts: dict[str, int], kinds: Sequence[Kind]) -> str:
+    """Return what no file at all was found of: the pattern, and an example of what is there."""
     if not counts["patients"]:
         return f"{LINK_FILE} links no patient to contours."
-    missing = [f"{kind}-contour" for kind in kinds if not counts[f"{kind}contours"]]
-    missing += ["DICOM"] * (not counts["dicoms"])
-    if not missing:
-        return ""
-    return f"No {' and no '.join(missing)} file was found; the documentation has their names."
+    missing = [
+        (f"{kind}-contour", CONTOUR_FOLDER, home("", "<original_id>", kind).expected("contour"))
+        for kind in kinds
+        if not counts[f"{kind}contours"]
+    ]
+    if not counts["dicoms"]:
+        missing.append(("DICOM", DICOM_FOLDER, home("<patient_id>", "").expected(".dcm")))
+    return " ".join(
+        f"No {what} file was found: expected {pattern}, found {_what_is_there(data, folder)}."
+        for what, folder, pattern in missing
+    )
+
+
+def _what_is_there(data: Path, folder: str) -> str:
+    """Return an example of the files below a folder of DATA, or of those beside it."""
+    if example := first_file(data / folder):
+        return f"such as {folder}/{example}"
+    folders = [one for one in sorted(os.listdir(data)) if os.path.isdir(data / one)]
+    for other in folders:
+        if other not in {DICOM_FOLDER, CONTOUR_FOLDER} and (example := first_file(data / other)):
+            return f"none below {folder}, but {other}/{example}"
+    return f"none below {folder}"
 
 
 def _read_links(root: Path, tally: _Tally) -> list[_Patient]:
@@ -185,11 +203,16 @@ def _link_patient(
     for folder in (dicom_folder, contour_folder):
         if not os.path.isdir(root / folder):
             who = f"line {patient.line}: patient {patient.patient_id!r}"
-            message = f"{who} has no folder {folder}. Add it or remove the line."
+            message = f"{who} has no folder {folder}. {_what_to_do(root, folder)}"
             tally.add("link-unknown-patient", LINK_FILE, message)
-    dicoms = _list_dicoms(root, dicom_folder, tally)
-    contours = {kind: _list_contours(root, contour_folder, kind, tally) for kind in kinds}
-    _count_other_kinds(root, contour_folder, kinds, tally)
+    place = home(patient.patient_id, patient.original_id)
+    dicoms = _list_dicoms(root, dicom_folder, tally, place.expected)
+    listed = {
+        kind: _list_contours(root, contour_folder, kind, tally, place._replace(kind=kind).expected)
+        for kind in KINDS
+    }
+    contours = {kind: listed[kind] for kind in kinds}
+    _list_beside_contours(root, place, tally)
     if len(kinds) > 1 and os.path.isdir(root / contour_folder):
         for kind in kinds:
             folder = f"{contour_folder}/{kind}-contours"
@@ -211,6 +234,22 @@ def _link_patient(
             AnnotationRef(_code(kind, kinds), link[kind]) for kind in kinds if kind in link
         )
         yield Link(key, patient.original_id, FrameRef(link["dicom"]), annotations)
+
+
+def _what_to_do(root: Path, folder: str) -> str:
+    """Return the advice for a folder that is not there; names one that differs a little."""
+    above, name = os.path.split(folder)
+    try:
+        others = os.listdir(root / above)
+    except OSError:
+        others = []
+    other = alike(name, others)
+    if other and os.path.isdir(root / above / other):
+        return (
+            f'There is {above}/{other}: write its name, as ="{other}" where a spreadsheet drops '
+            "leading zeros."
+        )
+    return "Add it or remove the line."
 
 
 def _code(kind: Kind, kinds: Sequence[Kind]) -> int:
@@ -245,42 +284,53 @@ def _link_slice(
     return {"dicom": dicoms[0]} | {kind: paths[0] for kind, paths in contours.items() if paths}
 
 
-def _list_dicoms(root: Path, folder: str, tally: _Tally) -> dict[int, list[str]]:
-    """Return slice number → paths of the DICOM files of one patient."""
-    found = _by_slice(root, folder, _DICOM_NAME, tally)
+def _list_dicoms(
+    root: Path, folder: str, tally: _Tally, expect: Expect | None = None
+) -> dict[int, list[str]]:
+    """Return slice number → paths of the DICOM files of one patient.
+
+    Parameters
+    ----------
+    expect : callable, optional
+        As `strays` takes it; without it, other files are only counted.
+    """
+    found = _by_slice(root, folder, DICOM_NAME, tally, expect)
     tally.counts["dicoms"] += sum(map(len, found.values()))
     return found
 
 
 def _list_contours(
-    root: Path, contour_folder: str, kind: Kind, tally: _Tally
+    root: Path, contour_folder: str, kind: Kind, tally: _Tally, expect: Expect | None = None
 ) -> dict[int, list[str]]:
     """Return slice number → paths of the contour files of one patient and kind."""
-    found = _by_slice(root, f"{contour_folder}/{kind}-contours", _CONTOUR_NAME[kind], tally)
+    found = _by_slice(root, f"{contour_folder}/{kind}-contours", CONTOUR_NAME[kind], tally, expect)
     tally.counts[f"{kind}contours"] += sum(map(len, found.values()))
     return found
 
 
-def _count_other_kinds(
-    root: Path, contour_folder: str, kinds: tuple[Kind, ...], tally: _Tally
-) -> None:
-    """Count the contours of a kind that is not paired; nothing else of it matters."""
-    for kind in set(KINDS) - set(kinds):
-        with contextlib.suppress(OSError):
-            names = os.listdir(root / contour_folder / f"{kind}-contours")
-            is_contour = _CONTOUR_NAME[kind].fullmatch
-            tally.counts[f"{kind}contours"] += sum(is_contour(name) is not None for name in names)
+def _list_beside_contours(root: Path, place: Home, tally: _Tally) -> None:
+    """Say what stands beside the folders of a patient's contours."""
+    folders = {f"{kind}-contours" for kind in KINDS}
+    names = [name for name in _names(root, place.contours, tally) if name not in folders]
+    tally.counts["ignored_files"] += len(names)
+    others = [name for name in names if not is_litter(name)]
+    tally.findings += strays(root, place.contours, others, place._replace(kind=KINDS[0]).expected)
 
 
 def _by_slice(
-    root: Path, folder: str, name: re.Pattern[str], tally: _Tally
+    root: Path, folder: str, name: re.Pattern[str], tally: _Tally, expect: Expect | None
 ) -> dict[int, list[str]]:
     slices: dict[int, list[str]] = defaultdict(list)
+    others: list[str] = []
     for entry in _names(root, folder, tally):
         if match := name.fullmatch(entry):
             slices[int(match[1])].append(f"{folder}/{entry}")
         else:
-            tally.counts["ignored_files"] += 1
+            others.append(entry)
+    tally.counts["ignored_files"] += len(others)
+    if expect is not None:
+        named = [entry for entry in others if not is_litter(entry)]
+        tally.findings += strays(root, folder, named, expect)
     return slices
 
 
@@ -295,10 +345,9 @@ def _list_unlinked(
                 tally.add("image-no-contour", path, why)
     for original_id in _folders(root, CONTOUR_FOLDER, (p.original_id for p in patients), tally):
         folder = f"{CONTOUR_FOLDER}/{original_id}"
-        _count_other_kinds(root, folder, kinds, tally)
-        for kind in kinds:
+        for kind in KINDS:
             for paths in _list_contours(root, folder, kind, tally).values():
-                for path in paths:
+                for path in paths if kind in kinds else ():
                     tally.add("contour-no-image", path, why)
 
 

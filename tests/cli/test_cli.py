@@ -40,7 +40,7 @@ def run(*arguments):
 
 def test_version_and_help():
     assert run("--version").output == f"dicom-etl, version {file_format.VERSION}\n"
-    for command in ([], ["build"], ["report"], ["phantom"]):
+    for command in ([], ["check"], ["build"], ["report"], ["phantom"]):
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert "Usage:" in result.output
@@ -48,7 +48,7 @@ def test_version_and_help():
 
 def test_commands_show_in_the_order_a_user_runs_them():
     text = run("--help").output
-    places = [text.index(f"\n  {name} ") for name in ("build", "report", "phantom")]
+    places = [text.index(f"\n  {name} ") for name in ("check", "build", "report", "phantom")]
     assert places == sorted(places)
 
 
@@ -74,6 +74,56 @@ def test_build_then_report(root, tmp_path):
         f"Note: {tmp_path / 'pictures'} also has what is not of {out}, left as it was: "
         "1 in all, such as P1_slice0077.png.\n"
     )
+
+
+def test_check(root, tmp_path):
+    write_dicom(root, "P1", "3.IMA", b"")
+    result = run("check", root, *SIZE, "--workers", "1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "A build would write 6 of 6 pairs, of 2 patients" in result.stdout
+    result = run("check", root, *SIZE, "--full", "--json", "--csv", tmp_path / "f.csv")
+    assert json.loads(result.stdout)["is_full"]
+    assert "file-misnamed" in (tmp_path / "f.csv").read_text("utf-8-sig")
+    result = run("check", root, *SIZE, "--csv", tmp_path / "f.csv")
+    assert (result.exit_code, result.stdout) == (1, "")
+    result = run("check", root, *SIZE, "--csv", tmp_path / "f.csv", "--force")
+    assert result.stdout.endswith(f"Findings written to {tmp_path / 'f.csv'}.\n")
+
+
+def test_check_fails_where_a_build_would_have_no_row(root):
+    result = run("check", root, "--contours", "i,o", "--partial")
+    assert result.exit_code == 1
+    assert "image-size" in result.stdout
+    assert result.stderr == "Error: Nothing to build: no usable pair of image and contour.\n"
+    assert run("check", root / "nowhere").exit_code == 1
+    assert run("check", root, "--partial").exit_code == 2
+
+
+def test_the_options_of_check_are_those_of_build_and_reach_it(monkeypatch):
+    seen = {}
+
+    def check(data, options, **keywords):
+        seen.update(data=data, options=options, **keywords)
+        raise EtlError("stop here")
+
+    import etl.check
+
+    monkeypatch.setattr(etl.check, "check", check)
+    result = run(
+        "check", "DATA", "--layout", "link", "--contours", "i,o", "--size", "12X34",
+        "--contour-origin", "1", "--partial", "--full", "--workers", "3",
+    )  # fmt: skip
+    assert result.output == "Error: stop here\n"
+    assert seen == {
+        "data": Path("DATA"), "workers": 3, "full": True, "progress": True,
+        "options": BuildOptions(("i", "o"), 12, 34, contour_origin=1, partial=True, layout="link"),
+    }  # fmt: skip
+    run("check", "DATA", "--structures", "b,a")
+    assert seen["options"] == BuildOptions(structures=("b", "a"))
+    mine, builds = ({p.name: p for p in cli.commands[name].params} for name in ("check", "build"))
+    own = {"full", "as_json", "csv_file", "force", "data"}
+    for name in mine.keys() - own:
+        assert mine[name].to_info_dict() == builds[name].to_info_dict()
 
 
 def test_a_number_that_json_cannot_say_is_told(root, tmp_path):
@@ -108,7 +158,8 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     result = run(
         "build", "DATA", "OUT", "--contours", "o,i", "--size", "12X34", "--rasterizer", "pillow",
         "--contour-origin", "1", "--partial", "--split", "60/20/20", "--split-seed", "7",
-        "--folds", "4", "--workers", "3", "--strict", "--force", "--quiet",
+        "--same-person", "separate", "--folds", "4", "--workers", "3", "--strict", "--force",
+        "--quiet",
         "--audit-contours", "9", "--exclude-flagged", "image-constant, area-jump,area-jump",
     )  # fmt: skip
     assert result.exit_code == 1
@@ -118,7 +169,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
         "progress": False, "executor": None,
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
-            split=(60, 20, 20), split_seed=7, folds=4,
+            split=(60, 20, 20), split_seed=7, folds=4, same_person="separate",
             audit_contours=9, exclude_flagged=("area-jump", "image-constant"),
         ),
     }  # fmt: skip
@@ -136,6 +187,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     "arguments",
     [
         ["--no-audit", "--audit-contours", "9"], ["--split-seed", "7"],
+        ["--same-person", "separate"], ["--folds", "2", "--same-person", "some"],
         ["--size", "256"], ["--size", "0x5"], ["--size", "1_0x5"], ["--size", "70000x5"],
         ["--split", "70/15"], ["--split", "70/15/16"], ["--split", "a/b/c"],
         ["--split", "nan/50/50"], ["--split", "-10/60/50"], ["--folds", "1"], ["--workers", "0"],

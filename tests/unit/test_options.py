@@ -30,6 +30,7 @@ def test_options_have_one_form_whatever_they_were_given_as():
         ({"exclude_flagged": "area-jump"}, TypeError, "exclude_flagged: expected a tuple"),
         ({"exclude_flagged": ("image-size",)}, ValueError, "exclude_flagged: no row is flagged"),
         ({"rasterizer": "foo"}, ValueError, "rasterizer: expected 'center' or 'pillow'"),
+        ({"same_person": "no"}, ValueError, "same_person: expected 'keep' or 'separate'"),
         ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 to 1, found 7"),
         ({"contour_origin": np.int64(1)}, TypeError, "contour_origin: expected a whole number"),
         ({"contour_origin": True}, TypeError, "contour_origin: expected a whole number"),

@@ -25,6 +25,7 @@ from builders import (
 
 import etl
 from etl import examine, render
+from etl.check import check
 from etl.contours.rasterise import rasterise
 from etl.labels import cardiac_scheme
 from etl.options import BuildOptions
@@ -463,3 +464,76 @@ def test_nothing_to_build_says_what_is_missing(tmp_path, lines, kind, words):
     (root / "link.csv").write_text(f"patient_id,original_id\n{lines}")
     with pytest.raises(etl.EtlError, match=words):
         build(root, tmp_path / "out.h5", contours=(kind,))
+
+
+FOUR = (("P1", "A1"), ("P2", "A2"), ("P3", "A3"), ("P4", "A4"))
+
+
+def write_people(root, ids):
+    """Write four patients with a PatientID and a study each."""
+    write_tree(root, FOUR)
+    for seed, patient_id in enumerate(ids):
+        for number in (1, 2, 3):
+            pixels = gradient(seed=1000 * seed + number)
+            uid, study = f"1.2.3.{seed + 1}.{number}", f"1.2.4.{seed}"
+            attributes = {"PatientID": patient_id, "StudyInstanceUID": study}
+            dataset = instance(pixels, uid=uid, SeriesInstanceUID=f"{study}.1", **attributes)
+            write_dicom(root, f"P{seed + 1}", f"{number}.dcm", dataset)
+    return root
+
+
+def sides_of(path):
+    columns = (open_dataset(path).manifest[name].tolist() for name in ("patient_id", "split"))
+    return dict(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_person_under_two_ids_is_told_and_kept_on_one_side(tmp_path, workers):
+    root = write_people(tmp_path / "data", ["SECRET77", "B", "C", "SECRET77"])
+    out = tmp_path / "out.h5"
+    n_apart = 0
+    for seed in range(6):
+        options = {"split": (50, 25, 25), "split_seed": seed, "folds": 2, "workers": workers}
+        result = build(root, out, force=True, **options)
+        sides = sides_of(out)
+        assert sides["P1"] == sides["P4"]
+        (found,) = result.findings
+        assert (found.code, found.severity, found.path) == (
+            "same-person", "warning", "dicoms/P1/1.dcm",
+        )  # fmt: skip
+        assert found.message.startswith("patients 'P1' and 'P4' have the same PatientID:")
+        assert open_dataset(out).findings["row"].tolist() == [-1]
+        assert b"SECRET77" not in out.read_bytes()
+        result = build(root, out, force=True, same_person="separate", **options)
+        sides = sides_of(out)
+        n_apart += sides["P1"] != sides["P4"]
+        assert ("You asked for that" in result.findings[0].message) == (
+            sides["P1"] != sides["P4"] or "two folds" in result.findings[0].message
+        )
+    assert n_apart > 0
+
+
+def test_a_split_of_the_users_own_that_parts_a_person_is_a_leak(tmp_path):
+    root = write_people(tmp_path / "data", ["A", "B", "C", "A"])
+    table = tmp_path / "split.csv"
+    table.write_text("patient_id,split\nP1,train\nP2,train\nP3,validation\nP4,test\n")
+    (found,) = build(root, tmp_path / "out.h5", split_file=str(table)).findings
+    assert "on two sides of the split: 'P1' train, 'P4' test. Scores" in found.message
+    assert sides_of(tmp_path / "out.h5") == {"P1": 0, "P2": 0, "P3": 1, "P4": 2}
+
+
+@pytest.mark.parametrize(
+    "ids", [["A", "B", "C", "D"], ["", "", "C", "D"], ["ANON", "ANON", "C", "D"], ["S1"] * 4]
+)
+def test_ids_that_tell_nothing_are_no_finding(tmp_path, ids):
+    root = write_people(tmp_path / "data", ids)
+    assert build(root, tmp_path / "out.h5").findings == []
+    assert check(root, BuildOptions(**OPTIONS)).findings == []
+
+
+def test_a_check_tells_of_one_person_too(tmp_path):
+    root = write_people(tmp_path / "data", ["A", "B", "C", "A"])
+    expected = build(root, tmp_path / "out.h5").findings
+    assert [finding.code for finding in expected] == ["same-person"]
+    for full in (False, True):
+        assert check(root, BuildOptions(**OPTIONS), full=full).findings == expected

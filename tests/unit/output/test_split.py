@@ -105,3 +105,44 @@ def test_a_bad_file_is_refused_with_the_place(tmp_path, text, words):
     table.write_text(text)
     with pytest.raises(EtlError, match=words):
         read_split_file(table)
+
+
+PEOPLE = [(f"P{i:04d}", f"P{i + 200:04d}", f"P{i + 300:04d}") for i in range(0, 60, 2)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_person_under_several_ids_is_on_one_side_and_shares_stay(seed):
+    options = BuildOptions(split=(70, 15, 15), folds=4, split_seed=seed)
+    sides = assign(MANY, options, people=PEOPLE)
+    assert all(len({sides[one] for one in ids}) == 1 for ids in PEOPLE)
+    apart = assign(MANY, options)
+    assert sum(len({apart[one] for one in ids}) > 1 for ids in PEOPLE) > 20  # else it shows nothing
+    total = sum(MANY.values())
+    for code, share in enumerate((0.7, 0.15, 0.15)):
+        n = sum(MANY[patient] for patient, (found, _) in sides.items() if found == code)
+        assert abs(n / total - share) < 0.01
+
+
+def test_people_move_few_others():
+    options = BuildOptions(split=(70, 15, 15))
+    sides, apart = assign(MANY, options, people=PEOPLE[:3]), assign(MANY, options)
+    known = {one for ids in PEOPLE[:3] for one in ids}
+    assert sum(sides[one] != apart[one] for one in MANY.keys() - known) <= 8
+
+
+def test_a_person_whose_ids_have_no_rows_changes_nothing():
+    options = BuildOptions(split=(50, 25, 25))
+    assert assign(MANY, options, people=[("A", "P0003"), ("B", "C")]).keys() == MANY.keys()
+
+
+def test_what_the_user_or_the_input_says_wins_over_people(tmp_path):
+    table = tmp_path / "split.csv"
+    table.write_text("patient_id,split\nA,train\nB,test\nC,train\nD,train\n")
+    n_samples = dict.fromkeys("ABCD", 5)
+    options = BuildOptions(split_file=str(table), folds=2)
+    sides = assign(n_samples, options, people=[("A", "B"), ("C", "D")])
+    assert [sides[one][0] for one in "ABCD"] == [0, 2, 0, 0]
+    assert sides["B"][1] == -1
+    assert sides["C"][1] == sides["D"][1] != sides["A"][1]
+    given = {"A": (0, 1), "B": (0, 0), "C": (1, -1), "D": (2, -1)}
+    assert assign(n_samples, BuildOptions(), given, [("A", "B"), ("C", "D")]) == given

@@ -80,7 +80,7 @@ def test_what_the_audit_measured_is_a_line_where_it_was_made(data, tmp_path):
 
 def test_a_finding_about_all_has_no_path(data):
     group = report.group_findings([report.FindingRow("warning", "code", "", -1, "they all " * 30)])
-    lines = list(report.findings_text(group, "out.h5", ("warning",)))
+    lines = list(report.findings_text(group, "dicom-etl report out.h5", ("warning",)))
     assert lines[3].startswith("          they all")
     assert max(map(len, lines)) <= 110
     finding = Finding("alignment-dataset", "", "they lie off")
@@ -94,8 +94,8 @@ def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
     assert rows[0]["code"] == "contour-unreadable"
-    assert report._no_formula("=1+1") == "'=1+1"
-    assert report._no_formula("dicoms/=P") == "dicoms/=P"
+    assert report.no_formula("=1+1") == "'=1+1"
+    assert report.no_formula("dicoms/=P") == "dicoms/=P"
     with pytest.raises(etl.EtlError, match="--force"):
         report.write_csv(data, path, force=False)
 
@@ -123,8 +123,8 @@ def test_no_name_steers_a_terminal_or_breaks_a_line(data, tmp_path):
     lines = list(report.summary_text(summary))
     assert all(map(str.isprintable, lines))
     assert sum(line.count(shown) for line in lines) == 6
-    assert report._no_formula("=\n") == "'=\\n"
-    assert report._no_formula("\t=1") == "'\\t=1"
+    assert report.no_formula("=\n") == "'=\\n"
+    assert report.no_formula("\t=1") == "'\\t=1"
 
 
 @pytest.mark.parametrize(

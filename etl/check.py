@@ -1,0 +1,235 @@
+"""The look at an input before it is built: the stages of a build, which write nothing here."""
+
+import contextlib
+import functools
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from etl.assemble import finding_order
+from etl.dicom.codecs import CODECS
+from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
+from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
+from etl.dicom.pixels import image_dtype
+from etl.errors import SourceError
+from etl.examine import examine_links, index_headers
+from etl.findings import Finding
+from etl.model import Link, Sample
+from etl.options import BuildOptions
+from etl.output.row_writer import Plan
+from etl.quality.alignment import mark_audited
+from etl.quality.people import finding as same_person
+from etl.quality.people import identifiers, same_people
+from etl.render import render_samples
+from etl.report.checked import Checked, Patient, StructureCount, Summary
+from etl.review import Reviewed, review
+from etl.sources import layouts
+from etl.sources.files import open_source
+from etl.sources.source import Discovery
+from etl.spool import Spool
+from etl.workers.chunks import chunks, n_chunks
+from etl.workers.engine import Engine, Work, local_engine
+from etl.workers.progress import bar
+
+_BLOCK_SAMPLES: Final = 1024
+_BIG_DATASETS: Final = ("images", "masks")
+
+
+class ImageFacts(NamedTuple):
+    """What the header of an image says, whether or not a build takes it."""
+
+    rows: int
+    columns: int
+    transfer_syntax_uid: str
+    series_instance_uid: str
+
+
+class _Images(NamedTuple):
+    """All links, and the facts of their images: by path, of those that can be read."""
+
+    links: list[Link]
+    facts: Mapping[str, ImageFacts]
+
+
+class _Row(NamedTuple):
+    """What is kept of a row that a build would write."""
+
+    patient_id: str
+    dicom_path: str
+    codes: tuple[int, ...]  # of the structures in it
+    series_instance_uid: str
+    sop_instance_uid: str
+
+
+def check(
+    data: Path,
+    options: BuildOptions,
+    *,
+    workers: int = 1,
+    full: bool = False,
+    progress: bool = False,
+) -> Checked:
+    """Say what a build would take and refuse.
+
+    Parameters
+    ----------
+    data : Path
+        Input folder, or table.
+    options : BuildOptions
+        Those of the build.
+    workers : int
+        Processes on this machine; 1 works in this one.
+    full : bool
+        Decode the pixels and make the checks on them as well; without it, headers and annotations
+        only are read.
+    progress : bool
+        Show progress bars on stderr where that is a terminal.
+
+    Raises
+    ------
+    EtlError
+        The input is not usable at all.
+    """
+    source, why = layouts.choose(data, options.layout)
+    options = source.settle(options)
+    found = source.discover(data, options)
+    n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
+    with (
+        contextlib.closing(Spool(found.findings)) as spool,
+        local_engine(min(workers, max(n_tasks, 1))) as engine,
+    ):
+        found = index_headers(engine, source, found, options, progress=progress)
+        images = _survey_links(engine, found, options, progress=progress)
+        if full and options.has_audit and found.scheme.has_contrast:
+            mark_audited(found.links, found.scheme, options.audit_contours)
+        examine_links(engine, source, found, options, spool, progress=progress)
+        reviewed = None
+        if full and len(spool):
+            plan = _nowhere(spool, options)
+            rendered = render_samples(engine, spool, found, options, plan, progress=progress)
+            reviewed = review(rendered, spool.findings, found.scheme, options)
+        dtype = image_dtype(spool.values)
+        rows = _rows(spool, reviewed)
+        summary = _summary(found, images, rows, dtype, options)
+        findings = spool.findings if reviewed is None else reviewed.findings
+        findings = findings + _same_people(rows, spool, reviewed, options)
+        return Checked(str(data), why, full, summary, sorted(findings, key=finding_order))
+
+
+def survey(root: Path, paths: Sequence[str]) -> list[ImageFacts | None]:
+    """Return what headers say; None for files that cannot be read. Runs in workers."""
+    facts: list[ImageFacts | None] = []
+    for path in paths:
+        try:
+            facts.append(_read_facts(root, path))
+        except SourceError:  # it becomes a finding when its links are examined
+            facts.append(None)
+    return facts
+
+
+def _read_facts(root: Path, path: str) -> ImageFacts:
+    with (
+        open_source(root, path, "image-unreadable") as (descriptor, _),
+        open(descriptor, "rb", buffering=0, closefd=False) as file,
+    ):
+        header = read_header(file)
+    values = Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN)
+    rows, columns = values.required(ROWS), values.required(COLUMNS)
+    return ImageFacts(rows, columns, header.syntax, values.uid(SERIES_INSTANCE_UID))
+
+
+def _survey_links(
+    engine: Engine, found: Discovery, options: BuildOptions, *, progress: bool
+) -> _Images:
+    """Return the links with what their images' headers say."""
+    work: Work[Sequence[str], list[ImageFacts | None]] = Work(
+        run=functools.partial(survey, found.root),
+        divide=lambda paths: [[path] for path in paths],
+        give_up=lambda paths: [None] * len(paths),
+        names=list,
+    )
+    paths = list(dict.fromkeys(link.frame.path for link in found.links))
+    facts: list[ImageFacts | None] = []
+    with bar("sizes and encodings", "files", len(paths), shown=progress) as shown:
+        for part in engine.run(work, chunks(paths, options)):
+            facts += part
+            shown(len(part))
+    known = zip(paths, facts, strict=True)
+    return _Images(list(found.links), {path: one for path, one in known if one is not None})
+
+
+def _nowhere(spool: Spool, options: BuildOptions) -> Plan:
+    """Return the plan of a file that swallows all rows: pixels are checked, and not kept."""
+    offsets = dict.fromkeys(_BIG_DATASETS, 0)
+    size = options.rows, options.columns
+    return Plan(os.devnull, len(spool), *size, image_dtype(spool.values), 0, offsets)
+
+
+def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:
+    """Return the rows that a build would write."""
+    packed = (one for block, _ in spool.tasks(_BLOCK_SAMPLES) for one in block)
+    rows = [
+        _Row(
+            sample.link.key.patient_id,
+            sample.link.frame.path,
+            tuple(region.code for region in sample.regions),
+            sample.instance.series_instance_uid,
+            sample.instance.sop_instance_uid,
+        )
+        for sample in map(Sample.unpacked, packed)
+    ]
+    return rows if reviewed is None else list(itertools.compress(rows, reviewed.is_good))
+
+
+def _same_people(
+    rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
+) -> list[Finding]:
+    """Return the findings on people that stand under several ids."""
+    identities = spool.identities()
+    patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
+    series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[-2:])
+    compared = identifiers(patient, study, series, instance)
+    people = same_people(
+        [one.patient_id for one in rows], [one.dicom_path for one in rows], compared
+    )
+    return [same_person(person, {}, options) for person in people]
+
+
+def _summary(
+    found: Discovery, images: _Images, rows: Sequence[_Row], dtype: str, options: BuildOptions
+) -> Summary:
+    links, facts = images
+    known = [facts[link.frame.path] for link in links if link.frame.path in facts]
+    drawn = Counter(annotation.code for link in links for annotation in link.annotations)
+    written = Counter(code for row in rows for code in row.codes)
+    n_pairs = Counter((link.key.patient_id, link.original_id) for link in links)
+    n_rows = Counter(row.patient_id for row in rows)
+    pixel_bytes = np.dtype(dtype).itemsize + 1  # with the mask's
+    return Summary(
+        sources=dict(found.counts),
+        missing=found.missing,
+        size=(options.rows, options.columns),
+        image_dtype=np.dtype(dtype).name,
+        n_pairs=len(links),
+        n_unread=len(links) - len(known),
+        n_rows=len(rows),
+        n_bytes=len(rows) * options.rows * options.columns * pixel_bytes,
+        n_series=len({one.series_instance_uid for one in known} - {""}),
+        sizes=Counter((one.rows, one.columns) for one in known).most_common(),
+        encodings=Counter(_spelled(one.transfer_syntax_uid) for one in known).most_common(),
+        structures=[
+            StructureCount(one.code, one.name, drawn[one.code], written[one.code])
+            for one in found.scheme
+        ],
+        patients=[Patient(*ids, n, n_rows[ids[0]]) for ids, n in sorted(n_pairs.items())],
+    )
+
+
+def _spelled(syntax: str) -> str:
+    """Return a transfer syntax in words."""
+    return NATIVE.get(syntax) or CODECS[syntax].name

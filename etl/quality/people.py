@@ -1,0 +1,142 @@
+"""One person under several ids: patients whose images share an identifier.
+
+A patient on both sides of a split makes its scores too good, under whatever ids.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from etl.findings import Finding
+from etl.options import BuildOptions
+from loader.format import NO_FOLD, NO_SPLIT, SPLITS
+
+INSTANCE_UID: Final = "SOPInstanceUID"
+
+# More ids than any person has: such a value is a scanner's, or an anonymiser's.
+_MOST_IDS: Final = 10
+_SHOWN: Final = 4  # patients that a message names
+
+Sides = Mapping[str, tuple[int, int]]  # patient_id → (split code, fold)
+
+
+def identifiers(
+    patient: Sequence[int],
+    study: Sequence[int],
+    series: Sequence[Hashable],
+    instance: Sequence[Hashable],
+) -> dict[str, Sequence[Hashable]]:
+    """Return what `same_people` compares: DICOM keyword → value by row."""
+    return {
+        "PatientID": patient,
+        "StudyInstanceUID": study,
+        "SeriesInstanceUID": series,
+        INSTANCE_UID: instance,
+    }
+
+
+class Person(NamedTuple):
+    """Patients that seem to be one person.
+
+    Attributes
+    ----------
+    patient_ids : tuple of str
+        Two at least, sorted.
+    attributes : tuple of str
+        DICOM keywords of what they share.
+    path : str
+        Of an image of the first.
+    """
+
+    patient_ids: tuple[str, ...]
+    attributes: tuple[str, ...]
+    path: str
+
+
+def same_people(
+    patients: Sequence[str],
+    paths: Sequence[str],
+    identifiers: Mapping[str, Sequence[Hashable]],
+) -> list[Person]:
+    """Return the people that stand under several ids, in the order of their first ids.
+
+    A value is no evidence where all patients share it, or more than 10; nor is an SOPInstanceUID
+    that two files of one patient share.
+
+    Parameters
+    ----------
+    patients, paths : sequence of str
+        patient_id and path of the DICOM file, by row.
+    identifiers : mapping
+        DICOM keyword → value by row; a false one (0, empty) is none.
+    """
+    n_patients = len(set(patients))
+    shared: list[tuple[str, set[str]]] = []
+    for keyword, values in identifiers.items():
+        holders: defaultdict[Hashable, dict[str, set[str]]] = defaultdict(dict)
+        for patient, path, value in zip(patients, paths, values, strict=True):
+            if value:
+                holders[value].setdefault(patient, set()).add(path)
+        for files in holders.values():
+            is_some = 1 < len(files) < n_patients and len(files) <= _MOST_IDS
+            if is_some and (keyword != INSTANCE_UID or max(map(len, files.values())) == 1):
+                shared.append((keyword, set(files)))
+    first_paths = dict(zip(reversed(patients), reversed(paths), strict=True))
+    people = []
+    for ids in _joined(group for _, group in shared):
+        keywords = {keyword for keyword, group in shared if group <= ids}
+        listed = tuple(keyword for keyword in identifiers if keyword in keywords)
+        patient_ids = tuple(sorted(ids))
+        people.append(Person(patient_ids, listed, first_paths[patient_ids[0]]))
+    return sorted(people)
+
+
+def finding(person: Person, sides: Sides, options: BuildOptions) -> Finding:
+    """Return the warning, which tells what the split makes of the person.
+
+    Parameters
+    ----------
+    sides : mapping
+        Split and fold of each patient; empty where there is no split.
+    """
+    ids = person.patient_ids
+    more = [f"{len(ids) - _SHOWN} more"] * (len(ids) > _SHOWN)
+    shown = " and ".join([*map(repr, ids[:_SHOWN]), *more])
+    same = " and ".join(person.attributes)
+    message = f"patients {shown} have the same {same}: one person under {len(ids)} ids?"
+    return Finding("same-person", person.path, f"{message} {_on_sides(ids, sides, options)}")
+
+
+def _on_sides(ids: Sequence[str], sides: Sides, options: BuildOptions) -> str:
+    splits = {one: sides[one][0] for one in ids if sides.get(one, (NO_SPLIT,))[0] != NO_SPLIT}
+    folds = {one: sides[one][1] for one in ids if sides.get(one, (0, NO_FOLD))[1] != NO_FOLD}
+    if len(set(splits.values())) > 1:
+        where = ", ".join(f"{one!r} {SPLITS[code]}" for one, code in list(splits.items())[:_SHOWN])
+        return f"They are on two sides of the split: {where}. {_remedy(options)}"
+    if len(set(folds.values())) > 1:
+        where = ", ".join(f"{one!r} {fold}" for one, fold in list(folds.items())[:_SHOWN])
+        return f"They are in two folds: {where}. {_remedy(options)}"
+    if splits or folds:
+        where = " and ".join(["one side of the split"] * bool(splits) + ["one fold"] * bool(folds))
+        return f"They are on {where}."
+    return "A split keeps them together."
+
+
+def _remedy(options: BuildOptions) -> str:
+    if options.same_person == "separate":
+        return "You asked for that with --same-person separate."
+    return "Scores will be too good: give them one side in your split."
+
+
+def _joined(groups: Iterable[set[str]]) -> list[set[str]]:
+    """Return the groups with those that have a patient in common put together."""
+    joined: list[set[str]] = []
+    place: dict[str, int] = {}
+    for group in groups:
+        mine = set(group)
+        for other in {place[one] for one in group if one in place}:
+            mine |= joined[other]
+            joined[other] = set()
+        place |= dict.fromkeys(mine, len(joined))
+        joined.append(mine)
+    return [group for group in joined if group]

@@ -1,0 +1,116 @@
+import itertools
+
+import pytest
+
+from etl.options import BuildOptions
+from etl.quality.people import Person, finding, identifiers, same_people
+
+NAMES = [f"P{n}" for n in range(8)]
+KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+ONE = Person(("A", "B"), ("PatientID",), "a.dcm")
+
+
+def people(rows):
+    """Return what is found of rows (patient, path, PatientID, study, series, instance)."""
+    patients, paths, *values = zip(*rows, strict=True)
+    return same_people(patients, paths, identifiers(*values))
+
+
+def rows(n_images=3):
+    """Return rows in which nothing is shared, one list for each image."""
+    return [
+        [name, f"{name}/{n}.dcm", 10 + p, 100 + p, f"series {name} {n % 2}", f"image {name} {n}"]
+        for p, name in enumerate(NAMES)
+        for n in range(n_images)
+    ]
+
+
+def shared(column, of, value="same"):
+    """Return rows in which the first image of some patients has one value."""
+    found = rows()
+    for row in found:
+        if row[0] in of and row[1].endswith("/0.dcm"):
+            row[column] = value
+    return found
+
+
+def test_nothing_shared_gives_nothing():
+    assert people(rows()) == []
+
+
+@pytest.mark.parametrize(("column", "keyword"), list(enumerate(KEYWORDS, 2)))
+def test_each_identifier_is_compared(column, keyword):
+    assert people(shared(column, {"P5", "P2"})) == [Person(("P2", "P5"), (keyword,), "P2/0.dcm")]
+    assert people(shared(column, {"P5"})) == []
+
+
+@pytest.mark.parametrize("column", range(2, 6))
+def test_what_all_patients_share_and_what_is_empty_tells_nothing(column):
+    assert people(shared(column, set(NAMES))) == []
+    assert len(people(shared(column, set(NAMES[1:])))) == 1
+    for nothing in (0, "", b""):
+        assert people(shared(column, {"P5", "P2"}, nothing)) == []
+
+
+def test_two_patients_are_all_patients():
+    assert people([["A", "a", 1, 2, "s", "i"], ["B", "b", 1, 3, "t", "j"]]) == []
+
+
+def test_a_value_of_more_than_ten_patients_is_no_persons():
+    for n_sharing, n_found in ((10, 1), (11, 0)):
+        found = [[f"P{n}", f"{n}", 1 if n < n_sharing else n + 9, 0, "", ""] for n in range(40)]
+        assert len(people(found)) == n_found
+
+
+def test_an_image_uid_that_a_patient_has_twice_tells_nothing_but_frames_of_one_file_do():
+    found = shared(5, {"P5", "P2"})
+    found[1][5] = found[0][5]  # of P0: not theirs
+    assert len(people(found)) == 1
+    found[2 * 3 + 1][5] = "same"  # of P2
+    assert people(found) == []
+    frames = shared(5, {"P5", "P2"})
+    frames.append([*frames[2 * 3]])
+    assert len(people(frames)) == 1
+
+
+def test_people_are_put_together_over_several_identifiers():
+    found = shared(2, {"P1", "P3"}, 7)
+    for row in found:
+        row[3] = 8 if row[0] in {"P3", "P6"} else row[3]
+        row[4] = "t" if row[0] in {"P0", "P4"} else row[4]
+    assert people(found) == [
+        Person(("P0", "P4"), ("SeriesInstanceUID",), "P0/0.dcm"),
+        Person(("P1", "P3", "P6"), ("PatientID", "StudyInstanceUID"), "P1/0.dcm"),
+    ]
+    for order in itertools.islice(itertools.permutations(found), 0, 5000, 999):
+        assert [one.patient_ids for one in people(order)] == [("P0", "P4"), ("P1", "P3", "P6")]
+
+
+def message(sides, person=ONE, **options):
+    found = finding(person, sides, BuildOptions(**options))
+    assert (found.code, found.path, found.key) == ("same-person", "a.dcm", None)
+    return found.message
+
+
+def test_the_message_says_what_the_split_makes_of_them():
+    begin = "patients 'A' and 'B' have the same PatientID: one person under 2 ids? "
+    assert message({}) == message({"A": (-1, -1), "B": (-1, -1)})
+    assert message({}) == f"{begin}A split keeps them together."
+    assert message({"A": (0, -1), "B": (0, -1)}) == f"{begin}They are on one side of the split."
+    assert message({"A": (0, 1), "B": (0, 1)}).endswith("one side of the split and one fold.")
+    leak = message({"A": (0, 1), "B": (2, -1)})
+    assert leak == (
+        f"{begin}They are on two sides of the split: 'A' train, 'B' test. Scores will be too good: "
+        "give them one side in your split."
+    )
+    assert "They are in two folds: 'A' 1, 'B' 0. Scores" in message({"A": (0, 1), "B": (0, 0)})
+    asked = message({"A": (0, -1), "B": (1, -1)}, same_person="separate")
+    assert asked.endswith("'B' validation. You asked for that with --same-person separate.")
+
+
+def test_of_many_ids_some_are_named():
+    found = message({}, Person(tuple("ABCDEF"), KEYWORDS[:2], "a.dcm"))
+    assert found.startswith(
+        "patients 'A' and 'B' and 'C' and 'D' and 2 more have the same PatientID and "
+        "StudyInstanceUID: one person under 6 ids?"
+    )
