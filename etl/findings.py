@@ -280,13 +280,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "same-person": FindingCode(
         "warning",
         "two patients have the same PatientID, StudyInstanceUID, SeriesInstanceUID or "
-        "SOPInstanceUID; row -1",
+        "SOPInstanceUID; the finding has no row",
         "give them one id, or one side of your split",
     ),
     "file-misnamed": FindingCode(
         "warning",
-        "a file of a linked patient looks like an image or contour, but its name or folder is not "
-        "one that the build reads",
+        "a file of a linked patient looks like an image or contour, but the build reads no such"
+        " name or folder",
         "rename or move it as the message says",
     ),
     "structure-missing": FindingCode(
