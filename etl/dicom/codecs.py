@@ -79,9 +79,10 @@ def require_decoder(syntax: str) -> None:
 
 def _spelled(syntax: str) -> str:
     """Return the name of a transfer syntax, or its UID where it has none."""
+    from pydicom import config
     from pydicom.uid import UID
 
-    name = UID(syntax).name
+    name = UID(syntax, validation_mode=config.IGNORE).name  # it would warn of a damaged one
     return name if name == syntax else f"{name} ({syntax})"
 
 
