@@ -201,6 +201,7 @@ def _read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
             raise SourceError(code, message)
         try:
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return dicom_instance.read_instance(file, frame.frame_number), stamp
+                key = root, frame.path, stamp
+                return dicom_instance.read_instance(file, frame.frame_number, key), stamp
         except OSError as error:
             raise cannot_read(error, code) from error

@@ -22,7 +22,7 @@ from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
 from etl.findings import Finding
 from etl.labels import LabelScheme
-from etl.model import Image, Region, Sample
+from etl.model import FileStamp, Image, Region, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
@@ -133,9 +133,10 @@ def render(
     good: list[_Row] = []
     is_good: list[bool] = []
     findings: list[Finding] = []
+    files = _Files(root)
     with open_rows(plan) as file:
         for sample, painted in _painted(packed, scheme, options):
-            row = _render_one(root, sample, painted, scheme, options, plan.image_dtype)
+            row = _render_one(files, sample, painted, scheme, options, plan.image_dtype)
             findings += row.findings
             if row.image is not None:
                 # At once: memory that is free again for the next row is still in the cache.
@@ -208,8 +209,38 @@ class _Row(NamedTuple):
     shapes: Mapping[int, Shape] = {}  # by code
 
 
+class _Content(NamedTuple):
+    """The bytes of a DICOM file and their digest."""
+
+    data: bytes
+    xxh3: str
+
+
+class _Files:
+    """Reads DICOM files; a file of several frames once for frames that follow each other."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._key: tuple[str, FileStamp] | None = None
+        self._content = _Content(b"", "")
+
+    def read(self, sample: Sample) -> _Content:
+        """Return a sample's DICOM file, which must still be the one that was examined."""
+        path = sample.link.frame.path
+        if self._key == (path, sample.stamp):
+            return self._content
+        with open_source(self._root, path, "image-changed") as (descriptor, _):
+            if not unchanged_since(descriptor, sample.stamp):
+                raise ImageError("image-changed", "changed during the build. Build again.")
+            data = read_all(descriptor, sample.stamp, "image-changed")
+        content = _Content(data, xxhash.xxh3_128_hexdigest(data))
+        if sample.instance.number_of_frames > 1:
+            self._key, self._content = (path, sample.stamp), content
+        return content
+
+
 def _render_one(
-    root: Path,
+    files: _Files,
     sample: Sample,
     painted: Painted,
     scheme: LabelScheme,
@@ -218,8 +249,8 @@ def _render_one(
 ) -> _Row:
     link, pixels = sample.link, sample.instance.pixel_format
     try:
-        data = _read_unchanged(root, sample)
-        frame = read_frame(data, sample.instance)
+        content = files.read(sample)
+        frame = read_frame(content.data, sample.instance)
         image = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
@@ -227,7 +258,7 @@ def _render_one(
         paths = {annotation.code: annotation.path for annotation in link.annotations}
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
         return _Row([Finding("mask-empty", paths[code], message, link.key, code) for code in empty])
-    manifest = _manifest_row(sample, data, image, painted, scheme)
+    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
@@ -263,16 +294,8 @@ def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
     return Alignment(math.nan, math.nan, NOT_AUDITED)
 
 
-def _read_unchanged(root: Path, sample: Sample) -> bytes:
-    """Return the DICOM file's bytes, which must still be the ones that were examined."""
-    with open_source(root, sample.link.frame.path, "image-changed") as (descriptor, _):
-        if not unchanged_since(descriptor, sample.stamp):
-            raise ImageError("image-changed", "changed during the build. Build again.")
-        return read_all(descriptor, sample.stamp, "image-changed")
-
-
 def _manifest_row(
-    sample: Sample, data: bytes, image: Image, painted: Painted, scheme: LabelScheme
+    sample: Sample, xxh3: str, image: Image, painted: Painted, scheme: LabelScheme
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
@@ -288,7 +311,7 @@ def _manifest_row(
         "series_instance_uid": instance.series_instance_uid,
         "transfer_syntax_uid": instance.transfer_syntax_uid,
         "dicom_path": link.frame.path,
-        "dicom_xxh3": xxhash.xxh3_128_hexdigest(data),
+        "dicom_xxh3": xxh3,
         "pixel_spacing_row": instance.pixel_spacing[0],
         "pixel_spacing_column": instance.pixel_spacing[1],
         "slice_location": instance.slice_location,

@@ -5,17 +5,14 @@ compressed with loss, and the same input gives the same file on every machine.
 """
 
 import importlib
-import logging
 import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from etl.dicom.decoder import SHARED, Request
 from etl.errors import ImageError
 from etl.model import PixelFormat
 
@@ -24,7 +21,6 @@ INSTALL: Final = "pip install 'dicom-etl[codecs]'"
 _RLE: Final = "1.2.840.10008.1.2.5"
 _UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"
 _BYTE: Final = 8  # bits
-_LOGGERS: Final = "pydicom", "pydicom.pixels.decoders.base"
 _RLE_HEADER: Final = struct.Struct("<16I")
 
 
@@ -83,9 +79,10 @@ def require_decoder(syntax: str) -> None:
 
 def _spelled(syntax: str) -> str:
     """Return the name of a transfer syntax, or its UID where it has none."""
+    from pydicom import config
     from pydicom.uid import UID
 
-    name = UID(syntax).name
+    name = UID(syntax, validation_mode=config.IGNORE).name  # it would warn of a damaged one
     return name if name == syntax else f"{name} ({syntax})"
 
 
@@ -119,12 +116,22 @@ def decode(frame: bytes, syntax: str, pixels: PixelFormat) -> npt.NDArray[np.int
             return np.frombuffer(frame, dtype, n_pixels)
         if syntax == _RLE:
             return np.frombuffer(_rle_cells(frame, pixels), dtype)
-        return _decode_by_pydicom(frame, syntax, pixels).astype(dtype).reshape(n_pixels)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise whatever their parsing meets
+        request = Request(
+            frame,
+            syntax,
+            codec.plugin,
+            pixels.rows,
+            pixels.columns,
+            pixels.bits_allocated,
+            pixels.bits_stored,
+            pixels.is_signed,
+        )
+        return np.frombuffer(SHARED.decode(request), dtype, n_pixels)
+    except ImageError as error:
+        raise ImageError(error.code, f"its {codec.name} frame {error.message}") from error
+    except (ValueError, IndexError, struct.error) as error:
         raise ImageError(
-            "image-unreadable", f"its {codec.name} pixels cannot be decoded. Export it again."
+            "image-unreadable", f"its {codec.name} frame cannot be decoded. Export it again."
         ) from error
 
 
@@ -154,47 +161,6 @@ def _rle_segment(frame: bytes, position: int, n_bytes: int) -> bytearray:
         else:
             position += 1
     return unpacked[:n_bytes]
-
-
-def _decode_by_pydicom(
-    frame: bytes, syntax: str, pixels: PixelFormat
-) -> npt.NDArray[np.int16 | np.uint16]:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    padded = frame + b"\0" * (len(frame) % 2)
-    buffer = b"\xfe\xff\0\xe0\0\0\0\0\xfe\xff\0\xe0" + struct.pack("<I", len(padded)) + padded
-    # Typed as one option each by pydicom, which takes them all.
-    options: Any = {
-        "rows": pixels.rows,
-        "columns": pixels.columns,
-        "samples_per_pixel": 1,
-        "photometric_interpretation": "MONOCHROME2",
-        "number_of_frames": 1,
-        "pixel_representation": int(pixels.is_signed),
-        "bits_allocated": pixels.bits_allocated,
-        "bits_stored": pixels.bits_stored,
-        "pixel_keyword": "PixelData",
-    }
-    plugin = CODECS[syntax].plugin
-    with _silence():
-        cells, _ = get_decoder(syntax).as_array(buffer, raw=True, decoding_plugin=plugin, **options)
-    return cells
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep pydicom from logging tracebacks and warnings, whose texts quote header values."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    was_disabled = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, disabled in zip(loggers, was_disabled, strict=True):
-            logger.disabled = disabled
 
 
 # ------------------------------------------------------------- what an encoded frame says of itself

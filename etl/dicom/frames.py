@@ -31,6 +31,17 @@ from etl.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+# A sequence without an item, and the two with an empty one: of length 0, and up to a delimiter.
+_EMPTY_ITEMS: Final = frozenset(
+    {
+        b"",
+        b"\xfe\xff\0\xe0",
+        b"\xff\xfe\xe0",
+        b"\xfe\xff\0\xe0\xff\xff\xff\xff\xfe\xff\x0d\xe0",
+        b"\xff\xfe\xe0\0\xff\xff\xff\xff\xff\xfe\xe0\x0d",
+    }
+)
+
 # Sequence of a functional group → its attributes that we read.
 _MACROS: Final[dict[int, Sequence[int]]] = {
     0x00289110: [PIXEL_SPACING],  # Pixel Measures
@@ -96,10 +107,26 @@ def _items(data: bytes, *, implicit: bool, little: bool) -> "Sequence[Dataset]":
 def _attributes(item: "Dataset") -> dict[int, Element]:
     found: dict[int, Element] = {}
     for macro, tags in _MACROS.items():
-        if macro not in item or not (group := item[macro].value):
+        if macro not in item:
             continue
+        group = _first_item(item, macro)
         for tag in tags:
-            value = group[0].get_item(tag).value if tag in group[0] else None
+            value = group.get_item(tag).value if tag in group else None
             if isinstance(value, bytes) and value.strip(b" \0"):
                 found[tag] = Element("", value, 0, len(value))
     return found
+
+
+def _first_item(item: "Dataset", macro: int) -> "Dataset":
+    """Return the one item of a functional group, empty where it has none.
+
+    pydicom passes over bytes that are no item and no element; then the group would seem empty.
+    """
+    from pydicom.dataset import Dataset
+
+    raw = item.get_item(macro).value
+    items = item[macro].value
+    group: Dataset = items[0] if items else Dataset()
+    if isinstance(raw, bytes) and not len(group) and raw.strip(b"\0") not in _EMPTY_ITEMS:
+        raise ValueError(macro)
+    return group

@@ -4,15 +4,19 @@ import io
 import struct
 from unittest import mock
 
-from builders import dicom_bytes, instance
+from builders import SYNTAXES, dicom_bytes, gradient, instance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import RLELossless
 
 from etl.dicom import header as dicom_header
 from etl.dicom.instance import read_instance
-from etl.dicom.pixels import stored_values
+from etl.dicom.pixels import read_frame, stored_range, stored_values
 from etl.dicom.quick_scan import scan, scan_meta
 from etl.errors import ImageError
+from etl.findings import CODES
 
 SHORT = ["AE", "CS", "DS", "IS", "LO", "UI", "US", "FD", "UL"]
 ITEM = b"\xfe\xff\0\xe0"
@@ -118,6 +122,67 @@ def test_a_file_is_read_the_same_whatever_was_read_before(data, changed):
     outcome(data)
     assert outcome(bytes(alike)) == expected
     assert outcome(bytes(alike)) == expected
+
+
+def enhanced():
+    """Return a file of two frames with functional groups."""
+    groups, values = Dataset(), Dataset()
+    values.RescaleSlope, values.RescaleIntercept = 2, -3
+    groups.PixelValueTransformationSequence = Sequence([values])
+    dataset = instance(NumberOfFrames=2)
+    dataset.PixelData = 2 * gradient().tobytes()
+    dataset.SharedFunctionalGroupsSequence = Sequence([groups])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence([groups, groups])
+    return dicom_bytes(dataset)
+
+
+def compressed():
+    dataset = instance()
+    dicom_bytes(dataset)  # gives it the file meta information that compress needs
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    return dicom_bytes(dataset, RLELossless)
+
+
+def with_overlay_and_padding():
+    dataset = instance(gradient(dtype="<u2"), bits_stored=12)
+    dataset.add_new(0x60020100, "US", 16)
+    dataset.add_new(0x60020102, "US", 12)
+    dataset.add_new(0x00280120, "US", 7)
+    dataset.add_new(0x00280121, "US", 9)
+    return dicom_bytes(dataset)
+
+
+WRAPPED = [
+    *(dicom_bytes(syntax=syntax) for syntax in SYNTAXES),
+    dicom_bytes()[128:],
+    dicom_bytes()[132:],
+    VALID[0][scan_meta(VALID[0], 132, [])[1] :],
+    VALID[1][scan_meta(VALID[1], 132, [])[1] :],
+    enhanced(),
+    compressed(),
+    with_overlay_and_padding(),
+]
+edits = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(WRAPPED), edits, st.integers(0, 400), st.sampled_from([None, 1, 2]))
+def test_any_damage_gives_an_image_or_an_image_error(data, changed, cut, frame_number):
+    damaged = bytearray(data)
+    for place, value in changed:
+        damaged[place % len(damaged)] = value
+    damaged = bytes(damaged[: len(damaged) - (cut if cut < 100 else 0)])
+    try:
+        found = read_instance(io.BytesIO(damaged), frame_number)
+        stored, warnings = read_frame(damaged, found)
+    except ImageError as error:
+        assert error.code in CODES
+        return
+    pixels = found.pixel_format
+    lowest, highest = stored_range(pixels)
+    assert stored.shape == (pixels.rows, pixels.columns)
+    assert lowest <= stored.min() <= stored.max() <= highest
+    assert all(code in CODES for code, _ in found.warnings + warnings)
 
 
 @given(st.binary(max_size=300), st.integers(0, 40), st.booleans())

@@ -121,6 +121,7 @@ HOPELESS = {
     "a bare data set cut short": (data_set()[:-3], "image-truncated", "Copy it again"),
     "a bare data set without pixels": (data_set()[: -336 - 12], "image-no-pixels", "Export it"),
     "an unknown syntax": (with_syntax(dicom_bytes(), "1.2.3.4"), "image-unsupported", "1.2.3.4"),
+    "a syntax cut short": (with_syntax(dicom_bytes(), "1.2.840."), "image-unsupported", "1.2.840."),
 }
 
 

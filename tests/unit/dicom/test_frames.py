@@ -150,11 +150,45 @@ def test_groups_of_another_number_of_frames_are_contradictory():
         read(data, 1)
 
 
-def test_groups_that_cannot_be_read_are_an_error():
-    sequence = b"\x28\0\x10\x91SQ\0\0\xff\xff\xff\xffno items"
-    item = b"\xfe\xff\0\xe0" + struct.pack("<I", len(sequence)) + sequence
+def item(content):
+    return b"\xfe\xff\0\xe0" + struct.pack("<I", len(content)) + content
+
+
+def transformation(content):
+    """Return the sequence of a Pixel Value Transformation with this value."""
+    return b"\x28\0\x45\x91SQ\0\0" + struct.pack("<I", len(content)) + content
+
+
+SLOPE = b"\x28\0\x53\x10DS\x02\0" + b"2 "
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x28\0\x45\x91SQ\0\0\xff\xff\xff\xffno items",
+        transformation(b"no items"),
+        transformation(item(b"none")),
+    ],
+    ids=["no end", "no item", "no element"],
+)
+def test_groups_that_cannot_be_read_are_an_error(content):
     with pytest.raises(ImageError, match="functional groups cannot be read"):
-        frames.read_groups(b"", item, implicit=False, little=True)
+        frames.read_groups(b"", item(content), implicit=False, little=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (transformation(item(SLOPE)), [b"2 "]),
+        (transformation(b""), []),
+        (transformation(item(b"")), []),
+        (b"\x28\0\x45\x91SQ\0\0\xff\xff\xff\xff\xfe\xff\xdd\xe0\0\0\0\0", []),
+    ],
+    ids=["a slope", "no item", "an empty item", "no item up to a delimiter"],
+)
+def test_groups_may_be_empty(content, found):
+    groups = frames.read_groups(item(content), b"", implicit=False, little=True)
+    assert [element.value for element in groups.of_frame(1).values()] == found
 
 
 CINE = {
