@@ -130,6 +130,7 @@ def finish(
             write_at(descriptor, region, offset)
         os.ftruncate(descriptor, skeleton.size)
         os.fsync(descriptor)
+        _forget_all_but_rows(descriptor, plan, skeleton.size)
         _require_regions(descriptor, regions)
         n_bytes = {name: column.n_bytes for name, column in small.items()}
         n_bytes |= {name: plan.n_vertices * plan.row_bytes[name] for name in plan.digests}
@@ -226,14 +227,25 @@ def _blocks(descriptor: int, offset: int, length: int) -> Iterator[bytes]:
         yield read_at(descriptor, min(_BLOCK_BYTES, length - first), offset + first)
 
 
+def _forget_all_but_rows(descriptor: int, plan: Plan, size: int) -> None:
+    """Let the next reads of all that is small come from the disk; rows stay in the page cache."""
+    places = [
+        (plan.offsets[name], plan.offsets[name] + plan.n_rows * plan.row_bytes[name])
+        for name in (file_format.IMAGES, file_format.MASKS)
+    ]
+    starts, ends = zip(*sorted(places), strict=True)
+    for first, end in zip((0, *ends), (*starts, size), strict=True):
+        if first < end:  # of length 0 is the rest of the file
+            forget(descriptor, first, end - first)
+
+
 def _require_digest(descriptor: int, plan: Plan, name: str) -> None:
     n_bytes = plan.n_vertices * plan.row_bytes[name]
     _require_bytes(descriptor, name, plan.offsets[name], n_bytes, plan.digests[name])
 
 
 def _require_bytes(descriptor: int, name: str, offset: int, n_bytes: int, digest: str) -> None:
-    """Require that the disk gives a dataset back."""
-    forget(descriptor, offset, n_bytes)
+    """Require that a dataset is what was written."""
     found = xxhash.xxh3_128()
     for block in _blocks(descriptor, offset, n_bytes):
         found.update(block)
@@ -242,9 +254,8 @@ def _require_bytes(descriptor: int, name: str, offset: int, n_bytes: int, digest
 
 
 def _require_regions(descriptor: int, regions: Sequence[tuple[int, bytes]]) -> None:
-    """Require that the disk gives the metadata back."""
+    """Require that the metadata is what was written."""
     for offset, region in regions:
-        forget(descriptor, offset, len(region))
         if read_at(descriptor, len(region), offset) != region:
             raise ReadBackError("the metadata")
 
