@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from etl.sources import layouts
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
@@ -102,6 +104,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     for module in modules:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layouts, "LAYOUTS", dict(layouts.LAYOUTS))  # a page adds one of its own
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     namespace = {"__name__": "__main__"}
     for block in blocks:

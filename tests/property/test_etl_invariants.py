@@ -134,13 +134,13 @@ def test_any_bytes_are_vertices_or_our_error(data):
 
 @given(st.binary(max_size=300))
 def test_any_table_is_rows_or_our_error(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "table.csv"
+    path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(data)
     try:
         for _, row in read_csv(path, required=("patient_id",)):
             assert all(value == value.strip() for value in row.values())
     except EtlError as error:
-        assert "table.csv" in str(error)
+        assert "any.csv" in str(error)
 
 
 def pixels_or_rejection(data):

@@ -161,5 +161,5 @@ def test_closing_keeps_nothing_of_what_was_prepared(path):
         batches.next_batch()
         batches.close()
     gc.collect()
-    kept = [one for one in gc.get_objects() if isinstance(one, Prefetcher)]
+    kept = [one for one in gc.get_objects() if type(one) is Prefetcher]
     assert [one for one in kept if one._make.__self__._dataset is batches.dataset] == []
