@@ -307,12 +307,13 @@ def check(
     import json
 
     _check_build_options()
-    from etl.workers import local_pool
+    with signals.stop_deferred():  # as for a build
+        from etl.workers import local_pool
 
-    n_workers = workers or local_pool.available_cores()
-    local_pool.start_early(n_workers)
-    from etl.check import check as check_input
-    from etl.options import BuildOptions
+        n_workers = workers or local_pool.available_cores()
+        local_pool.start_early(n_workers)
+        from etl.check import check as check_input
+        from etl.options import BuildOptions
 
     options = BuildOptions(
         layout=layout,

@@ -48,8 +48,8 @@ def strays(root: Path, folder: str, names: Iterable[str], expect: Expect) -> Ite
         yield from findings
         if rest := others[code]:
             message = (
-                f"{len(rest)} more in this folder, {rest[0]!r} to {rest[-1]!r}: as those before, "
-                "they are not read."
+                f"{len(rest)} more in this folder besides the {_NAMED} that are named, from "
+                f"{rest[0]!r} to {rest[-1]!r}; not read."
             )
             yield Finding(code, folder, message)
 
