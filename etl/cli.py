@@ -22,7 +22,8 @@ from loader.format import VERSION
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from etl.findings import Finding
+    from etl.assemble import BuildResult
+    from etl.findings import Finding, FindingRow
     from etl.options import Kind, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
@@ -41,6 +42,7 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
+_STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
 
@@ -133,6 +135,32 @@ class _Codes(click.ParamType[tuple[str, ...]]):
         return tuple(code for code in known if code in given)
 
 
+class _Flags(click.ParamType[tuple[str, ...]]):
+    """CODE[:PATIENT],... → as given; the code must flag rows."""
+
+    name = "CODE[:PATIENT],..."
+
+    def convert(
+        self,
+        value: str | tuple[str, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        from etl.findings import FLAG_CODES
+
+        if isinstance(value, tuple):
+            return value
+        given = [entry.strip() for entry in value.split(",")]
+        for entry in given:
+            code, separator, patient = entry.partition(":")
+            if code not in FLAG_CODES:
+                known = ", ".join(FLAG_CODES)
+                self.fail(f"expected some of {known}, found {code!r}", param, ctx)
+            if separator and not patient:
+                self.fail(f"expected a patient after {entry!r}", param, ctx)
+        return tuple(given)
+
+
 class _Names(click.ParamType[tuple[str, ...]]):
     """NAME,... → names, in the order given."""
 
@@ -163,16 +191,16 @@ class _Count(click.ParamType[int | None]):
         return None if value == "all" else click.IntRange(min=1)(value, param, ctx)
 
 
-def _flag_codes() -> Iterable[str]:
-    from etl.findings import FLAG_CODES
-
-    return FLAG_CODES
-
-
 def _all_codes() -> Iterable[str]:
     from etl.findings import CODES
 
     return CODES
+
+
+def _severities() -> Iterable[str]:
+    from etl.findings import SEVERITY_ORDER
+
+    return SEVERITY_ORDER
 
 
 def main() -> None:
@@ -383,8 +411,20 @@ def check(
 )
 @click.option(
     "--exclude-flagged",
-    type=_Codes(_flag_codes),
-    help="Leave out rows with these warnings, such as area-jump,image-constant.",
+    type=_Flags(),
+    help="Leave out rows with such a warning, of all patients or of one: area-jump,"
+    "identical-contour:P1.",
+)
+@click.option(
+    "--exclude-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Leave out the rows that a row list excludes or wants redrawn.",
+)
+@click.option(
+    "--exclude-structures",
+    is_flag=True,
+    help="With the two above: leave out only the structure that is named, not its row.",
 )
 @_WORKERS
 @click.option(
@@ -420,6 +460,8 @@ def build(
     no_audit: bool,
     audit_contours: int | None,
     exclude_flagged: tuple[str, ...] | None,
+    exclude_file: Path | None,
+    exclude_structures: bool,
     workers: int | None,
     scheduler: str | None,
     strict: bool,
@@ -442,9 +484,9 @@ def build(
         if scheduler is None:
             local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.errors import RejectedError
+        from etl.findings import counted
         from etl.options import BuildOptions
         from etl.pipeline import build as build_file
-        from etl.report.summary import FindingRow, findings_text, group_findings
 
     options = BuildOptions(
         layout=layout,
@@ -464,6 +506,8 @@ def build(
         audit=not no_audit,
         audit_contours=audit_contours,
         exclude_flagged=exclude_flagged or (),
+        exclude_file=str(exclude_file) if exclude_file else None,
+        exclude_structures=exclude_structures,
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.add(f"dicom-etl {VERSION} build {data} {out}")
@@ -496,15 +540,28 @@ def build(
                 if not quiet:
                     _print(f"Note: {note}", err=True)
                 log.add(f"note: {note}")
-            log.add(f"wrote {result.n_rows} rows")
+            log.add(f"wrote {counted(result.n_rows, 'row')}")
             if not quiet:
-                _print(f"Wrote {out}: {result.n_rows} rows.")
-                rows = [
-                    FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings
-                ]
-                groups = group_findings(rows)
-                for line in findings_text(groups, f"dicom-etl report {out}", ("error", "warning")):
-                    click.echo(line)
+                _print_result(result, out)
+
+
+def _print_result(result: "BuildResult", out: Path) -> None:
+    """Print what a build wrote, what is wrong, and what was found."""
+    from etl.findings import FindingRow, counted
+    from etl.report.findings import group_findings
+    from etl.report.text import Terminal, diagnoses_text, findings_text
+
+    terminal = Terminal.of(sys.stdout)
+    _print(f"Wrote {out}: {counted(result.n_rows, 'row')}.")
+    rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
+    for lines in (
+        diagnoses_text(result.diagnoses, terminal),
+        findings_text(
+            group_findings(rows), f"dicom-etl report {out}", ("error", "warning"), terminal
+        ),
+    ):
+        for line in lines:
+            click.echo(line)
 
 
 @cli.command()
@@ -514,21 +571,48 @@ def build(
     "--csv",
     "csv_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write all findings to this table.",
+    metavar="FILE|-",
+    help="Write the findings as a row list: to this table, or with - to stdout.",
 )
 @click.option(
     "--overlays",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Draw contour and mask over every image, one PNG per row.",
+    help="Draw contour and mask over the images, one PNG per row.",
+)
+@click.option(
+    "--contact-sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PNG",
+    help="Draw the same as small tiles of one picture.",
+)
+@click.option(
+    "--severity",
+    type=_Codes(_severities),
+    default=(),
+    metavar="SEVERITY,...",
+    help="Show only errors, warnings or infos: error,warning.",
+)
+@click.option(
+    "--code", type=_Codes(_all_codes), default=(), help="Show only findings of these codes."
+)
+@click.option(
+    "--patient",
+    multiple=True,
+    metavar="ID",
+    help="Show only what is about this patient, by either id; may be given several times.",
 )
 @click.option(
     "--fail-on",
     type=_Codes(_all_codes),
     default=(),
-    help="Exit with status 1 if FILE has such a finding.",
+    help="Exit with status 1 where the file has such a finding, shown or not.",
 )
-@click.option("--force", is_flag=True, help="Replace files that --csv and --overlays would write.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace files that --csv, --overlays and --contact-sheet would write.",
+)
 @click.option(
     "--compare",
     "old",
@@ -541,6 +625,10 @@ def report(
     as_json: bool,
     csv_file: Path | None,
     overlays: Path | None,
+    contact_sheet: Path | None,
+    severity: tuple[str, ...],
+    code: tuple[str, ...],
+    patient: tuple[str, ...],
     fail_on: tuple[str, ...],
     force: bool,
     old: Path | None,
@@ -549,49 +637,100 @@ def report(
 
     FILE is what `dicom-etl build` wrote; out.h5 where it is not given. The sources are not needed.
     """
-    import json
-
-    from etl.report import summary as reporting
+    from etl.report.findings import Selection, read_findings
+    from etl.report.summary import summarise
     from loader import open_dataset
 
+    _check_report_options()
     dataset = open_dataset(file)
     if old is not None:
-        _check_beside_compare(csv_file, overlays, fail_on)
         _print_comparison(open_dataset(old), dataset, as_json=as_json)
         return
-    if csv_file is not None:
-        reporting.write_csv(dataset, csv_file, force=force)
-    if overlays is not None:
-        from etl.report.overlays import write_overlays
+    selection = Selection(severity, code, patient)
+    findings = read_findings(dataset)
+    chosen = selection.chosen(findings)
+    summary = dataclasses.replace(summarise(dataset, findings, selection), path=str(file))
+    _write_list(dataset, chosen, csv_file, force=force)
+    _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
+    if csv_file != _STDOUT:
+        _print_summary(summary, as_json=as_json)
+        written = ("Findings", csv_file), ("Overlays", overlays), ("Contact sheet", contact_sheet)
+        for what, where in written if not as_json else ():
+            if where is not None and where.exists():
+                _print(f"{what} written to {where}.")
+    _check_findings(summary, {one.code for one in findings}, fail_on)
 
-        if others := write_overlays(dataset, overlays, force=force):
+
+def _check_report_options() -> None:
+    given = _given()
+    if "old" in given and (others := given - {"old", "file", "as_json"}):
+        listed = ", ".join(_option_name(name) for name in sorted(others))
+        raise click.UsageError(f"--compare excludes {listed}.")
+    if "as_json" in given and click.get_current_context().params["csv_file"] == _STDOUT:
+        raise click.UsageError("--json and --csv - both go to stdout: give one of them.")
+
+
+def _write_list(
+    dataset: "Dataset", findings: "list[FindingRow]", path: Path | None, *, force: bool
+) -> None:
+    from etl.report.table import csv_text, write_csv
+
+    if path == _STDOUT:
+        click.echo(csv_text(dataset, findings, "\n"), nl=False)
+    elif path is not None:
+        write_csv(dataset, findings, path, force=force)
+
+
+def _draw(
+    dataset: "Dataset",
+    rows: list[int],
+    findings: "list[FindingRow]",
+    folder: Path | None,
+    sheet: Path | None,
+    *,
+    force: bool,
+) -> None:
+    """Draw rows with their findings, where that is wanted."""
+    if folder is None and sheet is None:
+        return
+    if not rows:
+        _print("Note: no row is chosen, so that nothing is drawn.", err=True)
+        return
+    from etl.report.overlays import remarks_on, write_contact_sheet, write_overlays
+
+    remarks = remarks_on(findings)
+    if folder is not None:
+        others = write_overlays(dataset, folder, force=force, rows=rows, remarks=remarks)
+        if others:
             _print(
-                f"Note: {overlays} also has what is not of {file}, left as it was: "
+                f"Note: {folder} also has what is not of these pictures, left as it was: "
                 f"{len(others)} in all, such as {others[0]}.",
                 err=True,
             )
-    summary = dataclasses.replace(reporting.summarise(dataset), path=str(file))
+    if sheet is not None:
+        n_more = write_contact_sheet(dataset, sheet, force=force, rows=rows, remarks=remarks)
+        if n_more:
+            shown = f"the first {len(rows) - n_more} of {len(rows)} rows"
+            _print(f"Note: {sheet} has {shown}. Choose fewer with --code or --patient.", err=True)
+
+
+def _print_summary(summary: "Summary", *, as_json: bool) -> None:
+    import json
+
+    from etl.report.text import Terminal, summary_text
+
     if as_json:
         try:
             text = json.dumps(summary.to_json(), indent=2, allow_nan=False)
         except ValueError as error:
             raise EtlError(
-                f"Report not possible: {file}: a number in it is not finite, which JSON cannot "
-                "say. See it without --json."
+                f"Report not possible: {summary.path}: a number in it is not finite, which JSON "
+                "cannot say. See it without --json."
             ) from error
         click.echo(text)
-    else:
-        for line in reporting.summary_text(summary):
-            click.echo(line)
-        for what, where in (("Findings", csv_file), ("Overlays", overlays)):
-            if where is not None:
-                _print(f"{what} written to {where}.")
-    _check_findings(summary, fail_on)
-
-
-def _check_beside_compare(*others: object) -> None:
-    if any(others):
-        raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
+        return
+    for line in summary_text(summary, Terminal.of(sys.stdout)):
+        click.echo(line)
 
 
 def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
@@ -605,13 +744,14 @@ def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
+def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...]) -> None:
+    """Fail where the file has such findings, or where the build did not look for them."""
     if unchecked := [code for code in fail_on if code in summary.unchecked]:
         raise EtlError(
             f"--fail-on: {summary.path} was built without a look for {', '.join(unchecked)}. "
             "Build it again without --no-qc and --no-audit."
         )
-    if found := [group.code for group in summary.findings if group.code in fail_on]:
+    if found := [code for code in fail_on if code in codes]:
         raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
 
 
@@ -739,11 +879,23 @@ def _whole_whatever_fails(out: Path) -> Iterator[None]:
         _print(f"Note: {out} is written, but not all was printed: {_reason(error)}.", err=True)
 
 
+def _given() -> set[str]:
+    """Return the names of the parameters that were given."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}
+
+
+def _option_name(name: str) -> str:
+    """Return the option of a parameter, as one types it."""
+    command = click.get_current_context().command
+    return next(one.opts[0] for one in command.params if one.name == name)
+
+
 def _check_build_options() -> None:
     """Refuse options that contradict each other, or that would do nothing."""
     context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    given = {name for name in context.params if context.get_parameter_source(name) is not default}
+    given = _given()
     for pair in _EXCLUSIVE:
         if given >= set(pair):
             options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
@@ -752,6 +904,15 @@ def _check_build_options() -> None:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
     if "same_person" in given and not given & {"split", "folds"}:
         raise click.UsageError("--same-person is about --split and --folds: give one of them.")
+    if "exclude_structures" in given:
+        if not given & {"exclude_flagged", "exclude_file"}:
+            raise click.UsageError(
+                "--exclude-structures is about --exclude-flagged and --exclude-file: give one."
+            )
+        if len(_CONTOURS[context.params["contours"] or "i"]) > 1 and "partial" not in given:
+            raise click.UsageError(
+                "--exclude-structures keeps pairs that lack a contour: give --partial as well."
+            )
     if "split_seed" in given and not given & {"split", "folds"}:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 

@@ -71,8 +71,8 @@ def test_build_then_report(root, tmp_path):
     (tmp_path / "pictures/P1_slice0077.png").touch()
     result = run("report", out, "--overlays", tmp_path / "pictures", "--force")
     assert result.stderr == (
-        f"Note: {tmp_path / 'pictures'} also has what is not of {out}, left as it was: "
-        "1 in all, such as P1_slice0077.png.\n"
+        f"Note: {tmp_path / 'pictures'} also has what is not of these pictures, left "
+        "as it was: 1 in all, such as P1_slice0077.png.\n"
     )
 
 
