@@ -5,9 +5,13 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import os
+import re
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +46,7 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
+_PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
 _STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
@@ -61,7 +66,7 @@ class _Commands(click.Group):
         except (EtlError, LoaderError) as error:
             from etl.findings import printable
 
-            raise click.ClickException(printable(str(error))) from error
+            raise click.ClickException(printable(_as_typed(str(error)))) from error
         except KeyboardInterrupt as stop:
             why, status = signals.why_stopped(stop)
             _print(f"{why}.", err=True)
@@ -510,7 +515,7 @@ def build(
         exclude_structures=exclude_structures,
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
-        log.add(f"dicom-etl {VERSION} build {data} {out}")
+        log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
         _say_layout(data, layout, log, quiet=quiet)
         try:
             result = build_file(
@@ -525,13 +530,15 @@ def build(
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
-            raise click.ClickException(str(error)) from error  # several lines, all printable
+            log.end(f"stopped: {error.args[0].splitlines()[0]}")
+            text = f"{error.args[0]}\nSee all with --verbose or --log-file FILE."
+            raise click.ClickException(_as_typed(text)) from error  # several lines, all printable
         except EtlError as error:
-            log.add(f"stopped: {error}")
+            log.end(f"stopped: {error}")
             raise
         except KeyboardInterrupt as stop:  # not when OUT has been replaced: see _is_replaced
             why, status = signals.why_stopped(stop)
-            log.add(f"{why}: nothing was written.")
+            log.end(f"{why}: nothing was written.")
             _print(f"{why}: nothing was written.", err=True)
             click.get_current_context().exit(status)
         with _whole_whatever_fails(out):
@@ -540,7 +547,7 @@ def build(
                 if not quiet:
                     _print(f"Note: {note}", err=True)
                 log.add(f"note: {note}")
-            log.add(f"wrote {counted(result.n_rows, 'row')}")
+            log.end(f"wrote {counted(result.n_rows, 'row')}{_counts(result.findings)}")
             if not quiet:
                 _print_result(result, out)
 
@@ -835,6 +842,7 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
     """Make synthetic patients in DIR: DICOM files, contours and link.csv to try the tool on."""
     from tqdm import tqdm
 
+    from etl.findings import counted
     from etl.phantom.tree import write_phantom
 
     with tqdm(
@@ -850,8 +858,9 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
             progress=bar.update,
         )
     _print(
-        f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
-        f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
+        f"Wrote {folder}: {counted(counts.n_patients, 'patient')}, "
+        f"{counted(counts.n_dicoms, 'DICOM file')}, {counted(counts.n_icontours, 'i-contour')}, "
+        f"{counted(counts.n_ocontours, 'o-contour')}."
     )
 
 
@@ -945,6 +954,19 @@ class _Log:
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
+        self._started = time.monotonic()
+
+    def begin(self, command: str, options: dict[str, object]) -> None:
+        """Write what is run, when, and with which options."""
+        import json
+
+        self.add(f"dicom-etl {VERSION} {command}")
+        self.add(f"started {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}")
+        self.add(f"options {json.dumps(options)}")
+
+    def end(self, outcome: str) -> None:
+        """Write how it ended, and after how long."""
+        self.add(f"{_as_typed(outcome)} (after {time.monotonic() - self._started:.1f} s)")
 
     def add(self, text: str) -> None:
         """Write one line."""
@@ -990,6 +1012,19 @@ def _open_log(path: Path) -> TextIO:
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise EtlError(f"{where}: {_reason(error)}. {advice}") from error
+
+
+def _counts(findings: "list[Finding]") -> str:
+    """Return how many findings there are of each severity, to follow a number of rows."""
+    from etl.findings import SEVERITY_ORDER, counted
+
+    numbers = Counter(finding.severity for finding in findings)
+    return "".join(f", {counted(numbers[one], one)}" for one in SEVERITY_ORDER if numbers[one])
+
+
+def _as_typed(text: str) -> str:
+    """Return a message with the options that one types for the names that Python has."""
+    return _PYTHON_NAME.sub(lambda name: f"--{name[1].replace('_', '-')}", text)
 
 
 def _reason(error: OSError) -> str:

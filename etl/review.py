@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import RejectedError
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, SampleKey, counted
 from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import hdf5_file
@@ -131,19 +131,17 @@ def require_rows(n_rows: int, findings: Sequence[Finding], missing: str, *, stri
     if n_rows and not (strict and errors):
         return
     examples = "".join(f"\n  {finding}" for finding in (errors or findings)[:_EXAMPLES])
-    see_all = "See all with --verbose or --log-file FILE."
     if not n_rows:
         codes = Counter(finding.code for finding in findings)
         listed = "".join(f", {n} {code}" for code, n in sorted(codes.items()))
         raise RejectedError(
             f"Nothing to build: no usable pair of image and contour{listed}."
-            f"{' ' * bool(missing)}{missing}{examples}\n{see_all}",
+            f"{' ' * bool(missing)}{missing}{examples}",
             list(findings),
         )
     raise RejectedError(
-        f"Build stopped by --strict: {len(errors)} finding{'s' * (len(errors) != 1)} of severity "
-        f"error.{examples}\nMend them, or build without --strict to leave these pairs out. "
-        f"{see_all}",
+        f"Build stopped by `strict=True`: {counted(len(errors), 'finding')} of severity error."
+        f"{examples}\nMend them, or build without `strict=True` to leave these pairs out.",
         list(findings),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from etl.errors import EtlError
 from etl.findings import FindingRow
@@ -59,7 +59,7 @@ def write_overlays(
         if any(folder.iterdir()) and not force:
             raise EtlError(
                 f"Overlays not written: {folder}: the folder has files in it. "
-                "Give a new one, or use --force to write over them."
+                "Give a new one, or use `force=True` to write over them."
             )
         names = file_names(dataset)
         for row in tqdm(rows, desc="overlays", unit=" pictures", disable=None):

@@ -98,7 +98,7 @@ def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
     assert rows[0]["code"] == "contour-unreadable"
     assert table.no_formula("=1+1") == "'=1+1"
     assert table.no_formula("dicoms/=P") == "dicoms/=P"
-    with pytest.raises(etl.EtlError, match="--force"):
+    with pytest.raises(etl.EtlError, match="force=True"):
         table.write_csv(data, read_findings(data), path, force=False)
 
 
