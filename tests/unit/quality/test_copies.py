@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from etl.labels import CARDIAC, cardiac_scheme, named_scheme
+from etl.quality import copies
 from etl.quality.copies import Twin, judge
 
 SIZE = 64
@@ -106,6 +107,18 @@ def test_contours_that_tell_nothing_follow_the_others_of_their_patient():
     _, second = verdicts(groups, rows, "ABCA")  # of another pair of patients
     assert second.copies == {}
     _, second = verdicts(groups, rows, "AAAA")  # one patient's own
+    assert second.copies == {}
+
+
+def test_of_very_many_groups_the_first_are_measured_and_decide(monkeypatch):
+    monkeypatch.setattr(copies, "MAX_GROUPS", 1)
+    outer = circle(20, 20, 12)
+    rows = Rows(*((FLAT, {1: circle(x, 20, 8), 2: outer}) for x in (20, 29, 20, 29)))
+    groups = [[Twin(0, OUTER), Twin(1, OUTER)], [Twin(2, OUTER), Twin(3, OUTER)]]
+    first, second = verdicts(groups, rows, "ABAB")
+    assert (list(first.copies), list(second.copies)) == ([1], [1])
+    assert second.copies[1].startswith("1 of the 2 contours")
+    _, second = verdicts(groups, rows, "ABCD")
     assert second.copies == {}
 
 
