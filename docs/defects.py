@@ -264,6 +264,16 @@ def _(tree: Tree) -> Planted:
     return _table(tree, "{patient},{image},muscle,{outer}", structures=("pool",))
 
 
+@plants("structure-excluded")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=True)
+    other = tree.patients[2], number
+    tree.draw((patient, number), tree.vertices(other, "o"), "o")
+    options = {"contours": ("i", "o"), "partial": True}
+    flags = {"exclude_flagged": ("identical-contour",), "exclude_structures": True}
+    return Planted(options=options | flags)
+
+
 # ------------------------------------------------------------------------------------------ images
 
 

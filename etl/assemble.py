@@ -13,10 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.findings import FLAG_CODES, SEVERITY_ORDER, Finding, SampleKey
+from etl.findings import (
+    FLAG_CODES,
+    SEVERITY_ORDER,
+    Finding,
+    FindingRow,
+    SampleKey,
+    counted,
+    printable,
+)
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan, strings
+from etl.quality.diagnoses import Diagnosis, diagnose
+from etl.quality.patients import Patient, Patients
 from etl.quality.people import Person, identifiers, same_people
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
@@ -27,16 +37,43 @@ from loader import format as file_format
 from loader.format import Attribute
 
 _EXAMPLES: Final = 3  # of patients that a note names
+_MAX_SHOWN: Final = 10  # diagnoses that a result's text has
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class BuildResult:
-    """What a build made, everything it found, and notes on what was asked for but not had."""
+    """What a build made, everything it found, and notes on what was asked for but not had.
+
+    Attributes
+    ----------
+    n_rows : int
+    findings : list of Finding
+    counts : dict of str to int
+        What was found in the input.
+    notes : list of str
+    diagnoses : list of Diagnosis
+        The causes of errors and warnings, the most harmful first.
+    """
 
     n_rows: int
-    findings: list[Finding] = field(repr=False)  # there may be thousands
+    findings: list[Finding]
     counts: dict[str, int]
     notes: list[str]
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return a summary in some lines: rows, diagnoses, numbers of findings, and notes."""
+        lines = [f"{counted(self.n_rows, 'row')} written."]
+        lines += [printable(str(one)) for one in self.diagnoses[:_MAX_SHOWN]]
+        if (n_more := len(self.diagnoses) - _MAX_SHOWN) > 0:
+            lines.append(f"... and {n_more} more in diagnoses.")
+        codes = Counter((finding.severity, finding.code) for finding in self.findings)
+        for severity in SEVERITY_ORDER:
+            mine = [f"{n} {code}" for (one, code), n in sorted(codes.items()) if one == severity]
+            lines += [f"{severity}: {', '.join(mine)}"] * bool(mine)
+        return "\n".join([*lines, *(f"Note: {printable(note)}" for note in self.notes)])
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def assemble(
@@ -83,7 +120,7 @@ def assemble(
         },
         {
             "manifest": manifest,
-            "contours": _contours(contours, reviewed.is_good),
+            "contours": _contours(contours[reviewed.keeps(contours)], reviewed.is_good),
             "findings": {
                 "severity": strings([finding.severity for finding in findings]),
                 "code": strings([finding.code for finding in findings]),
@@ -112,7 +149,10 @@ def assemble(
             **({Attribute.ALIGNMENT: json.dumps(reviewed.alignment)} if reviewed.alignment else {}),
         },
     )
-    return BuildResult(plan.n_rows, findings, found.counts, _notes(options, sides))
+    notes = [*found.notes, *reviewed.notes, *_notes(options, sides)]
+    told = _with_patients(findings, rows, other_rows, manifest)
+    diagnoses = diagnose(told, manifest, scheme.structures)
+    return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)
 
 
 def finding_order(finding: Finding) -> tuple[object, ...]:
@@ -145,7 +185,7 @@ def _people(
 
 def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -> Columns:
     """Return the index of the vertices that were kept: which row and label, where and how many."""
-    row, label, length = contours[is_good[contours[:, 0]]].T
+    row, label, length = contours.T
     return {
         "row": (np.cumsum(is_good) - 1)[row],
         "label": label,
@@ -169,12 +209,31 @@ def _rows(findings: Sequence[Finding], manifest: Columns) -> tuple[list[int], li
     return found[::2], found[1::2]
 
 
+def _with_patients(
+    findings: Sequence[Finding], rows: Sequence[int], other_rows: Sequence[int], manifest: Columns
+) -> list[FindingRow]:
+    """Return the errors and warnings as the file has them, with their patients."""
+    ids = (
+        [bytes(value).decode() for value in manifest[name].tolist()]
+        for name in ("patient_id", "original_id")
+    )
+    patients = Patients(*ids)
+    told = []
+    for one, row, other in zip(findings, rows, other_rows, strict=True):
+        if one.severity != "info":
+            name = one.key.patient_id if one.key else ""
+            found = one.severity, one.code, one.path, row, one.message, one.label, other
+            told.append(FindingRow(*found, *patients.by_patient_id.get(name, Patient(name))))
+    return patients.assigned(told)
+
+
 def _recorded(options: BuildOptions) -> dict[str, object]:
-    """Return the options as the file records them; of a split file its content, not its place."""
+    """Return the options as the file records them; of files their content, not their place."""
     recorded = options.to_json()
-    if options.split_file is not None:
-        content = Path(options.split_file).read_bytes()
-        recorded["split_file_xxh3"] = xxhash.xxh3_128_hexdigest(content)
+    for name in ("split_file", "exclude_file"):
+        path = getattr(options, name)
+        if path is not None:
+            recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())
     return recorded
 
 

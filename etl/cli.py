@@ -5,9 +5,13 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import os
+import re
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +26,8 @@ from loader.format import VERSION
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from etl.findings import Finding
+    from etl.assemble import BuildResult
+    from etl.findings import Finding, FindingRow
     from etl.options import Kind, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
@@ -41,6 +46,8 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
+_PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
+_STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
 
@@ -59,7 +66,7 @@ class _Commands(click.Group):
         except (EtlError, LoaderError) as error:
             from etl.findings import printable
 
-            raise click.ClickException(printable(str(error))) from error
+            raise click.ClickException(printable(_as_typed(str(error)))) from error
         except KeyboardInterrupt as stop:
             why, status = signals.why_stopped(stop)
             _print(f"{why}.", err=True)
@@ -133,6 +140,32 @@ class _Codes(click.ParamType[tuple[str, ...]]):
         return tuple(code for code in known if code in given)
 
 
+class _Flags(click.ParamType[tuple[str, ...]]):
+    """CODE[:PATIENT],... → as given; the code must flag rows."""
+
+    name = "CODE[:PATIENT],..."
+
+    def convert(
+        self,
+        value: str | tuple[str, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        from etl.findings import FLAG_CODES
+
+        if isinstance(value, tuple):
+            return value
+        given = [entry.strip() for entry in value.split(",")]
+        for entry in given:
+            code, separator, patient = entry.partition(":")
+            if code not in FLAG_CODES:
+                known = ", ".join(FLAG_CODES)
+                self.fail(f"expected some of {known}, found {code!r}", param, ctx)
+            if separator and not patient:
+                self.fail(f"expected a patient after {entry!r}", param, ctx)
+        return tuple(given)
+
+
 class _Names(click.ParamType[tuple[str, ...]]):
     """NAME,... → names, in the order given."""
 
@@ -163,16 +196,16 @@ class _Count(click.ParamType[int | None]):
         return None if value == "all" else click.IntRange(min=1)(value, param, ctx)
 
 
-def _flag_codes() -> Iterable[str]:
-    from etl.findings import FLAG_CODES
-
-    return FLAG_CODES
-
-
 def _all_codes() -> Iterable[str]:
     from etl.findings import CODES
 
     return CODES
+
+
+def _severities() -> Iterable[str]:
+    from etl.findings import SEVERITY_ORDER
+
+    return SEVERITY_ORDER
 
 
 def main() -> None:
@@ -384,8 +417,20 @@ def check(
 )
 @click.option(
     "--exclude-flagged",
-    type=_Codes(_flag_codes),
-    help="Leave out rows with these warnings, such as area-jump,image-constant.",
+    type=_Flags(),
+    help="Leave out rows with such a warning, of all patients or of one: area-jump,"
+    "identical-contour:P1.",
+)
+@click.option(
+    "--exclude-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Leave out the rows that a row list excludes or wants redrawn.",
+)
+@click.option(
+    "--exclude-structures",
+    is_flag=True,
+    help="With the two above: leave out only the structure that is named, not its row.",
 )
 @_WORKERS
 @click.option(
@@ -421,6 +466,8 @@ def build(
     no_audit: bool,
     audit_contours: int | None,
     exclude_flagged: tuple[str, ...] | None,
+    exclude_file: Path | None,
+    exclude_structures: bool,
     workers: int | None,
     scheduler: str | None,
     strict: bool,
@@ -443,9 +490,9 @@ def build(
         if scheduler is None:
             local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.errors import RejectedError
+        from etl.findings import counted
         from etl.options import BuildOptions
         from etl.pipeline import build as build_file
-        from etl.report.summary import FindingRow, findings_text, group_findings
 
     options = BuildOptions(
         layout=layout,
@@ -465,9 +512,11 @@ def build(
         audit=not no_audit,
         audit_contours=audit_contours,
         exclude_flagged=exclude_flagged or (),
+        exclude_file=str(exclude_file) if exclude_file else None,
+        exclude_structures=exclude_structures,
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
-        log.add(f"dicom-etl {VERSION} build {data} {out}")
+        log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
         _say_layout(data, layout, log, quiet=quiet)
         try:
             result = build_file(
@@ -482,13 +531,15 @@ def build(
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
-            raise click.ClickException(str(error)) from error  # several lines, all printable
+            log.end(f"stopped: {error.args[0].splitlines()[0]}")
+            text = f"{error.args[0]}\nSee all with --verbose or --log-file FILE."
+            raise click.ClickException(_as_typed(text)) from error  # several lines, all printable
         except EtlError as error:
-            log.add(f"stopped: {error}")
+            log.end(f"stopped: {error}")
             raise
         except KeyboardInterrupt as stop:  # not when OUT has been replaced: see _is_replaced
             why, status = signals.why_stopped(stop)
-            log.add(f"{why}: nothing was written.")
+            log.end(f"{why}: nothing was written.")
             _print(f"{why}: nothing was written.", err=True)
             click.get_current_context().exit(status)
         with _whole_whatever_fails(out):
@@ -497,15 +548,28 @@ def build(
                 if not quiet:
                     _print(f"Note: {note}", err=True)
                 log.add(f"note: {note}")
-            log.add(f"wrote {result.n_rows} rows")
+            log.end(f"wrote {counted(result.n_rows, 'row')}{_counts(result.findings)}")
             if not quiet:
-                _print(f"Wrote {out}: {result.n_rows} rows.")
-                rows = [
-                    FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings
-                ]
-                groups = group_findings(rows)
-                for line in findings_text(groups, f"dicom-etl report {out}", ("error", "warning")):
-                    click.echo(line)
+                _print_result(result, out)
+
+
+def _print_result(result: "BuildResult", out: Path) -> None:
+    """Print what a build wrote, what is wrong, and what was found."""
+    from etl.findings import FindingRow, counted
+    from etl.report.findings import group_findings
+    from etl.report.text import Terminal, diagnoses_text, findings_text
+
+    terminal = Terminal.of(sys.stdout)
+    _print(f"Wrote {out}: {counted(result.n_rows, 'row')}.")
+    rows = [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in result.findings]
+    for lines in (
+        diagnoses_text(result.diagnoses, terminal),
+        findings_text(
+            group_findings(rows), f"dicom-etl report {out}", ("error", "warning"), terminal
+        ),
+    ):
+        for line in lines:
+            click.echo(line)
 
 
 @cli.command()
@@ -515,21 +579,48 @@ def build(
     "--csv",
     "csv_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write all findings to this table.",
+    metavar="FILE|-",
+    help="Write the findings as a row list: to this table, or with - to stdout.",
 )
 @click.option(
     "--overlays",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Draw contour and mask over every image, one PNG per row.",
+    help="Draw contour and mask over the images, one PNG per row.",
+)
+@click.option(
+    "--contact-sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PNG",
+    help="Draw the same as small tiles of one picture.",
+)
+@click.option(
+    "--severity",
+    type=_Codes(_severities),
+    default=(),
+    metavar="SEVERITY,...",
+    help="Show only errors, warnings or infos: error,warning.",
+)
+@click.option(
+    "--code", type=_Codes(_all_codes), default=(), help="Show only findings of these codes."
+)
+@click.option(
+    "--patient",
+    multiple=True,
+    metavar="ID",
+    help="Show only what is about this patient, by either id; may be given several times.",
 )
 @click.option(
     "--fail-on",
     type=_Codes(_all_codes),
     default=(),
-    help="Exit with status 1 if FILE has such a finding.",
+    help="Exit with status 1 where the file has such a finding, shown or not.",
 )
-@click.option("--force", is_flag=True, help="Replace files that --csv and --overlays would write.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace files that --csv, --overlays and --contact-sheet would write.",
+)
 @click.option(
     "--compare",
     "old",
@@ -542,6 +633,10 @@ def report(
     as_json: bool,
     csv_file: Path | None,
     overlays: Path | None,
+    contact_sheet: Path | None,
+    severity: tuple[str, ...],
+    code: tuple[str, ...],
+    patient: tuple[str, ...],
     fail_on: tuple[str, ...],
     force: bool,
     old: Path | None,
@@ -550,49 +645,100 @@ def report(
 
     FILE is what `dicom-etl build` wrote; out.h5 where it is not given. The sources are not needed.
     """
-    import json
-
-    from etl.report import summary as reporting
+    from etl.report.findings import Selection, read_findings
+    from etl.report.summary import summarise
     from loader import open_dataset
 
+    _check_report_options()
     dataset = open_dataset(file)
     if old is not None:
-        _check_beside_compare(csv_file, overlays, fail_on)
         _print_comparison(open_dataset(old), dataset, as_json=as_json)
         return
-    if csv_file is not None:
-        reporting.write_csv(dataset, csv_file, force=force)
-    if overlays is not None:
-        from etl.report.overlays import write_overlays
+    selection = Selection(severity, code, patient)
+    findings = read_findings(dataset)
+    chosen = selection.chosen(findings)
+    summary = dataclasses.replace(summarise(dataset, findings, selection), path=str(file))
+    _write_list(dataset, chosen, csv_file, force=force)
+    _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
+    if csv_file != _STDOUT:
+        _print_summary(summary, as_json=as_json)
+        written = ("Findings", csv_file), ("Overlays", overlays), ("Contact sheet", contact_sheet)
+        for what, where in written if not as_json else ():
+            if where is not None and where.exists():
+                _print(f"{what} written to {where}.")
+    _check_findings(summary, {one.code for one in findings}, fail_on)
 
-        if others := write_overlays(dataset, overlays, force=force):
+
+def _check_report_options() -> None:
+    given = _given()
+    if "old" in given and (others := given - {"old", "file", "as_json"}):
+        listed = ", ".join(_option_name(name) for name in sorted(others))
+        raise click.UsageError(f"--compare excludes {listed}.")
+    if "as_json" in given and click.get_current_context().params["csv_file"] == _STDOUT:
+        raise click.UsageError("--json and --csv - both go to stdout: give one of them.")
+
+
+def _write_list(
+    dataset: "Dataset", findings: "list[FindingRow]", path: Path | None, *, force: bool
+) -> None:
+    from etl.report.table import csv_text, write_csv
+
+    if path == _STDOUT:
+        click.echo(csv_text(dataset, findings, "\n"), nl=False)
+    elif path is not None:
+        write_csv(dataset, findings, path, force=force)
+
+
+def _draw(
+    dataset: "Dataset",
+    rows: list[int],
+    findings: "list[FindingRow]",
+    folder: Path | None,
+    sheet: Path | None,
+    *,
+    force: bool,
+) -> None:
+    """Draw rows with their findings, where that is wanted."""
+    if folder is None and sheet is None:
+        return
+    if not rows:
+        _print("Note: no row is chosen, so that nothing is drawn.", err=True)
+        return
+    from etl.report.overlays import remarks_on, write_contact_sheet, write_overlays
+
+    remarks = remarks_on(findings)
+    if folder is not None:
+        others = write_overlays(dataset, folder, force=force, rows=rows, remarks=remarks)
+        if others:
             _print(
-                f"Note: {overlays} also has what is not of {file}, left as it was: "
+                f"Note: {folder} also has what is not of these pictures, left as it was: "
                 f"{len(others)} in all, such as {others[0]}.",
                 err=True,
             )
-    summary = dataclasses.replace(reporting.summarise(dataset), path=str(file))
+    if sheet is not None:
+        n_more = write_contact_sheet(dataset, sheet, force=force, rows=rows, remarks=remarks)
+        if n_more:
+            shown = f"the first {len(rows) - n_more} of {len(rows)} rows"
+            _print(f"Note: {sheet} has {shown}. Choose fewer with --code or --patient.", err=True)
+
+
+def _print_summary(summary: "Summary", *, as_json: bool) -> None:
+    import json
+
+    from etl.report.text import Terminal, summary_text
+
     if as_json:
         try:
             text = json.dumps(summary.to_json(), indent=2, allow_nan=False)
         except ValueError as error:
             raise EtlError(
-                f"Report not possible: {file}: a number in it is not finite, which JSON cannot "
-                "say. See it without --json."
+                f"Report not possible: {summary.path}: a number in it is not finite, which JSON "
+                "cannot say. See it without --json."
             ) from error
         click.echo(text)
-    else:
-        for line in reporting.summary_text(summary):
-            click.echo(line)
-        for what, where in (("Findings", csv_file), ("Overlays", overlays)):
-            if where is not None:
-                _print(f"{what} written to {where}.")
-    _check_findings(summary, fail_on)
-
-
-def _check_beside_compare(*others: object) -> None:
-    if any(others):
-        raise click.UsageError("--compare excludes --csv, --overlays and --fail-on.")
+        return
+    for line in summary_text(summary, Terminal.of(sys.stdout)):
+        click.echo(line)
 
 
 def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
@@ -606,13 +752,14 @@ def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _check_findings(summary: "Summary", fail_on: tuple[str, ...]) -> None:
+def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...]) -> None:
+    """Fail where the file has such findings, or where the build did not look for them."""
     if unchecked := [code for code in fail_on if code in summary.unchecked]:
         raise EtlError(
             f"--fail-on: {summary.path} was built without a look for {', '.join(unchecked)}. "
             "Build it again without --no-qc and --no-audit."
         )
-    if found := [group.code for group in summary.findings if group.code in fail_on]:
+    if found := [code for code in fail_on if code in codes]:
         raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
 
 
@@ -696,6 +843,7 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
     """Make synthetic patients in DIR: DICOM files, contours and link.csv to try the tool on."""
     from tqdm import tqdm
 
+    from etl.findings import counted
     from etl.phantom.tree import write_phantom
 
     with tqdm(
@@ -711,8 +859,9 @@ def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, fo
             progress=bar.update,
         )
     _print(
-        f"Wrote {folder}: {counts.n_patients} patients, {counts.n_dicoms} DICOM files, "
-        f"{counts.n_icontours} i-contours, {counts.n_ocontours} o-contours."
+        f"Wrote {folder}: {counted(counts.n_patients, 'patient')}, "
+        f"{counted(counts.n_dicoms, 'DICOM file')}, {counted(counts.n_icontours, 'i-contour')}, "
+        f"{counted(counts.n_ocontours, 'o-contour')}."
     )
 
 
@@ -740,11 +889,23 @@ def _whole_whatever_fails(out: Path) -> Iterator[None]:
         _print(f"Note: {out} is written, but not all was printed: {_reason(error)}.", err=True)
 
 
+def _given() -> set[str]:
+    """Return the names of the parameters that were given."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}
+
+
+def _option_name(name: str) -> str:
+    """Return the option of a parameter, as one types it."""
+    command = click.get_current_context().command
+    return next(one.opts[0] for one in command.params if one.name == name)
+
+
 def _check_build_options() -> None:
     """Refuse options that contradict each other, or that would do nothing."""
     context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    given = {name for name in context.params if context.get_parameter_source(name) is not default}
+    given = _given()
     for pair in _EXCLUSIVE:
         if given >= set(pair):
             options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
@@ -753,6 +914,15 @@ def _check_build_options() -> None:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
     if "same_person" in given and not given & {"split", "folds"}:
         raise click.UsageError("--same-person is about --split and --folds: give one of them.")
+    if "exclude_structures" in given:
+        if not given & {"exclude_flagged", "exclude_file"}:
+            raise click.UsageError(
+                "--exclude-structures is about --exclude-flagged and --exclude-file: give one."
+            )
+        if len(_CONTOURS[context.params["contours"] or "i"]) > 1 and "partial" not in given:
+            raise click.UsageError(
+                "--exclude-structures keeps pairs that lack a contour: give --partial as well."
+            )
     if "split_seed" in given and not given & {"split", "folds"}:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 
@@ -785,6 +955,19 @@ class _Log:
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
+        self._started = time.monotonic()
+
+    def begin(self, command: str, options: dict[str, object]) -> None:
+        """Write what is run, when, and with which options."""
+        import json
+
+        self.add(f"dicom-etl {VERSION} {command}")
+        self.add(f"started {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}")
+        self.add(f"options {json.dumps(options)}")
+
+    def end(self, outcome: str) -> None:
+        """Write how it ended, and after how long."""
+        self.add(f"{_as_typed(outcome)} (after {time.monotonic() - self._started:.1f} s)")
 
     def add(self, text: str) -> None:
         """Write one line."""
@@ -830,6 +1013,19 @@ def _open_log(path: Path) -> TextIO:
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise EtlError(f"{where}: {_reason(error)}. {advice}") from error
+
+
+def _counts(findings: "list[Finding]") -> str:
+    """Return how many findings there are of each severity, to follow a number of rows."""
+    from etl.findings import SEVERITY_ORDER, counted
+
+    numbers = Counter(finding.severity for finding in findings)
+    return "".join(f", {counted(numbers[one], one)}" for one in SEVERITY_ORDER if numbers[one])
+
+
+def _as_typed(text: str) -> str:
+    """Return a message with the options that one types for the names that Python has."""
+    return _PYTHON_NAME.sub(lambda name: f"--{name[1].replace('_', '-')}", text)
 
 
 def _reason(error: OSError) -> str:

@@ -35,8 +35,8 @@ class RejectedError(EtlError):
         self.findings = findings
 
     def __str__(self) -> str:
-        """Return the message without the findings."""
-        return str(self.args[0])
+        """Return the message, and where the findings are."""
+        return f"{self.args[0]}\nThe exception has all in its attribute `findings`."
 
 
 class ImageError(SourceError):

@@ -143,7 +143,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "row-excluded": FindingCode(
         "error",
-        "`--exclude-flagged` left the row out; the message has the warning",
+        "`--exclude-flagged` or `--exclude-file` left the row out; the message has the reason",
         "",
     ),
     "image-file-damaged": FindingCode(
@@ -304,6 +304,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "the folders of a linked patient hold another file or folder",
         "",
     ),
+    "structure-excluded": FindingCode(
+        "info",
+        "`--exclude-structures` left a structure out of its row; the message has the reason",
+        "",
+    ),
     "image-no-contour": FindingCode(
         "info",
         "an image has no contour",
@@ -388,6 +393,20 @@ class Finding:
         return f"{self.severity}: {self.code}: {located(self.path, self.message)}"
 
 
+class FindingRow(NamedTuple):
+    """One finding as the file has it, with the patient it is about where that is known."""
+
+    severity: str
+    code: str
+    path: str
+    row: int  # -1: about no row
+    message: str
+    label: int = 0  # code of the structure that it is about; 0: none
+    other_row: int = -1  # the partner of a finding about two rows; -1: none
+    patient_id: str = ""
+    original_id: str = ""
+
+
 class Remark(NamedTuple):
     """A finding's code and message, before it is known which file and sample it is about."""
 
@@ -397,6 +416,11 @@ class Remark(NamedTuple):
     def about(self, path: str, key: SampleKey | None = None, label: int = 0) -> Finding:
         """Return the finding."""
         return Finding(self.code, path, self.message, key, label)
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not 1."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def located(path: str, message: str) -> str:

@@ -6,6 +6,7 @@ times faster than a dataclass.
 
 import math
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -195,6 +196,14 @@ class Sample(NamedTuple):
     instance: Instance
     stamp: FileStamp
     regions: tuple[Region, ...]
+
+    def without(self, codes: Collection[int]) -> "Sample":
+        """Return the sample without some of its structures."""
+        link = self.link._replace(
+            annotations=tuple(one for one in self.link.annotations if one.code not in codes)
+        )
+        regions = tuple(region for region in self.regions if region.code not in codes)
+        return self._replace(link=link, regions=regions)
 
     def packed(self) -> bytes:
         """Return what `unpacked` makes this again of; four times as fast as pickling it.

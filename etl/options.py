@@ -61,7 +61,13 @@ class BuildOptions:
     audit_contours : int, optional
         How many contours of each patient; None measures all.
     exclude_flagged : tuple of str
-        Codes of `FLAG_CODES`: rows with such a finding are left out.
+        Codes of `FLAG_CODES`: rows with such a finding are left out. "CODE:PATIENT" leaves out
+        those of one patient, by either id.
+    exclude_file : str, optional
+        The user's own row list: rows that it excludes, or wants redrawn, are left out.
+    exclude_structures : bool
+        Leave out only the structure that a finding or line names, and the row where it has no
+        other.
     layout : str
         The layout of the input, a key of `etl.sources.layouts.LAYOUTS`; "auto" finds it.
     structures : tuple of str, optional
@@ -84,6 +90,8 @@ class BuildOptions:
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
     exclude_flagged: tuple[str, ...] = ()
+    exclude_file: str | None = None
+    exclude_structures: bool = False
     layout: str = "auto"
     structures: tuple[str, ...] | None = None
 
@@ -95,15 +103,13 @@ class BuildOptions:
         TypeError, ValueError
             An option is not what it should be.
         """
-        codes = _strings("exclude_flagged", self.exclude_flagged)
-        if unknown := set(codes) - set(FLAG_CODES):
-            raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
+        codes = _excluded(self.exclude_flagged)
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
-        for name in ("partial", "qc", "audit"):
+        for name in ("partial", "qc", "audit", "exclude_structures"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
         if not isinstance(self.layout, str):
@@ -112,13 +118,18 @@ class BuildOptions:
             raise ValueError("split: expected either split or split_file, found both.")
         # As frozen as before, in the one form in which the file records them.
         ordered = {
-            "exclude_flagged": tuple(code for code in FLAG_CODES if code in codes),
+            "exclude_flagged": codes,
             "contours": _contours(self.contours),
             "structures": _structures(self.structures),
             "split": None if self.split is None else shares(self.split),
         }
         for name, value in ordered.items():
             object.__setattr__(self, name, value)
+        if self.exclude_structures and self.contours == KINDS and not self.partial:
+            raise ValueError(
+                "exclude_structures: expected partial=True with both contours, which keeps pairs "
+                "that lack one, found False."
+            )
 
     @property
     def has_audit(self) -> bool:
@@ -128,8 +139,15 @@ class BuildOptions:
     def to_json(self) -> dict[str, object]:
         """Return the options as the file records them: no path of this machine."""
         recorded = asdict(self) | {"audit": self.has_audit}
-        del recorded["split_file"]
+        del recorded["split_file"], recorded["exclude_file"]
         return recorded
+
+    def excludes(self, code: str, *patient: str) -> bool:
+        """Return whether findings of a code are to be left out, of a patient with these ids."""
+        return any(
+            part == code and (not separator or name in patient)
+            for part, separator, name in (one.partition(":") for one in self.exclude_flagged)
+        )
 
 
 def shares(split: object) -> tuple[float, float, float]:
@@ -148,6 +166,17 @@ def shares(split: object) -> tuple[float, float, float]:
     if not (min(train, validation, test) >= 0 and is_whole):
         raise ValueError(f"split: expected three shares that sum to 100, found {split!r}.")
     return train, validation, test
+
+
+def _excluded(given: object) -> tuple[str, ...]:
+    """Return CODE and CODE:PATIENT, each once, in the order of the codes."""
+    entries = sorted(set(_strings("exclude_flagged", given)))
+    parts = [entry.partition(":") for entry in entries]
+    if unknown := {code for code, _, _ in parts if code not in FLAG_CODES}:
+        raise ValueError(f"exclude_flagged: no row is flagged {', '.join(sorted(unknown))}.")
+    if nameless := [entry for entry in entries if entry.endswith(":")]:
+        raise ValueError(f"exclude_flagged: expected a patient after {nameless[0]!r}, found none.")
+    return tuple(sorted(entries, key=lambda entry: FLAG_CODES.index(entry.partition(":")[0])))
 
 
 def _contours(contours: object) -> tuple[Kind, ...] | None:

@@ -6,18 +6,23 @@ file.
 
 import contextlib
 import dataclasses
+import functools
 from concurrent.futures import Executor
 from pathlib import Path
+
+import numpy as np
 
 from etl.assemble import BuildResult, assemble
 from etl.examine import examine_links, index_headers
 from etl.options import BuildOptions
 from etl.output import target
+from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
 from etl.quality.alignment import mark_audited
-from etl.render import render_samples
+from etl.render import render_again, render_samples
 from etl.review import keep_good, require_rows, review
 from etl.sources import layouts
+from etl.sources.row_list import check_row_list, exclude_listed
 from etl.spool import Spool
 from etl.workers.chunks import n_chunks
 from etl.workers.engine import engine_for
@@ -70,6 +75,7 @@ def build(
     options = _checked(options, workers)
     out = target.check_target(Path(out), force=force)
     check_split_file(options)
+    check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
     options = source.settle(options)
     found = source.discover(Path(data), options)
@@ -81,6 +87,7 @@ def build(
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
     ):
         found = index_headers(engine, source, found, options, progress=progress)
+        found = exclude_listed(found, options)
         target.check_space(out, len(found.links) * options.rows * options.columns)
         if options.has_audit and found.scheme.has_contrast:
             mark_audited(found.links, found.scheme, options.audit_contours)
@@ -88,10 +95,13 @@ def build(
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
         plan = spool.reserve(path, options)
         rendered = render_samples(engine, spool, found, options, plan, progress=progress)
-        reviewed = review(rendered, spool.findings, found.scheme, options)
+        contours = spool.contours()
+        written = WrittenRows(plan, np.flatnonzero(rendered.is_good), contours)
+        again = functools.partial(render_again, engine, spool, found, options, plan)
+        reviewed = review(rendered, spool.findings, found.scheme, options, written, again)
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
-        plan = keep_good(plan, reviewed, spool.contours())
-        result = assemble(plan, reviewed, spool.contours(), found, options, spool.identities())
+        plan = keep_good(plan, reviewed, contours)
+        result = assemble(plan, reviewed, contours, found, options, spool.identities())
     return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 

@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,14 +67,43 @@ def render_samples(
     progress: bool,
 ) -> Rendered:
     """Write the rows of all samples and return their manifest columns."""
-    work = Work(
+    tasks = spool.tasks(chunk_length(options))
+    with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
+        return gather(_shown(engine.run(_work(found, options, plan), tasks), shown))
+
+
+def render_again(
+    engine: Engine,
+    spool: Spool,
+    found: Discovery,
+    options: BuildOptions,
+    plan: Plan,
+    without: Mapping[int, Collection[int]],
+) -> Rendered:
+    """Write some rows again, without some of their structures.
+
+    Parameters
+    ----------
+    without : mapping of int to collection of int
+        Row → codes of the structures that it is to lose, not all of them.
+    """
+    rows = sorted(without)
+    tasks = (
+        ([Sample.unpacked(packed).without(without[row]).packed()], row)
+        for row, packed in zip(rows, spool.samples(rows), strict=True)
+    )
+    return gather(engine.run(_work(found, options, plan), tasks))
+
+
+def _work(
+    found: Discovery, options: BuildOptions, plan: Plan
+) -> Work[tuple[list[bytes], int], Rendered]:
+    return Work(
         run=functools.partial(render, found.root, found.scheme, options, plan),
         divide=lambda task: [([one], task[1] + place) for place, one in enumerate(task[0])],
         give_up=give_up,
         names=names,
     )
-    with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
-        return gather(_shown(engine.run(work, spool.tasks(chunk_length(options))), shown))
 
 
 def _shown(parts: Iterator[Rendered], shown: Callable[[int], object]) -> Iterator[Rendered]:

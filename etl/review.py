@@ -1,24 +1,28 @@
 """Rendered rows → those that are kept, and what only all of them together show."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.errors import RejectedError
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, SampleKey, counted
 from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import hdf5_file
 from etl.output.row_writer import Plan
 from etl.quality.alignment import Audit, audit
+from etl.quality.copies import Pictures
 from etl.quality.rows import Rows, check_rows
 from etl.render import Columns, Rendered
 
 _EXAMPLES: Final = 3
+
+
+Renderer: TypeAlias = Callable[[Mapping[int, Collection[int]]], Rendered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +33,30 @@ class Reviewed:
     manifest: Columns  # of the good ones, without the columns that depend on who is kept
     findings: list[Finding]
     alignment: dict[str, object]  # the audit's numbers; empty without one
+    lost: Mapping[int, Collection[int]]  # sample → labels of the contours that it has lost
+    notes: list[str]  # what was asked for but not had
 
     @property
     def n_rows(self) -> int:
         """The number of samples that are kept."""
         return int(self.is_good.sum())
 
+    def keeps(self, contours: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which contours are kept; each is (sample, label, number of vertices)."""
+        is_kept = self.is_good[contours[:, 0]]
+        for sample, labels in self.lost.items():
+            first, stop = np.searchsorted(contours[:, 0], [sample, sample + 1])
+            is_kept[first:stop] &= ~np.isin(contours[first:stop, 1], list(labels))
+        return is_kept
+
 
 def review(
-    rendered: Rendered, findings: list[Finding], scheme: LabelScheme, options: BuildOptions
+    rendered: Rendered,
+    findings: list[Finding],
+    scheme: LabelScheme,
+    options: BuildOptions,
+    written: Pictures | None = None,
+    render: Renderer | None = None,
 ) -> Reviewed:
     """Check all rows together, and leave out those with a finding by which the user wants it.
 
@@ -47,28 +66,41 @@ def review(
         All rows; its manifest becomes the result's.
     findings : list of Finding
         Those of the stages before.
+    written : Pictures, optional
+        The good rows; without them nothing tells which of equal contours is the copy.
+    render : callable, optional
+        Writes samples again without some structures: sample → their codes. Needed where single
+        structures are to be left out.
     """
     is_good, manifest = np.array(rendered.is_good, np.bool_), rendered.manifest
     findings = findings + rendered.findings
     if not manifest:
-        return Reviewed(is_good, {}, findings, {})
+        return Reviewed(is_good, {}, findings, {}, {}, [])
     audited = Audit([], {})
     if options.qc:
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
-        findings += check_rows(Rows(manifest, rendered.marks["image"], shapes, scheme))
+        findings += check_rows(Rows(manifest, rendered.marks["image"], shapes, scheme, written))
     if options.has_audit and scheme.has_contrast:
-        patients, paths = (
-            [value.decode() for value in manifest[name].tolist()]
-            for name in ("patient_id", "dicom_path")
-        )
+        patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
         alignments = rendered.marks["alignment"]
         audited = audit(patients, paths, alignments, options.contour_origin)
     findings += audited.findings
-    excluded = _excluded(findings, manifest, options.exclude_flagged)
-    is_kept = _drop(list(excluded), manifest)
-    is_good[is_good] = is_kept
-    return Reviewed(is_good, manifest, findings + list(excluded.values()), audited.numbers)
+    unwanted = _unwanted(findings, manifest, scheme, options)
+    findings = unwanted.left_over(findings, scheme) + unwanted.told
+    places = np.flatnonzero(is_good).tolist()
+    bad: list[int] = []
+    if unwanted.structures and render is not None:
+        again = render({places[row]: codes for row, codes in unwanted.structures.items()})
+        findings += again.findings
+        bad = _replace_rows(manifest, list(unwanted.structures), again)
+    is_good[is_good] = _drop([*unwanted.rows, *bad], manifest)
+    lost = {
+        places[row]: {scheme[code].label for code in codes}
+        for row, codes in unwanted.structures.items()
+    }
+    notes = _notes(options, manifest)
+    return Reviewed(is_good, manifest, findings, audited.numbers, lost, notes)
 
 
 def rows_by_key(keys: Iterable[SampleKey | None], manifest: Columns) -> dict[SampleKey, int]:
@@ -99,19 +131,17 @@ def require_rows(n_rows: int, findings: Sequence[Finding], missing: str, *, stri
     if n_rows and not (strict and errors):
         return
     examples = "".join(f"\n  {finding}" for finding in (errors or findings)[:_EXAMPLES])
-    see_all = "See all with --verbose or --log-file FILE."
     if not n_rows:
         codes = Counter(finding.code for finding in findings)
         listed = "".join(f", {n} {code}" for code, n in sorted(codes.items()))
         raise RejectedError(
             f"Nothing to build: no usable pair of image and contour{listed}."
-            f"{' ' * bool(missing)}{missing}{examples}\n{see_all}",
+            f"{' ' * bool(missing)}{missing}{examples}",
             list(findings),
         )
     raise RejectedError(
-        f"Build stopped by --strict: {len(errors)} finding{'s' * (len(errors) != 1)} of severity "
-        f"error.{examples}\nMend them, or build without --strict to leave these pairs out. "
-        f"{see_all}",
+        f"Build stopped by `strict=True`: {counted(len(errors), 'finding')} of severity error."
+        f"{examples}\nMend them, or build without `strict=True` to leave these pairs out.",
         list(findings),
     )
 
@@ -124,28 +154,110 @@ def keep_good(plan: Plan, reviewed: Reviewed, contours: npt.NDArray[np.int64]) -
     contours : int64 array, shape (n, 3)
         (row, label, number of vertices), of all rows.
     """
-    is_good = reviewed.is_good
-    if is_good.all():
+    is_kept = reviewed.keeps(contours)
+    if reviewed.is_good.all() and is_kept.all():
         return plan
     ends = np.cumsum(contours[:, 2])
-    stretches = np.stack([ends - contours[:, 2], ends], axis=1)[is_good[contours[:, 0]]]
+    stretches = np.stack([ends - contours[:, 2], ends], axis=1)[is_kept]
     vertices = [(start, stop) for start, stop in stretches.tolist()]
-    return hdf5_file.keep_rows(plan, np.flatnonzero(is_good).tolist(), vertices)
+    return hdf5_file.keep_rows(plan, np.flatnonzero(reviewed.is_good).tolist(), vertices)
 
 
-def _excluded(
-    findings: list[Finding], manifest: Columns, codes: Sequence[str]
-) -> Mapping[int, Finding]:
-    """Return row → the finding that it is left out, of the rows with a finding of such a code."""
-    causes = [finding for finding in findings if finding.code in codes]
+@dataclass(frozen=True, slots=True)
+class _Unwanted:
+    """What the user wants left out for its findings.
+
+    Attributes
+    ----------
+    rows : set of int
+    structures : dict of int to set of int
+        Row that stays → codes of the structures that it loses.
+    told : list of Finding
+        That they are left out, and why.
+    gone : set of (SampleKey, int)
+        Key and code of the structures that are left out.
+    """
+
+    rows: set[int]
+    structures: dict[int, set[int]]
+    told: list[Finding]
+    gone: set[tuple[SampleKey | None, int]]
+
+    def left_over(self, findings: list[Finding], scheme: LabelScheme) -> list[Finding]:
+        """Return findings, those on a structure that its row has lost without the row.
+
+        What lay outside of a lost structure lies outside of none.
+        """
+        outer = {one.code: other.code for one, other in scheme.nested}
+        return [
+            replace(one, key=None, other_key=None) if (one.key, one.label) in self.gone else one
+            for one in findings
+            if one.code != "inner-outside-outer" or (one.key, outer[one.label]) not in self.gone
+        ]
+
+
+def _unwanted(
+    findings: list[Finding], manifest: Columns, scheme: LabelScheme, options: BuildOptions
+) -> _Unwanted:
+    unwanted = _Unwanted(set(), {}, [], set())
+    if not options.exclude_flagged:
+        return unwanted
+    both = zip(_texts(manifest, "patient_id"), _texts(manifest, "original_id"), strict=True)
+    originals = dict(both)
+    causes = [one for one in findings if _is_unwanted(one, originals, options)]
     rows = rows_by_key((cause.key for cause in causes), manifest)
-    excluded: dict[int, Finding] = {}
+    by_row: defaultdict[int, list[Finding]] = defaultdict(list)
     for cause in causes:
         if cause.key in rows:  # not so for pairs that became no row at all
-            message = f"left out by --exclude-flagged {cause.code}: {cause.message}"
-            found = Finding("row-excluded", cause.path, message, cause.key, cause.label)
-            excluded.setdefault(rows[cause.key], found)
-    return excluded
+            by_row[rows[cause.key]].append(cause)
+    for row, mine in by_row.items():
+        drawn = {one.code for one in scheme if manifest[f"drawn_{one.code}"][row]}
+        codes = {cause.label for cause in mine}
+        if options.exclude_structures and 0 not in codes and codes < drawn:
+            unwanted.structures[row] = codes
+            firsts = {cause.label: cause for cause in reversed(mine)}.values()
+            unwanted.told.extend(_told("structure-excluded", cause) for cause in firsts)
+            unwanted.gone.update((mine[0].key, code) for code in codes)
+        else:
+            unwanted.rows.add(row)
+            unwanted.told.append(_told("row-excluded", mine[0]))
+    return unwanted
+
+
+def _is_unwanted(finding: Finding, originals: Mapping[str, str], options: BuildOptions) -> bool:
+    if finding.key is None:
+        return False
+    patient_id = finding.key.patient_id
+    return options.excludes(finding.code, patient_id, originals.get(patient_id, patient_id))
+
+
+def _told(code: str, cause: Finding) -> Finding:
+    message = f"left out by --exclude-flagged {cause.code}: {cause.message}"
+    return Finding(code, cause.path, message, cause.key, cause.label)
+
+
+def _replace_rows(manifest: Columns, rows: Sequence[int], again: Rendered) -> list[int]:
+    """Put rows that were written again into the manifest; return those that could not be."""
+    ordered = np.sort(np.array(rows, np.int64))
+    is_good = np.array(again.is_good, np.bool_)
+    for name, values in again.manifest.items():
+        manifest[name][ordered[is_good]] = values
+    bad: list[int] = ordered[~is_good].tolist()
+    return bad
+
+
+def _notes(options: BuildOptions, manifest: Columns) -> list[str]:
+    """Return the patients of `exclude_flagged` that there are not."""
+    known = {*_texts(manifest, "patient_id"), *_texts(manifest, "original_id")}
+    named = [entry.partition(":")[2] for entry in options.exclude_flagged]
+    unknown = sorted({name for name in named if name} - known)
+    listed = ", ".join(map(repr, unknown[:_EXAMPLES]))
+    more = ", ..." if len(unknown) > _EXAMPLES else ""
+    return [f"--exclude-flagged: no row is of {listed}{more}."] if unknown else []
+
+
+def _texts(manifest: Columns, column: str) -> list[str]:
+    return [bytes(value).decode() for value in manifest[column].tolist()]
 
 
 def _drop(rows: list[int], manifest: Columns) -> npt.NDArray[np.bool_]:

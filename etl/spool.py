@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -81,6 +81,13 @@ class Spool:
             if not sizes:
                 return
             yield [self._samples.read(size) for size in sizes], first
+
+    def samples(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """Yield the packed samples of some rows."""
+        ends = list(itertools.accumulate(self._n_bytes))
+        for row in rows:
+            self._samples.seek(ends[row] - self._n_bytes[row])
+            yield self._samples.read(self._n_bytes[row])
 
     def reserve(self, path: Path, options: BuildOptions) -> Plan:
         """Make the file with room for a row of each sample, and write the vertices into it.

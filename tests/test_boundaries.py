@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "preload": {"stages"},
     "phantom": {"records", "sources"},
     "verify": {"format", "loader", "output", "quality", "records", "sources", "workers"},
-    "report": {"format", "loader", "output", "records"},
+    "report": {"format", "loader", "output", "quality", "records", "sources"},
     "command": {
         "dicom",
         "format",

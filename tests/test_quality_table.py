@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import xxhash
 from builders import contour_path, copy_tree
 from click.testing import CliRunner
 
@@ -23,6 +24,7 @@ from etl.findings import FLAG_CODES, QUALITY_CODES
 from etl.options import BuildOptions
 from etl.phantom.heart import Cine, end_systole
 from etl.phantom.tree import write_phantom
+from etl.verify.file import verify
 from etl.workers import chunks
 
 STACKS = (4, 8, 3)  # patients, slices, phases: 12 rows a patient, which have neighbours
@@ -135,6 +137,10 @@ def check_rows(data):
     columns = (data.findings[name].tolist() for name in ("code", "path", "row"))
     for code, path, row in zip(*columns, strict=True):
         owners = {k for column in paths for k, own in enumerate(column) if own == path and path}
+        if code == "structure-excluded":  # the row has lost that path
+            assert row >= 0
+            assert not owners
+            continue
         assert owners == ({row} if row >= 0 else set())
         if row >= 0 and code in FLAG_CODES:
             flags[row] |= np.uint64(1 << FLAG_CODES.index(code))
@@ -395,8 +401,8 @@ def test_a_contour_of_another_patient_is_found_however_it_is_written(
     tree.draw(other, change(tree.vertices(one)), form=form)
     data = build(tree, tmp_path)
     paths = [tree.contour(place) for place in (one, other)]
-    assert findings(data) == [("identical-contour", path) for path in paths]
-    assert paths[1] in messages(data, "identical-contour")[0]
+    assert findings(data) == [("identical-contour", paths[1])]  # the edges tell which is the copy
+    assert messages(data, "identical-contour")[0].startswith(f"is a copy of {paths[0]}, of another")
 
 
 def test_images_and_contours_copied_together_are_identical_images_alone(stacks, tmp_path):
@@ -404,6 +410,35 @@ def test_images_and_contours_copied_together_are_identical_images_alone(stacks, 
     paths = copy_of_an_image(stacks, 0)
     stacks.draw(PLACE, stacks.vertices(other))
     assert findings(build(stacks, tmp_path)) == [("identical-image", p) for p in sorted(paths)]
+
+
+def copy_all(tree, kind):
+    """Give patient 1 all contours of patient 2 of a kind; return their paths."""
+    places = [(1, *where) for *where, found in tree.cine(1).contoured() if found == kind]
+    for place in places:
+        tree.draw(place, tree.vertices((2, *place[1:]), kind), kind)
+    return [tree.contour(place, kind) for place in places]
+
+
+@pytest.mark.parametrize("kind", ["i", "o"])
+def test_of_two_patients_with_the_same_contours_the_one_they_do_not_fit_is_told(
+    stacks, tmp_path, kind
+):
+    copied = copy_all(stacks, kind)
+    data = build(stacks, tmp_path)
+    flagged = [path for code, path in findings(data) if code == "identical-contour"]
+    assert flagged == sorted(copied)
+    result = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5"), "--json"])
+    (diagnosis,) = json.loads(result.stdout)["diagnoses"]
+    mine, other = stacks.cine(1), stacks.cine(2)
+    assert diagnosis["text"].startswith(
+        f"{mine.patient_id} ({mine.original_id}): all {len(copied)} {kind}-contours are copies of "
+        f"{other.patient_id} ({other.original_id})'s and do not fit these images ("
+    )
+    assert diagnosis["remedy"] == (
+        f"Exclude with --exclude-flagged identical-contour:{mine.patient_id}."
+    )
+    assert len(diagnosis["rows"]) == len(copied)
 
 
 # ------------------------------------------------------------------------------- the audit
@@ -491,11 +526,73 @@ def test_flagged_rows_are_left_out_and_it_is_said(spoiled, tmp_path):
         np.testing.assert_array_equal(data.manifest[name], column)
 
 
+def test_the_flagged_structure_of_one_patient_is_left_out_as_if_nobody_had_drawn_it(
+    stacks, tmp_path
+):
+    copied = copy_all(stacks, "o")
+    named = f"identical-contour:{stacks.cine(1).patient_id}"
+    data = build(stacks, tmp_path, exclude_flagged=(named,), exclude_structures=True)
+    assert verify(tmp_path / "out.h5", source=stacks.root, rebuild=True).problems == []
+    gone = [path for code, path in findings(data, "info") if code == "structure-excluded"]
+    assert gone == sorted(copied)
+    assert messages(data, "structure-excluded")[0].startswith(
+        "left out by --exclude-flagged identical-contour: is a copy of "
+    )
+    assert not data.manifest["flags"].any()
+    for path in copied:
+        (stacks.root / path).unlink()
+    (tmp_path / "other").mkdir()
+    expected = build(stacks, tmp_path / "other")
+    assert data.dataset_id == expected.dataset_id
+    for group in ("manifest", "contours"):
+        for name, column in getattr(expected, group).stored.items():
+            np.testing.assert_array_equal(getattr(data, group).stored[name], column)
+
+
+def test_a_row_whose_only_structure_is_flagged_is_left_out(spoiled, tmp_path):
+    """So is one whose image is flagged."""
+    options = {"exclude_structures": True, "exclude_flagged": ("area-jump", "image-constant")}
+    place = (2, 3, DIASTOLE)
+    black = bytes(2 * 256 * 256)
+    spoiled.edit(place, lambda dataset: setattr(dataset, "PixelData", black))
+    data = build(spoiled, tmp_path, **options)
+    left_out = {path for code, path in findings(data) if code == "row-excluded"}
+    assert left_out == {spoiled.contour(PLACE), spoiled.dicom(place)}
+    assert messages(data, "structure-excluded") == []
+
+
+def test_a_row_list_of_a_report_leaves_out_its_rows(spoiled, tmp_path):
+    whole = build(spoiled, tmp_path)
+    n_rows, listed = len(whole), tmp_path / "rows.csv"
+    found = ["report", str(tmp_path / "out.h5"), "--code", "area-jump,centroid-jump"]
+    assert CliRunner().invoke(cli, [*found, "--csv", str(listed)]).exit_code == 0
+    data = build(spoiled, tmp_path, exclude_file=str(listed))
+    assert len(data) == n_rows - 2
+    jump, other = spoiled.dicom(PLACE), spoiled.dicom((0, 4, SYSTOLE))
+    assert [path for code, path in findings(data) if code == "row-excluded"] == sorted(
+        [jump, other]
+    )
+    assert verify(tmp_path / "out.h5").problems == []
+    options = data.attributes["options"]
+    assert options["exclude_file_xxh3"] == xxhash.xxh3_128_hexdigest(listed.read_bytes())
+    assert str(tmp_path) not in json.dumps(options)
+
+
 def test_any_number_of_workers_leaves_out_the_same(spoiled, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "MAX_PAIRS", 1)
     options = BuildOptions(("i", "o"), partial=True, exclude_flagged=("area-jump", "centroid-jump"))
     for workers in (1, 2):
         etl.build(spoiled.root, tmp_path / f"{workers}.h5", options, workers=workers)
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
+
+
+def test_any_number_of_workers_leaves_out_the_same_structures(stacks, tmp_path, monkeypatch):
+    copy_all(stacks, "o")
+    monkeypatch.setattr(chunks, "MAX_PAIRS", 1)
+    flags = {"exclude_flagged": ("identical-contour",), "exclude_structures": True}
+    options = BuildOptions(("i", "o"), partial=True, **flags)
+    for workers in (1, 2):
+        etl.build(stacks.root, tmp_path / f"{workers}.h5", options, workers=workers)
     assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
 
 

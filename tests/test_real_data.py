@@ -1,9 +1,12 @@
 """The reference values, on three real patients (public domain), where they are at hand."""
 
+import itertools
 import math
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -16,7 +19,9 @@ import loader
 from etl.check import check
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
+from etl.labels import cardiac_scheme
 from etl.options import BuildOptions
+from etl.quality.copies import Twin, judge
 from etl.report import summary as report
 
 pytestmark = pytest.mark.real_data
@@ -153,6 +158,48 @@ def test_the_contours_count_from_1_which_the_option_mends(built, n_contours):
     result, data = built(contours=("i",), audit_contours=n_contours, contour_origin=1)
     assert {finding.code for finding in result.findings} == {"image-no-contour"}
     assert abs(report.summarise(data).alignment["dx"]) < 0.5
+
+
+@pytest.mark.parametrize("label", [1, 2])
+def test_the_original_of_a_copied_contour_is_never_called_the_copy(built, label):
+    """Each contour is given to every other image in turn; who tells, tells the truth."""
+    _, data = built(partial=True, contour_origin=1)
+    scheme = cardiac_scheme(("i", "o"))
+    drawn = [dict(data.polygons(row)) for row in range(len(data))]
+    patients = data.manifest["patient_id"].tolist()
+    rows = [row for row, own in enumerate(drawn) if label in own]
+    told = Counter()
+    for original, copy in itertools.permutations(rows[::2], 2):
+        contours = {original: drawn[original], copy: drawn[copy] | {label: drawn[original][label]}}
+        pictures = SimpleNamespace(
+            image=lambda row: data.images[row],
+            polygons=lambda row, contours=contours: list(contours[row].items()),
+        )
+        twins = [Twin(row, scheme[label]) for row in (original, copy)]
+        (verdict,) = judge([twins], pictures, scheme, patients.__getitem__)
+        assert verdict.original in {None, 0}
+        told[patients[original] == patients[copy], verdict.original] += 1
+    for is_same, least in ((False, 0.7), (True, 0.3)):
+        assert told[is_same, 0] > least * (told[is_same, 0] + told[is_same, None])
+
+
+@pytest.mark.parametrize("kind", ["i", "o"])
+def test_a_patient_with_anothers_contours_is_told_from_the_other(patients, tmp_path, kind):
+    ids = [line.split(",") for line in (patients / "link.csv").read_text().split()[1:]]
+    for (copier, mine), (owner, other) in itertools.permutations(ids, 2):
+        root = copy_tree(patients, tmp_path / f"{copier}-{owner}")
+        both = (root / "contourfiles" / one / f"{kind}-contours" for one in (other, mine))
+        files = list(zip(*(sorted(folder.iterdir()) for folder in both), strict=False))
+        for source, target in files:
+            shutil.copyfile(source, target)
+        result = etl.build(root, root / "out.h5", BuildOptions(("i", "o"), partial=True))
+        found = [one for one in result.findings if one.code == "identical-contour"]
+        assert {one.path for one in found} == {
+            target.relative_to(root).as_posix() for _, target in files
+        }
+        (told,) = (one for one in result.diagnoses if one.code == "identical-contour")
+        assert (told.patient_id, told.original_id) == (copier, mine)
+        assert f"{kind}-contours are copies of {owner} ({other})'s" in told.text
 
 
 def test_workers_and_a_copy_elsewhere_give_the_same_bytes(patients, tmp_path):

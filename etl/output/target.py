@@ -62,7 +62,7 @@ def check_target(out: Path, *, force: bool, only_hdf5: bool = True) -> Path:
         if mode and not stat.S_ISREG(mode):
             raise EtlError(f"{where}: is a device or pipe, expected a file's name.")
         if mode and not force:
-            raise EtlError(f"{where}: exists already. Use --force to replace it.")
+            raise EtlError(f"{where}: exists already. Use `force=True` to replace it.")
         if mode and only_hdf5:
             with target.open("rb") as file:
                 if file.read(len(_HDF5_SIGNATURE)) not in {b"", _HDF5_SIGNATURE}:
@@ -262,7 +262,7 @@ def _rename(partial: Path, out: Path, *, force: bool) -> None:
     except FileExistsError as error:
         raise EtlError(
             f"Output not usable: {out}: was created while the build was running. "
-            "Use --force to replace it."
+            "Use `force=True` to replace it."
         ) from error
     except OSError:  # a file system without hard links
         partial.rename(out)

@@ -347,7 +347,7 @@ def _require_replaceable(folder: Path, *, force: bool) -> None:
     if not force:
         raise EtlError(
             f"Phantom not written: {folder}: expected an empty folder or none, found files. "
-            "Give another folder, or --force where it holds an older phantom."
+            "Give another folder, or `force=True` where it holds an older phantom."
         )
     foreign = _foreign_file(folder)
     if foreign is not None:

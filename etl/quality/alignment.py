@@ -43,6 +43,7 @@ _SMOOTHING: Final = 3  # normals to either side: contours on a grid of half pixe
 _REACH: Final = 1.0  # pixels in and out along the normal: where half the edge's blur is crossed
 _FAINT: Final = 0.5  # of the median: fainter normals weigh less, stronger ones the same
 _RING: Final = SEARCH + 1  # places tried: one more on each side, to tell a peak from an edge
+_NEAR: Final = slice(_RING - 1, _RING + 2)  # places at most a pixel off
 _ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
 _MEDIAN_ERROR: Final = 1.2533  # of a median, times the error of a mean
 _RAYLEIGH: Final = 1.1774  # median length of a vector whose components have deviation 1
@@ -118,18 +119,9 @@ def measure(image: Image, vertices: Vertices, structure: Structure) -> Alignment
     structure : Structure
         Its contrast says whether the inside is brighter or darker than what surrounds it.
     """
-    points, normals = _normals(vertices)
-    inside, outside = points - _REACH * normals, points + _REACH * normals
-    values = _moved_values(image, np.concatenate([inside, outside]))
-    step = values[:_N_NORMALS] - values[_N_NORMALS:]
-    # Every normal counts the same: a bright vessel beside the contour must not decide alone.
-    own = np.abs(step).max(axis=(1, 2))
-    own = np.maximum(own, _FAINT * float(np.median(own)))
-    if not own.all():
+    contrast = _contrast(image, vertices, structure)
+    if contrast is None:
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
-    contrast = (step / own[:, None, None]).mean(axis=0)
-    if structure.contrast == DARKER:
-        contrast = -contrast
     row, column = divmod(int(contrast.argmax()), 2 * _RING + 1)
     if contrast[row, column] < MIN_CONTRAST[structure.contrast]:
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
@@ -143,6 +135,30 @@ def measure(image: Image, vertices: Vertices, structure: Structure) -> Alignment
     if max(abs(dx), abs(dy)) > SEARCH:
         return Alignment(math.nan, math.nan, AT_EDGE)
     return Alignment(dx, dy, MEASURED)
+
+
+def edge_contrast(image: Image, vertices: Vertices, structure: Structure) -> float:
+    """Return the share of the edges' contrast that a contour has, at most a pixel from its place.
+
+    1 where every normal crosses its strongest edge there, about 0 where there is none.
+    """
+    contrast = _contrast(image, vertices, structure)
+    return 0.0 if contrast is None else float(contrast[_NEAR, _NEAR].max())
+
+
+def _contrast(image: Image, vertices: Vertices, structure: Structure) -> _Floats | None:
+    """Return the contrast across a contour moved along y, then x; None where there is none."""
+    points, normals = _normals(vertices)
+    inside, outside = points - _REACH * normals, points + _REACH * normals
+    values = _moved_values(image, np.concatenate([inside, outside]))
+    step = values[:_N_NORMALS] - values[_N_NORMALS:]
+    # Every normal counts the same: a bright vessel beside the contour must not decide alone.
+    own = np.abs(step).max(axis=(1, 2))
+    own = np.maximum(own, _FAINT * float(np.median(own)))
+    if not own.all():
+        return None
+    contrast: _Floats = (step / own[:, None, None]).mean(axis=0)
+    return -contrast if structure.contrast == DARKER else contrast
 
 
 def _normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
@@ -376,10 +392,16 @@ def _spread(residuals: _Floats) -> float:
 
 
 def _offset(displacement: _Floats) -> str:
-    return "({:+.2f}, {:+.2f}) pixels (x, y)".format(*displacement.tolist())
+    dx, dy = map(_rounded, displacement.tolist())
+    return f"({dx:+.2f}, {dy:+.2f}) pixels (x, y)"
 
 
 def _numbers(median: _Floats, offsets: _Floats) -> dict[str, float]:
     dx, dy = median.tolist()
     spread = _spread(offsets - median)
-    return {"dx": round(dx, 3), "dy": round(dy, 3), "spread": round(spread, 3)}
+    return {"dx": _rounded(dx), "dy": _rounded(dy), "spread": _rounded(spread)}
+
+
+def _rounded(pixels: float) -> float:
+    """Return a number as the file has it, so that messages and reports round the same one."""
+    return round(pixels, 3)

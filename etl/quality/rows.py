@@ -6,7 +6,7 @@ compares neighbouring slices and phases.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from etl.findings import Finding, SampleKey
 from etl.geometry import heights, offsets_in_plane
 from etl.labels import LabelScheme
+from etl.quality.copies import Pictures, Twin, Verdict, judge
 from etl.quality.neighbours import Stack, find_jumps
 from loader.format import Structure
 
@@ -59,6 +60,7 @@ class Rows(NamedTuple):
     images: npt.NDArray[np.uint64]  # a digest of each row's pixels
     shapes: npt.NDArray[np.void]  # of type SHAPES, by code, then by row
     scheme: LabelScheme
+    pictures: Pictures | None = None  # the rows as written; None: none is looked at
 
     def key(self, row: int) -> SampleKey:
         """Return the key of a row."""
@@ -125,21 +127,48 @@ def _identical_images(rows: Rows) -> Iterator[Finding]:
 
 def _identical_contours(rows: Rows) -> Iterator[Finding]:
     """Compare the regions of all structures: one on equal pixels twice is no second mistake."""
-    shapes = rows.shapes
+    shapes, scheme = rows.shapes, rows.scheme
+    groups: list[list[Twin]] = []
     for places in _equal(shapes["digest"]):
         alike = shapes[places]
-        if len(np.unique(rows.images[alike["row"]])) == 1:
-            continue
-        structures = [rows.scheme[code] for code in alike["code"].tolist()]
-        members = list(zip(structures, alike["row"].tolist(), strict=True))
-        paths = np.array([rows.manifest[f"{one.stem}_path"][row] for one, row in members])
-        for position, (structure, row) in enumerate(members):
-            message = (
-                f"has the same points as {_others(paths, position)}, of another image. "
-                "Is it a copy?"
+        if len(np.unique(rows.images[alike["row"]])) > 1:
+            codes = alike["code"].tolist()
+            groups.append(
+                [
+                    Twin(*one)
+                    for one in zip(
+                        alike["row"].tolist(), map(scheme.__getitem__, codes), strict=True
+                    )
+                ]
             )
-            partner = members[0 if position else 1][1]
-            yield rows.about_region("identical-contour", row, structure, message, partner)
+    verdicts = [Verdict({})] * len(groups)
+    if rows.pictures is not None:
+        ids = rows.manifest["patient_id"]
+        verdicts = judge(groups, rows.pictures, scheme, lambda row: _text(ids, row))
+    for twins, verdict in zip(groups, verdicts, strict=True):
+        yield from _twin_findings(rows, twins, verdict)
+
+
+def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Iterator[Finding]:
+    """Yield a finding for each of equal contours, but for the one that the others are copies of."""
+    paths = np.array([rows.manifest[f"{one.structure.stem}_path"][one.row] for one in twins])
+    original = next(place for place in range(len(twins)) if place not in verdict.copies)
+    for place, twin in enumerate(twins):
+        if place == verdict.original:
+            continue
+        if place in verdict.copies:
+            partner = original
+            message = (
+                f"is a copy of {_text(paths, original)}, of another image: "
+                f"{verdict.copies[place]}. Draw it again."
+            )
+        else:
+            partner = 0 if place else 1
+            message = (
+                f"has the same points as {_others(paths, place)}, of another image. Is it a copy?"
+            )
+        other = twins[partner].row
+        yield rows.about_region("identical-contour", twin.row, twin.structure, message, other)
 
 
 def _area_outliers(rows: Rows) -> Iterator[Finding]:

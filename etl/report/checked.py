@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.findings import CODES, SEVERITY_ORDER, Finding, printable
+from etl.findings import CODES, SEVERITY_ORDER, Finding, FindingRow, printable
 from etl.output import target
-from etl.report.summary import FindingRow, findings_text, group_findings, no_formula, sources_text
+from etl.report.findings import group_findings
+from etl.report.table import COLUMNS, no_formula
+from etl.report.text import findings_text, sources_text
 
 _SHOWN: Final = 6  # sizes, encodings or patients that one line lists
-# As the tables of a report have them; `decision` and `comment` are for whoever goes through them.
-_COLUMNS: Final = (
-    *("patient_id", "series", "slice", "frame_number", "structure", "decision", "comment"),
-    *("severity", "code", "message", "advice", "path", "original_id"),
-)
 
 
 class StructureCount(NamedTuple):
@@ -179,7 +176,7 @@ class Checked:
         originals = {one.patient_id: one.original_id for one in self.summary.patients}
         text = io.StringIO(newline="")
         table = csv.writer(text)
-        table.writerow(_COLUMNS)
+        table.writerow(COLUMNS)
         for finding in self.findings:
             key = finding.key or ("", "", "", "")
             said = finding.severity, finding.code, finding.message, CODES[finding.code].advice

@@ -1,8 +1,9 @@
 """One picture per row: the image, the contour as drawn and the edge of its mask."""
 
 import colorsys
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -13,7 +14,9 @@ from PIL import ImageDraw, ImageFont
 from tqdm import tqdm
 
 from etl.errors import EtlError
+from etl.findings import FindingRow
 from etl.model import Image, LabelMap, Vertices
+from etl.output import target
 from loader import Dataset
 from loader.format import Structure
 
@@ -23,12 +26,28 @@ _LONGEST: Final = 4096  # pixels that no side is enlarged beyond, which comes fi
 _COLOURS: Final = {1: ((255, 225, 50), (230, 100, 0)), 2: ((70, 210, 255), (30, 90, 255))}
 _HUE_STEP: Final = 0.618034  # of the circle: the golden ratio sets any number of hues apart
 _CAPTION_SIZE: Final = 16
+_LINE_HEIGHT: Final = 22
+_WHITE: Final = (255, 255, 255)
+_SEVERITY_COLOURS: Final = {  # not those of contours
+    "error": (255, 110, 110),
+    "warning": (255, 170, 255),
+    "info": (190, 255, 190),
+}
+MAX_TILES: Final = 200  # of a contact sheet: more than anybody looks through at one go
+_TILE: Final = 384  # pixels of a tile's longer side
+_TILE_GAP: Final = 4
+_TILE_COLUMNS: Final = 8
 
 _Colour: TypeAlias = tuple[int, int, int]
 
 
-def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
-    """Draw every row into `folder`; return the names there that are not of these pictures.
+Remarks: TypeAlias = Mapping[int, Sequence[FindingRow]]  # row → the findings to name on it
+
+
+def write_overlays(
+    dataset: Dataset, folder: Path, *, force: bool, rows: Sequence[int], remarks: Remarks
+) -> list[str]:
+    """Draw rows into `folder`; return the names there that are not of these pictures.
 
     Raises
     ------
@@ -40,18 +59,66 @@ def write_overlays(dataset: Dataset, folder: Path, *, force: bool) -> list[str]:
         if any(folder.iterdir()) and not force:
             raise EtlError(
                 f"Overlays not written: {folder}: the folder has files in it. "
-                "Give a new one, or use --force to write over them."
+                "Give a new one, or use `force=True` to write over them."
             )
         names = file_names(dataset)
-        for row, name in enumerate(tqdm(names, desc="overlays", unit=" pictures", disable=None)):
-            caption = name.removesuffix(".png")
-            contours = dataset.polygons(row)
-            picture = overlay(*dataset[row], contours, caption, dataset.structures)
-            picture.save(folder / name, optimize=False)
-        return sorted({path.name for path in folder.iterdir()} - set(names))
+        for row in tqdm(rows, desc="overlays", unit=" pictures", disable=None):
+            picture = _picture(dataset, row, names[row], remarks, _WIDTH)
+            picture.save(folder / names[row], optimize=False)
+        return sorted({path.name for path in folder.iterdir()} - {names[row] for row in rows})
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
         raise EtlError(f"Overlays not written: {folder}: {reason}.") from error
+
+
+def write_contact_sheet(
+    dataset: Dataset, path: Path, *, force: bool, rows: Sequence[int], remarks: Remarks
+) -> int:
+    """Draw rows, one or more, as tiles of one picture; return how many there is no room for.
+
+    Raises
+    ------
+    EtlError
+        `path` exists (without `force`) or cannot be written.
+    """
+    path = target.check_target(path, force=force, only_hdf5=False)
+    names = file_names(dataset)
+    shown = rows[:MAX_TILES]
+    n_columns = min(_TILE_COLUMNS, math.ceil(math.sqrt(len(shown))))
+    n_rows = -(-len(shown) // n_columns)
+    step = _TILE + _TILE_GAP
+    sheet = PillowImage.new("RGB", (n_columns * step + _TILE_GAP, n_rows * step + _TILE_GAP))
+    for place, row in enumerate(shown):
+        tile = _picture(dataset, row, names[row], remarks, _TILE)
+        tile.thumbnail((_TILE, _TILE))
+        down, right = divmod(place, n_columns)
+        sheet.paste(tile, (_TILE_GAP + right * step, _TILE_GAP + down * step))
+    with target.replacing(path, force=force) as partial:
+        sheet.save(partial, "PNG", optimize=False)
+    return len(rows) - len(shown)
+
+
+def remarks_on(findings: Iterable[FindingRow]) -> dict[int, list[FindingRow]]:
+    """Return the findings of each row, each code once."""
+    remarks: dict[int, dict[str, FindingRow]] = {}
+    for one in findings:
+        if one.row >= 0:
+            remarks.setdefault(one.row, {}).setdefault(one.code, one)
+    return {row: list(by_code.values()) for row, by_code in remarks.items()}
+
+
+def _picture(
+    dataset: Dataset, row: int, name: str, remarks: Remarks, width: int
+) -> PillowImage.Image:
+    words = [(one.code, _SEVERITY_COLOURS[one.severity]) for one in remarks.get(row, ())]
+    return overlay(
+        *dataset[row],
+        dataset.polygons(row),
+        name.removesuffix(".png"),
+        dataset.structures,
+        remarks=words,
+        width=width,
+    )
 
 
 def file_names(dataset: Dataset) -> list[str]:
@@ -77,6 +144,9 @@ def overlay(
     contours: list[tuple[int, Vertices]],
     caption: str,
     structures: Sequence[Structure],
+    *,
+    remarks: Sequence[tuple[str, _Colour]] = (),
+    width: int = _WIDTH,
 ) -> PillowImage.Image:
     """Return the picture of one row.
 
@@ -88,8 +158,12 @@ def overlay(
         As `Dataset.polygons` gives them; vertices in pixels.
     structures : sequence of Structure
         In paint order.
+    remarks : sequence of (str, colour)
+        Words below the caption.
+    width : int
+        Pixels that the picture has at least.
     """
-    scale = max(1, min(-(-_WIDTH // image.shape[1]), _LONGEST // max(image.shape)))
+    scale = max(1, min(-(-width // image.shape[1]), _LONGEST // max(image.shape)))
     gray = PillowImage.fromarray(_windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")
@@ -107,7 +181,8 @@ def overlay(
             points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
             draw.line(list(map(tuple, points.tolist())), fill=_colours(structure)[0])
     words = [(one.name, _colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
-    _write_caption(draw, caption, words)
+    _write_line(draw, 0, [(caption, _WHITE), *words])
+    _write_line(draw, 1, remarks)
     return canvas
 
 
@@ -153,11 +228,12 @@ def _edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.concatenate([upright, level])
 
 
-def _write_caption(
-    draw: ImageDraw.ImageDraw, caption: str, names: list[tuple[str, _Colour]]
+def _write_line(
+    draw: ImageDraw.ImageDraw, number: int, words: Sequence[tuple[str, _Colour]]
 ) -> None:
+    """Write words beside each other, on the line of a number from the top."""
     font = ImageFont.load_default(_CAPTION_SIZE)
-    x = 8.0
-    for word, colour in [(caption, (255, 255, 255)), *names]:
-        draw.text((x, 8), word, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+    x, y = 8.0, 8.0 + number * _LINE_HEIGHT
+    for word, colour in words:
+        draw.text((x, y), word, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
         x += draw.textlength(word, font=font) + 16

@@ -1,50 +1,17 @@
 """A built file → what a person, or a machine, wants to know about it. Needs no source file."""
 
-import csv
-import io
-import os
-import textwrap
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
-from pathlib import Path
-from typing import Final, NamedTuple
 
 import numpy as np
 
 from etl.errors import EtlError
-from etl.findings import AUDIT_CODES, QUALITY_CODES, SEVERITY_ORDER, located, printable
-from etl.output import target
+from etl.findings import AUDIT_CODES, QUALITY_CODES, FindingRow, counted
+from etl.quality.diagnoses import Diagnosis, diagnose
+from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
 from loader import Dataset
 from loader import format as file_format
 from loader.format import Attribute
-
-_N_EXAMPLES: Final = 3
-_WIDTH: Final = 110  # of a line of text; a path is never broken
-_SOURCE_WORDS: Final = {  # of the counts that sources make
-    "patients": "patients",
-    "dicoms": "DICOM files",
-    "images": "images",
-    "annotations": "annotations",
-    "icontours": "i-contours",
-    "ocontours": "o-contours",
-    "ignored_files": "other files",
-}
-_HEADINGS: Final = {
-    "error": "Errors: pairs that should have been rows and are not",
-    "warning": "Warnings: written or not needed, but look at them",
-    "info": "Info: nothing wrong",
-}
-
-
-class FindingRow(NamedTuple):
-    """One finding as the file has it; row is -1 where it is about none."""
-
-    severity: str
-    code: str
-    path: str
-    row: int
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +32,6 @@ class Side:
     name: str
     n_patients: int
     n_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class FindingGroup:
-    """All findings of one code, the first few as examples."""
-
-    severity: str
-    code: str
-    n_findings: int
-    examples: list[FindingRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +59,33 @@ class Summary:
     folds: list[Side]
     unchecked: list[str]  # codes of findings that the build did not look for
     alignment: dict[str, object] | None  # what the audit measured; see `etl.quality.alignment`
+    diagnoses: list[Diagnosis]
     findings: list[FindingGroup]
+    selection: Selection  # of findings and diagnoses; the other facts are of the whole file
 
     def to_json(self) -> dict[str, object]:
         """Return plain data; findings as objects."""
         plain = asdict(self)
         for group, found in zip(plain["findings"], self.findings, strict=True):
             group["examples"] = [example._asdict() for example in found.examples]
+        plain["diagnoses"] = [diagnosis.to_json() for diagnosis in self.diagnoses]
         return plain
 
 
-def summarise(dataset: Dataset) -> Summary:
+def summarise(
+    dataset: Dataset,
+    findings: Sequence[FindingRow] | None = None,
+    selection: Selection = Selection(),  # noqa: B008  frozen
+) -> Summary:
     """Return the facts of an open file.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    findings : sequence of FindingRow, optional
+        All of the file, where they are read already.
+    selection : Selection
+        Which findings and diagnoses to take.
 
     Raises
     ------
@@ -121,7 +93,8 @@ def summarise(dataset: Dataset) -> Summary:
         Its attributes are not what `etl.assemble` writes.
     """
     try:
-        return _summarise(dataset)
+        found = read_findings(dataset) if findings is None else findings
+        return _summarise(dataset, found, selection)
     except (KeyError, TypeError, ValueError) as error:
         raise EtlError(
             f"Report not possible: {dataset.path}: its attributes are not those that dicom-etl "
@@ -129,13 +102,13 @@ def summarise(dataset: Dataset) -> Summary:
         ) from error
 
 
-def _summarise(dataset: Dataset) -> Summary:
+def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Selection) -> Summary:
     manifest, attributes = dataset.manifest, dataset.attributes
     n_rows, rows, columns = dataset.images.shape
     alignment: dict[str, object] | None = None
     if Attribute.ALIGNMENT in attributes:
         alignment = dict(_items(attributes[Attribute.ALIGNMENT]))
-        _alignment_text(alignment)  # raises where a number is missing
+        alignment_text(alignment)  # raises where a number is missing
     return Summary(
         path=str(dataset.path),
         n_bytes=dataset.path.stat().st_size,
@@ -158,144 +131,34 @@ def _summarise(dataset: Dataset) -> Summary:
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
         unchecked=list(_unchecked(attributes)),
         alignment=alignment,
-        findings=group_findings(read_findings(dataset)),
+        diagnoses=[
+            one
+            for one in diagnose(findings, manifest.stored, dataset.structures)
+            if selection.has(one.severity, one.code)
+            and selection.has_patient(one.patient_id, one.original_id)
+        ],
+        findings=group_findings(selection.chosen(findings)),
+        selection=selection,
     )
 
 
-def read_findings(dataset: Dataset) -> list[FindingRow]:
-    """Return all findings in the file's order: errors first, then by code and path."""
-    severity, code, path, message = (
-        [value.decode() for value in dataset.findings.stored[name].tolist()]
-        for name in ("severity", "code", "path", "message")
-    )
-    rows = dataset.findings["row"].tolist()
-    return list(map(FindingRow, severity, code, path, rows, message))
-
-
-def group_findings(findings: Iterable[FindingRow]) -> list[FindingGroup]:
-    """Return findings in the file's order grouped by code."""
-    groups = []
-    for (severity, code), members in groupby(findings, key=lambda row: (row.severity, row.code)):
-        rows = list(members)
-        groups.append(FindingGroup(severity, code, len(rows), rows[:_N_EXAMPLES]))
-    return groups
-
-
-def summary_text(summary: Summary) -> Iterator[str]:
-    """Yield the lines of a summary that a person reads in ten seconds; all are printable."""
-    yield from map(printable, _summary_lines(summary))
-    yield from findings_text(summary.findings, f"dicom-etl report {summary.path}", SEVERITY_ORDER)
-
-
-def _summary_lines(summary: Summary) -> Iterator[str]:
-    size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
-    yield f"{summary.path}  ({summary.n_bytes / 1e6:.1f} MB, {summary.generator})"
-    yield ""
-    yield f"  Rows      {summary.n_rows} of {summary.n_patients} patients, {size}"
-    yield (
-        f"  Values    {summary.minimum:g} to {summary.maximum:g}, "
-        f"mean {summary.mean:.4g}, deviation {summary.std:.4g}"
-    )
-    if summary.pixel_spacings:
-        shown = ", ".join(f"{row:g} x {column:g}" for row, column in summary.pixel_spacings[:4])
-        more = ", ..." if len(summary.pixel_spacings) > 4 else ""  # noqa: PLR2004  what fits a line
-        yield f"  Spacing   {shown}{more} mm"
-    width = max((len(str(label.code)) for label in summary.labels), default=1)
-    for label in summary.labels:
-        yield (
-            f"  Label {label.code:<{width}}   {label.meaning}: in {label.n_rows} rows, "
-            f"{label.n_pixels} pixels, {label.median_pixels:.0f} in the median"
-        )
-    for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
-        if sides:
-            parts = (f"{s.name} {s.n_rows} ({_count(s.n_patients, 'patient')})" for s in sides)
-            yield f"  {title}     {', '.join(parts)}"
-    if set(QUALITY_CODES) <= set(summary.unchecked):
-        yield "  Checks    none: built with --no-qc"
-    elif set(AUDIT_CODES) <= set(summary.unchecked):
-        yield "  Alignment not measured: --no-audit, or no structure whose contrast is known"
-    if summary.alignment is not None:
-        yield f"  Alignment {_alignment_text(summary.alignment)}"
-    yield f"  Sources   {', '.join(sources_text(summary.sources))}"
-
-
-def sources_text(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield what was found in the input, in the words of its layout."""
-    for name, words in _SOURCE_WORDS.items():
-        if name in counts:
-            yield f"{counts[name]} {words}"
-    for name in sorted(counts.keys() - _SOURCE_WORDS.keys() - {"pairs"}):
-        yield f"{counts[name]} {name}"
-
-
-def findings_text(
-    groups: list[FindingGroup], command: str, with_examples: Container[str]
-) -> Iterator[str]:
-    """Yield findings by severity and code, those of some severities with examples.
-
-    Parameters
-    ----------
-    command : str
-        What lists all of them, with `--csv findings.csv`.
-    with_examples : container of str
-        Severities.
-    """
-    if not groups:
-        yield ""
-        yield "Nothing was rejected, unmatched or suspicious."
-        return
-    for severity in SEVERITY_ORDER:
-        chosen = [group for group in groups if group.severity == severity]
-        if chosen:
-            yield ""
-            yield _HEADINGS[severity]
-        for group in chosen:
-            yield printable(f"  {group.n_findings:>6}  {group.code}")
-            if severity in with_examples:
-                yield from _examples_text(group)
-    yield ""
-    yield printable(f"All findings: {command} --csv findings.csv")
-
-
-def _examples_text(group: FindingGroup) -> Iterator[str]:
-    for example in group.examples:
-        yield from textwrap.wrap(
-            located(example.path, example.message),
-            width=_WIDTH,
-            initial_indent=" " * 10,
-            subsequent_indent=" " * 12,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    if n_more := group.n_findings - len(group.examples):
-        yield f"          ... and {n_more} more"
-
-
-def write_csv(dataset: Dataset, path: Path, *, force: bool) -> None:
-    """Write all findings as a table with one line each, for a spreadsheet.
+def alignment_text(numbers: Mapping[str, object]) -> str:
+    """Return in words what the audit measured.
 
     Raises
     ------
-    EtlError
-        `path` exists (without `force`), is the dataset itself, or cannot be written.
+    KeyError, TypeError, ValueError
+        A number is missing or is none.
     """
-    if os.path.exists(path) and os.path.samefile(path, dataset.path):
-        raise EtlError(f"Output not usable: {path}: is the dataset itself. Give another name.")
-    path = target.check_target(path, force=force, only_hdf5=False)
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(FindingRow._fields)
-    table.writerows([no_formula(cell) for cell in finding] for finding in read_findings(dataset))
-    with target.replacing(path, force=force) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
-
-
-def no_formula(value: str | int) -> str | int:
-    """Return a printable cell that no spreadsheet runs as a formula."""
-    if not isinstance(value, str):
-        return value
-    is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{printable(value)}" if is_formula else printable(value)
+    names = ("n_contours", "n_too_little_contrast", "n_at_edge", "n_patients")
+    n_contours, n_faint, n_lost, n_patients = (int(str(numbers[name])) for name in names)
+    if not n_contours:
+        return f"not known: none of {counted(n_faint + n_lost, 'contour')} lies by a clear edge"
+    n_left_out = f", {n_faint + n_lost} left out" if n_faint + n_lost else ""
+    return (
+        f"contours lie ({numbers['dx']:+.2f}, {numbers['dy']:+.2f}) px off the image's edges, "
+        f"{counted(n_contours, 'contour')} of {counted(n_patients, 'patient')}{n_left_out}"
+    )
 
 
 def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
@@ -303,18 +166,6 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     both = np.stack([dataset.manifest[name] for name in names], axis=1).astype(np.float64)
     known = np.unique(both[~np.isnan(both).any(axis=1)], axis=0)
     return [(row, column) for row, column in known.tolist()]
-
-
-def _alignment_text(numbers: Mapping[str, object]) -> str:
-    names = ("n_contours", "n_too_little_contrast", "n_at_edge", "n_patients")
-    n_contours, n_faint, n_lost, n_patients = (int(str(numbers[name])) for name in names)
-    if not n_contours:
-        return f"not known: none of {_count(n_faint + n_lost, 'contour')} lies by a clear edge"
-    n_left_out = f", {n_faint + n_lost} left out" if n_faint + n_lost else ""
-    return (
-        f"contours lie ({numbers['dx']:+.2f}, {numbers['dy']:+.2f}) px off the image's edges, "
-        f"{_count(n_contours, 'contour')} of {_count(n_patients, 'patient')}{n_left_out}"
-    )
 
 
 def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
@@ -358,7 +209,3 @@ def _sides(dataset: Dataset, column: str, names: dict[int, str]) -> list[Side]:
         chosen = codes == code
         sides.append(Side(name, len(np.unique(patients[chosen])), int(chosen.sum())))
     return sides
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -54,7 +54,7 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
         listed = ", ".join(f"{name} ({why})" for name, why in found.items())
         raise EtlError(
             f"Input not usable: {data}: more than one layout fits: {listed}. Choose one with "
-            "--layout."
+            "`layout`."
         )
     if not found:
         raise EtlError(

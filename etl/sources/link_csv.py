@@ -112,8 +112,8 @@ def _settle(options: BuildOptions) -> BuildOptions:
     """Return the options with the kinds of contours filled in."""
     if options.structures is not None:
         raise EtlError(
-            "Option not usable: --structures is for tables: a folder with link.csv has inner and "
-            "outer contours. Use --contours."
+            "Option not usable: `structures` is for tables: a folder with link.csv has inner and "
+            "outer contours. Use `contours`."
         )
     return replace(options, contours=_kinds(options))
 

@@ -34,6 +34,8 @@ class Discovery:
         DICOM files whose headers `Source.resolve` needs.
     sides : mapping, optional
         patient_id → (split code, fold), where the input itself says so.
+    notes : tuple of str
+        What was asked for but not had, for the result of the build.
     """
 
     root: Path
@@ -45,6 +47,7 @@ class Discovery:
     missing: str = ""
     to_index: tuple[str, ...] = ()
     sides: Mapping[str, tuple[int, int]] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Make the root absolute: a worker may run in another folder."""

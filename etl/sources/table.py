@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, SampleKey, counted
 from etl.labels import LabelScheme, named_scheme
 from etl.model import AnnotationRef, FrameRef, Link
 from etl.options import BuildOptions
@@ -76,7 +76,7 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
     if tally.sides and (options.split is not None or options.split_file is not None):
         raise EtlError(
             f"Table not usable: {path.name}: has a split, and so have the options. Leave out "
-            "--split and --split-file, or the table's column."
+            "`split` and `split_file`, or the table's column."
         )
     n_of_label = Counter(line.label for line in lines if line.label)
     scheme = _scheme(n_of_label, options.structures, path)
@@ -226,12 +226,12 @@ def _scheme(
     if len(names) > MAX_CODE:
         raise EtlError(
             f"Table not usable: {path.name}: has {len(names)} labels, expected at most {MAX_CODE}. "
-            "Choose some with --structures."
+            "Choose some with `structures`."
         )
     if n_of_label and not any(name in n_of_label for name in names):
         listed = ", ".join(f"{name} ({n})" for name, n in sorted(n_of_label.items())[:20])
         raise EtlError(
-            f"Table not usable: {path.name}: no annotation has a label that --structures names; "
+            f"Table not usable: {path.name}: no annotation has a label that `structures` names; "
             f"its labels are {listed}."
         )
     return named_scheme(names or ["none"])
@@ -241,7 +241,8 @@ def _list_labels(n_of_label: Mapping[str, int], scheme: LabelScheme, tally: _Tal
     """Say which labels are left out, and which are asked for in vain."""
     names = {structure.name for structure in scheme}
     for name in sorted(n_of_label.keys() - names):
-        message = f"label {name!r} of {n_of_label[name]} annotations is not among --structures."
+        n = counted(n_of_label[name], "annotation")
+        message = f"label {name!r} of {n} is not among --structures."
         tally.findings.append(Finding("structure-not-chosen", tally.name, message))
     if n_of_label:
         for structure in scheme:
@@ -289,8 +290,8 @@ def _settle(options: BuildOptions) -> BuildOptions:
     for name, is_given in (("contours", bool(options.contours)), ("partial", options.partial)):
         if is_given:
             raise EtlError(
-                f"Option not usable: --{name} is for folders with link.csv: a table names its "
-                "labels. Choose some with --structures."
+                f"Option not usable: `{name}` is for folders with link.csv: a table names its "
+                "labels. Choose some with `structures`."
             )
     return options
 

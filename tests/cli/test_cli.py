@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,8 +72,8 @@ def test_build_then_report(root, tmp_path):
     (tmp_path / "pictures/P1_slice0077.png").touch()
     result = run("report", out, "--overlays", tmp_path / "pictures", "--force")
     assert result.stderr == (
-        f"Note: {tmp_path / 'pictures'} also has what is not of {out}, left as it was: "
-        "1 in all, such as P1_slice0077.png.\n"
+        f"Note: {tmp_path / 'pictures'} also has what is not of these pictures, left "
+        "as it was: 1 in all, such as P1_slice0077.png.\n"
     )
 
 
@@ -236,13 +237,19 @@ def test_the_log_has_every_finding(root, tmp_path):
     run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", log)
     lines = log.read_text().splitlines()
     path = contour_path("A1", 2)
-    assert lines[1] == LAYOUT.strip()
-    assert lines[2].startswith(f"error: contour-unreadable: {path}: line 1")
-    assert lines[3].startswith("info: image-no-contour: dicoms/P1/9.dcm")
+    assert lines[0] == f"dicom-etl {file_format.VERSION} build {root} {tmp_path / 'out.h5'}"
+    assert re.fullmatch(r"started 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", lines[1])
+    options = json.loads(lines[2].removeprefix("options "))
+    assert (options["rows"], options["columns"], options["strict"]) == (ROWS, COLUMNS, False)
+    assert lines[3] == LAYOUT.strip()
+    assert lines[4].startswith(f"error: contour-unreadable: {path}: line 1")
+    assert lines[5].startswith("info: image-no-contour: dicoms/P1/9.dcm")
+    assert re.fullmatch(r"wrote 5 rows, 1 error, 1 info \(after \d+\.\d s\)", lines[6])
     run("build", root, tmp_path / "other.h5", "--log-file", log)  # of another size
     again = log.read_text().splitlines()
     assert again[: len(lines)] == lines
-    assert sum("image-size" in line for line in again) == 6
+    assert sum("image-size" in line for line in again) == 6 + 1
+    assert again[-1].startswith("stopped: Nothing to build: no usable pair")
 
 
 @pytest.mark.parametrize("name", ["link.csv", "dicoms/P1/1.dcm", "link"])

@@ -29,6 +29,13 @@ def test_options_have_one_form_whatever_they_were_given_as():
         ({"contours": ("x",)}, ValueError, "contours: expected some of"),
         ({"exclude_flagged": "area-jump"}, TypeError, "exclude_flagged: expected a tuple"),
         ({"exclude_flagged": ("image-size",)}, ValueError, "exclude_flagged: no row is flagged"),
+        ({"exclude_flagged": ("image-size:P1",)}, ValueError, "no row is flagged image-size"),
+        ({"exclude_flagged": ("area-jump:",)}, ValueError, "expected a patient after 'area-jump:'"),
+        ({"exclude_structures": 1}, TypeError, "exclude_structures: expected True or False"),
+        (
+            {"exclude_structures": True, "contours": ("i", "o")},
+            ValueError, "exclude_structures: expected partial=True",
+        ),
         ({"rasterizer": "foo"}, ValueError, "rasterizer: expected 'center' or 'pillow'"),
         ({"same_person": "no"}, ValueError, "same_person: expected 'keep' or 'separate'"),
         ({"contour_origin": 7}, ValueError, "contour_origin: expected 0 to 1, found 7"),
@@ -53,6 +60,21 @@ def test_options_have_one_form_whatever_they_were_given_as():
 def test_options_that_no_build_can_have_are_refused(options, error, words):
     with pytest.raises(error, match=words):
         BuildOptions(**options)
+
+
+def test_codes_to_exclude_may_name_a_patient_by_either_id():
+    options = BuildOptions(exclude_flagged=("image-constant:a:b", "area-jump", "image-constant:P1"))
+    assert options.exclude_flagged == ("area-jump", "image-constant:P1", "image-constant:a:b")
+    assert options.excludes("area-jump", "any")
+    assert options.excludes("image-constant", "P1", "A1")
+    assert options.excludes("image-constant", "x", "a:b")
+    assert not options.excludes("image-constant", "P2", "A2")
+    assert not options.excludes("centroid-jump", "P1")
+
+
+def test_no_path_is_recorded():
+    options = BuildOptions(split_file="/home/me/split.csv", exclude_file="/home/me/rows.csv")
+    assert "/home/me" not in json.dumps(options.to_json())
 
 
 @pytest.mark.parametrize(

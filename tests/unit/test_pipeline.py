@@ -336,7 +336,7 @@ def test_no_usable_pair_is_a_failure_with_the_reasons(root, tmp_path):
 @pytest.mark.parametrize("text", ["broken", "2.2 2.2\n2.8 2.2\n2.5 2.8\n"])
 def test_strict_writes_nothing_on_an_error(root, tmp_path, text):
     write_contour(root, "A1", 2, text=text)
-    with pytest.raises(etl.EtlError, match="--strict"):
+    with pytest.raises(etl.EtlError, match="strict=True"):
         build(root, tmp_path / "out.h5", strict=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
@@ -351,7 +351,7 @@ class TestOutput:
     def test_an_existing_file_stays_without_force(self, root, tmp_path, content):
         out = tmp_path / "out.h5"
         out.write_bytes(content)
-        with pytest.raises(etl.EtlError, match="--force"):
+        with pytest.raises(etl.EtlError, match="force=True"):
             build(root, out)
         assert out.read_bytes() == content
         build(root, out, force=True)
@@ -537,3 +537,29 @@ def test_a_check_tells_of_one_person_too(tmp_path):
     assert [finding.code for finding in expected] == ["same-person"]
     for full in (False, True):
         assert check(root, BuildOptions(**OPTIONS), full=full).findings == expected
+
+
+def test_a_result_prints_what_was_written_and_what_is_wrong(root, tmp_path):
+    write_contour(root, "A1", 2, text="broken")
+    write_dicom(root, "P1", "9.dcm")
+    result = build(root, tmp_path / "out.h5", split=(100, 0, 0), exclude_flagged=("area-jump:P9",))
+    assert str(result) == repr(result)
+    lines = str(result).splitlines()
+    assert lines[0] == "5 rows written."
+    assert lines[1].startswith("P1 (A1): contour-unreadable: contourfiles/A1/i-contours/")
+    assert lines[2:] == [
+        "error: 1 contour-unreadable",
+        "info: 1 image-no-contour",
+        "Note: --exclude-flagged: no row is of 'P9'.",
+    ]
+
+
+def test_errors_name_the_arguments_of_python_and_findings_come_with_them(root, tmp_path):
+    (tmp_path / "out.h5").write_bytes(OLD)
+    with pytest.raises(etl.EtlError, match=r"Use `force=True` to replace it"):
+        build(root, tmp_path / "out.h5")
+    write_contour(root, "A1", 2, text="broken")
+    with pytest.raises(etl.EtlError, match=r"build without `strict=True`") as caught:
+        build(root, tmp_path / "new.h5", strict=True)
+    assert str(caught.value).endswith("has all in its attribute `findings`.")
+    assert [one.code for one in caught.value.findings] == ["contour-unreadable"]

@@ -320,7 +320,7 @@ def test_a_folder_with_files_is_refused_and_left_alone(tmp_path):
 
 def test_an_older_phantom_is_refused_without_force(tree):
     before = content(tree)
-    with pytest.raises(EtlError, match="--force"):
+    with pytest.raises(EtlError, match="force=True"):
         write_phantom(tree, **SMALL)
     assert content(tree) == before
 

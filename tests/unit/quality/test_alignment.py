@@ -24,6 +24,7 @@ from etl.quality.alignment import (
     TOO_LITTLE_CONTRAST,
     audit,
     audited,
+    edge_contrast,
     mark_audited,
     measure,
 )
@@ -351,3 +352,20 @@ def test_numbers_fit_an_attribute():
     assert len(json.dumps(numbers)) < 65536
     small = audit_rows(["P1"] * 5, rows_of([(0.25, -0.5)] * 5)).numbers
     assert small["patients"] == {"P1": {"dx": 0.25, "dy": -0.5, "spread": 0.0, "n_contours": 5}}
+
+
+@pytest.mark.parametrize("dx", [0.7449, 0.74499, 0.74549, 0.9449999, -0.7449])
+def test_a_message_and_a_report_round_the_same_number(dx):
+    """Rounded twice, 0.7446 is 0.745 and then 0.74 or 0.75; rounded once, 0.74."""
+    result = audit_rows(["P1"] * 5, rows_of([(dx, 0.6)] * 5))
+    (finding,) = result.findings
+    assert f"({result.numbers['dx']:+.2f}, +0.60)" in finding.message
+
+
+def test_the_contrast_at_a_contours_place_is_high_there_and_low_elsewhere():
+    image, vertices = samples(0)[0][0], samples(0)[0][1]["i"]
+    assert edge_contrast(image, vertices, CARDIAC["i"]) > 0.8
+    assert edge_contrast(image, vertices + 0.8, CARDIAC["i"]) > 0.8  # at most a pixel off
+    assert edge_contrast(image, vertices + 12, CARDIAC["i"]) < 0.3
+    assert edge_contrast(image, vertices, CARDIAC["o"]) < 0
+    assert edge_contrast(np.zeros_like(image), vertices, CARDIAC["i"]) == 0

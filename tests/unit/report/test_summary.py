@@ -8,11 +8,13 @@ import pytest
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 
 import etl
-from etl.findings import Finding
+from etl.findings import Finding, FindingRow
 from etl.labels import cardiac_scheme, named_scheme
 from etl.options import BuildOptions
-from etl.report import overlays
+from etl.report import overlays, table
 from etl.report import summary as report
+from etl.report.findings import group_findings, read_findings
+from etl.report.text import findings_text, summary_text
 from loader import LoaderError, open_dataset
 
 STRUCTURES = cardiac_scheme(("i", "o")).structures
@@ -50,7 +52,7 @@ def test_the_summary_counts_what_is_there(data):
 
 
 def test_the_text_shows_all_and_where_to_see_the_rest(data):
-    text = "\n".join(report.summary_text(report.summarise(data)))
+    text = "\n".join(summary_text(report.summarise(data)))
     for words in (
         "5 of 2 patients", "12x14 int16", "1.25 x 1.5 mm", "blood pool", "muscle", "test", "Folds",
         "contour-unreadable", "... and 3 more", "--csv", "dicoms/P1/20.dcm",
@@ -69,18 +71,18 @@ def test_what_the_audit_measured_is_a_line_where_it_was_made(data, tmp_path):
     summary = report.summarise(data)
     counts = {"n_contours": 15, "n_too_little_contrast": 1, "n_at_edge": 2, "n_patients": 1}
     measured = counts | {"dx": 0.721, "dy": -0.775}
-    text = "\n".join(report.summary_text(replace(summary, alignment=measured)))
+    text = "\n".join(summary_text(replace(summary, alignment=measured)))
     line = (
         "  Alignment contours lie (+0.72, -0.78) px off the image's edges, 15 contours of 1 patient"
     )
     assert f"{line}, 3 left out" in text
-    text = "\n".join(report.summary_text(replace(summary, alignment=None)))
+    text = "\n".join(summary_text(replace(summary, alignment=None)))
     assert "Alignment" not in text
 
 
 def test_a_finding_about_all_has_no_path(data):
-    group = report.group_findings([report.FindingRow("warning", "code", "", -1, "they all " * 30)])
-    lines = list(report.findings_text(group, "dicom-etl report out.h5", ("warning",)))
+    group = group_findings([FindingRow("warning", "code", "", -1, "they all " * 30)])
+    lines = list(findings_text(group, "dicom-etl report out.h5", ("warning",)))
     assert lines[3].startswith("          they all")
     assert max(map(len, lines)) <= 110
     finding = Finding("alignment-dataset", "", "they lie off")
@@ -89,15 +91,15 @@ def test_a_finding_about_all_has_no_path(data):
 
 def test_the_table_has_every_finding_and_no_formula(data, tmp_path):
     path = tmp_path / "findings.csv"
-    report.write_csv(data, path, force=False)
+    table.write_csv(data, read_findings(data), path, force=False)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
     assert rows[0]["code"] == "contour-unreadable"
-    assert report.no_formula("=1+1") == "'=1+1"
-    assert report.no_formula("dicoms/=P") == "dicoms/=P"
-    with pytest.raises(etl.EtlError, match="--force"):
-        report.write_csv(data, path, force=False)
+    assert table.no_formula("=1+1") == "'=1+1"
+    assert table.no_formula("dicoms/=P") == "dicoms/=P"
+    with pytest.raises(etl.EtlError, match="force=True"):
+        table.write_csv(data, read_findings(data), path, force=False)
 
 
 def test_the_table_never_takes_the_datasets_place(data, tmp_path):
@@ -106,25 +108,25 @@ def test_the_table_never_takes_the_datasets_place(data, tmp_path):
     (tmp_path / "hard").hardlink_to(data.path)
     for path in (data.path, tmp_path / "link", tmp_path / "hard"):
         with pytest.raises(etl.EtlError, match="the dataset itself"):
-            report.write_csv(data, path, force=True)
+            table.write_csv(data, read_findings(data), path, force=True)
     assert data.path.read_bytes() == before
     (tmp_path / "old.csv").write_text("any text")
-    report.write_csv(data, tmp_path / "old.csv", force=True)
+    table.write_csv(data, read_findings(data), tmp_path / "old.csv", force=True)
     assert "contour-unreadable" in (tmp_path / "old.csv").read_text("utf-8-sig")
 
 
 def test_no_name_steers_a_terminal_or_breaks_a_line(data, tmp_path):
     evil, shown = "a\x1b]0;x\x07\n\u202eb\udcff", "a\\x1b]0;x\\x07\\n\\u202eb\\udcff"
     assert str(Finding("image-size", evil, evil)) == f"error: image-size: {shown}: {shown}"
-    row = report.FindingRow("error", evil, evil, -1, evil)
+    row = FindingRow("error", evil, evil, -1, evil)
     summary = replace(
-        report.summarise(data), path=evil, generator=evil, findings=report.group_findings([row])
+        report.summarise(data), path=evil, generator=evil, findings=group_findings([row])
     )
-    lines = list(report.summary_text(summary))
+    lines = list(summary_text(summary))
     assert all(map(str.isprintable, lines))
     assert sum(line.count(shown) for line in lines) == 6
-    assert report.no_formula("=\n") == "'=\\n"
-    assert report.no_formula("\t=1") == "'\\t=1"
+    assert table.no_formula("=\n") == "'=\\n"
+    assert table.no_formula("\t=1") == "'\\t=1"
 
 
 @pytest.mark.parametrize(
@@ -151,18 +153,22 @@ def test_an_alignment_that_is_no_object_is_refused_by_the_loader(data, text):
         open_dataset(data.path)
 
 
+def draw(data, folder, **options):
+    return overlays.write_overlays(data, folder, rows=range(len(data)), remarks={}, **options)
+
+
 def test_one_picture_per_row_named_by_patient_and_slice(data, tmp_path):
     folder = tmp_path / "overlays"
-    assert overlays.write_overlays(data, folder, force=False) == []
+    assert draw(data, folder, force=False) == []
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
         "P1_slice0001.png", "P1_slice0003.png",
         "_P_2_slice0001.png", "_P_2_slice0002.png", "_P_2_slice0003.png",
     ]  # fmt: skip
     with pytest.raises(etl.EtlError, match="has files"):
-        overlays.write_overlays(data, folder, force=False)
+        draw(data, folder, force=False)
     (folder / "P1_slice0009.png").touch()  # of an earlier file
-    assert overlays.write_overlays(data, folder, force=True) == ["P1_slice0009.png"]
+    assert draw(data, folder, force=True) == ["P1_slice0009.png"]
 
 
 def test_pictures_show_contour_and_edge_where_they_are():

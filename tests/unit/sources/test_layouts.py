@@ -40,7 +40,7 @@ def test_names_decide_and_the_choice_is_said(link_root, table_root):
 
 def test_two_that_fit_are_refused_with_the_candidates(link_root, table_root):
     (link_root / "table.csv").write_bytes((table_root / "table.csv").read_bytes())
-    with pytest.raises(EtlError, match=r"link \(link\.csv\), table \(table\.csv\).*--layout"):
+    with pytest.raises(EtlError, match=r"link \(link\.csv\), table \(table\.csv\).*`layout`"):
         layouts.choose(link_root)
     assert layouts.choose(link_root, "link")[0].name == "link"
     assert layouts.choose(link_root, "table")[0].name == "table"

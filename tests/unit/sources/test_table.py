@@ -78,7 +78,7 @@ def test_the_structures_chosen_have_their_codes_in_that_order(root, tmp_path):
     assert data.masks[1, 2, 2] == 2  # now the heart is on top
     (finding,) = result.findings
     assert finding.code == "structure-not-chosen"
-    assert finding.message == "label 'scar' of 1 annotations is not among --structures."
+    assert finding.message == "label 'scar' of 1 annotation is not among --structures."
 
 
 def test_a_structure_asked_for_in_vain_is_told(root):
@@ -244,7 +244,7 @@ class TestSplit:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"contours": ("i",)}, "--contours"), ({"partial": True}, "--partial")]
+    ("options", "words"), [({"contours": ("i",)}, "`contours`"), ({"partial": True}, "`partial`")]
 )
 def test_options_of_another_layout_are_refused(root, tmp_path, options, words):
     with pytest.raises(EtlError, match=words):

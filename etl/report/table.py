@@ -1,0 +1,69 @@
+"""The row list: one line for each finding, for annotators and for `build --exclude-file`."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from etl.errors import EtlError
+from etl.findings import CODES, FindingRow, printable
+from etl.output import target
+from etl.sources.row_list import COLUMNS as ROW_LIST_COLUMNS
+from loader import Dataset
+
+# Those that a build reads, and what a report adds.
+COLUMNS: Final = (
+    *ROW_LIST_COLUMNS,
+    *("severity", "code", "message", "advice", "path", "original_id"),
+)
+
+
+def write_csv(dataset: Dataset, findings: Iterable[FindingRow], path: Path, *, force: bool) -> None:
+    """Write findings as a row list, for a spreadsheet.
+
+    Raises
+    ------
+    EtlError
+        `path` exists (without `force`), is the dataset itself, or cannot be written.
+    """
+    if os.path.exists(path) and os.path.samefile(path, dataset.path):
+        raise EtlError(f"Output not usable: {path}: is the dataset itself. Give another name.")
+    path = target.check_target(path, force=force, only_hdf5=False)
+    with target.replacing(path, force=force) as partial:
+        partial.write_text(csv_text(dataset, findings), encoding="utf-8-sig", newline="")
+
+
+def csv_text(dataset: Dataset, findings: Iterable[FindingRow], line_end: str = "\r\n") -> str:
+    """Return findings as a row list."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator=line_end)
+    table.writerow(COLUMNS)
+    table.writerows([no_formula(cell) for cell in line] for line in _lines(dataset, findings))
+    return text.getvalue()
+
+
+def _lines(dataset: Dataset, findings: Iterable[FindingRow]) -> Iterator[tuple[str | int, ...]]:
+    """Yield one line of cells for each finding, in the order of the columns."""
+    manifest, n_rows = dataset.manifest, len(dataset)
+    slices = manifest["slice"].tolist()
+    series = manifest["series"].tolist() if "series" in manifest else [""] * n_rows
+    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * n_rows
+    names = {structure.code: structure.name for structure in dataset.structures}
+    for found in findings:
+        row = found.row
+        place = (series[row], slices[row], frames[row]) if row >= 0 else ("", "", "")
+        advice = CODES[found.code].advice if found.code in CODES else ""
+        yield (
+            *(found.patient_id, *place, names.get(found.label, ""), "", ""),
+            *(found.severity, found.code, found.message, advice, found.path, found.original_id),
+        )
+
+
+def no_formula(value: str | int) -> str | int:
+    """Return a printable cell that no spreadsheet runs as a formula."""
+    if not isinstance(value, str):
+        return value
+    is_formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{printable(value)}" if is_formula else printable(value)
