@@ -91,7 +91,7 @@ def diagnose(
     table = _Table(manifest, structures)
     left = [one for one in findings if one.severity != "info" and one.code not in _ASKED_FOR]
     found: list[Diagnosis] = []
-    for rule in _RULES:
+    for rule in _RULES if left else ():
         diagnoses, left = rule(left, table)
         found += sorted(diagnoses, key=lambda one: -one.n_findings)
     return found
