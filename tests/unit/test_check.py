@@ -158,7 +158,7 @@ def test_text_is_plain_and_says_everything(damaged):
         f"{damaged}  (headers and annotations read, nothing written)",
         "",
         "  Layout      link: found link.csv.",
-        "  Sources     2 patients, 8 DICOM files, 7 i-contours, 6 o-contours, 1 other files",
+        "  Sources     2 patients, 8 DICOM files, 7 i-contours, 6 o-contours, 1 other file",
         "  Pairs       7 in 1 series; 1 header not readable",
         f"  Sizes       {ROWS}x{COLUMNS} (5), 8x10 (1)",
         "  Encodings   Explicit VR Little Endian (6)",
