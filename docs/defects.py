@@ -461,6 +461,12 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("contour-no-spacing")
+def _(tree: Tree) -> Planted:
+    tree.edit(tree.middle(with_outer=False), PixelSpacing=None)
+    return Planted(options={"contour_transform": ("mm",)})
+
+
 @plants("contour-outside")
 def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)

@@ -96,7 +96,7 @@ def check(
         The input is not usable at all.
     """
     source, why = layouts.choose(data, options.layout)
-    options = source.settle(options)
+    options = layouts.settle(source, options)
     found = source.discover(data, options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     with (

@@ -120,6 +120,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "the contour is wholly outside of the image, or has a point more than 65536 pixels away",
         "check whether it belongs to another image",
     ),
+    "contour-no-spacing": FindingCode(
+        "error",
+        "with `--contour-transform mm`, the image has no usable PixelSpacing",
+        "give the image its PixelSpacing, or write the contour in pixels",
+    ),
     "contour-too-large": FindingCode(
         "error",
         "the contour has over a million points, its file over 64 MB, or its border over 10 "

@@ -77,7 +77,7 @@ def build(
     check_split_file(options)
     check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
-    options = source.settle(options)
+    options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     notes: list[str] = []  # on what did not succeed once OUT was replaced

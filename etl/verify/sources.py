@@ -36,7 +36,7 @@ def find_sources(dataset: Dataset, data: Path) -> Discovery:
     try:
         build_options = BuildOptions(**options)  # type: ignore[arg-type]
         source, _ = layouts.choose(data, build_options.layout)
-        return source.discover(data, source.settle(build_options))
+        return source.discover(data, layouts.settle(source, build_options))
     except (TypeError, ValueError) as error:
         raise EtlError(
             f"Sources not comparable: {dataset.path}: its options are not those of this version "
@@ -97,6 +97,9 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
             if source := str(manifest[f"{structure.stem}_path"][row]):
                 text = (root / source).read_text(encoding="ascii")
                 polygons = reference.polygons_of(text, int(options["contour_origin"]))
+                steps = tuple(map(str, options.get("contour_transform", ())))
+                image_path = root / str(manifest["dicom_path"][row])
+                polygons = reference.transformed(polygons, steps, rows, columns, image_path)
                 rule = str(options["rasterizer"])
                 masks.append((structure.code, reference.mask_of(polygons, rows, columns, rule)))
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
