@@ -592,6 +592,16 @@ def _moved(tree: Tree, patients: list[str], shift: tuple[float, float]) -> Plant
     return Planted((tree.middle(with_outer=True),))
 
 
+@plants("contours-misfit")
+def _(tree: Tree) -> Planted:
+    for patient in tree.patients:
+        for kind in "io":
+            for number in tree.slices(patient, kind):
+                pair = patient, number
+                tree.draw(pair, tree.vertices(pair, kind)[:, ::-1], kind)
+    return Planted((tree.middle(with_outer=True),))
+
+
 @plants("alignment-dataset")
 def _(tree: Tree) -> Planted:
     return _moved(tree, tree.patients, (1.0, 1.0))

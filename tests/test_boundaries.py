@@ -28,6 +28,7 @@ ROOMS = {
     "etl.model": "records",
     "etl.options": "records",
     "etl.assemble": "stages",
+    "etl.diagnose": "stages",
     "etl.examine": "stages",
     "etl.render": "stages",
     "etl.review": "stages",
