@@ -40,7 +40,7 @@ from etl.sources.source import Discovery, ReadRegion, Source
 from etl.workers.engine import Engine, Work
 
 MIN_CONTOURS: Final = 4  # audited, for the data set to have a cause in common
-MIN_UNNAMED: Final = 12  # for a warning where nothing tried makes them fit
+MIN_UNNAMED: Final = 18  # three patients' worth, for a warning where nothing makes them fit
 PATIENT_CONTOURS: Final = 3  # the same for a patient
 
 _MOST_KEPT: Final = 20_000  # links: what a build remembers of them does not grow with the input
