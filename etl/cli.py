@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, Rasterizer, SamePerson
+    from etl.options import Kind, NotDrawn, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -415,6 +415,13 @@ def check(
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
+@click.option(
+    "--not-drawn",
+    type=click.Choice(["background", "ignore"]),
+    default="background",
+    show_default=True,
+    help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
+)
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -489,6 +496,7 @@ def build(
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
+    not_drawn: "NotDrawn",
     split: tuple[float, float, float] | None,
     split_seed: int,
     folds: int | None,
@@ -536,6 +544,7 @@ def build(
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
+        not_drawn=not_drawn,
         split=split,
         split_seed=split_seed,
         folds=folds,

@@ -9,6 +9,7 @@ from etl.findings import FLAG_CODES
 
 Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
 Rasterizer = Literal["center", "pillow"]
+NotDrawn = Literal["background", "ignore"]
 SamePerson = Literal["keep", "separate"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
@@ -52,6 +53,8 @@ class BuildOptions:
         spacing).
     partial : bool
         With two kinds, also write pairs that lack one of the two.
+    not_drawn : {"background", "ignore"}
+        What a mask has where a structure that was not drawn in its row may be: 0, or 255.
     split : tuple of three floats, optional
         Percent of the samples for train, validation and test.
     split_seed : int
@@ -91,6 +94,7 @@ class BuildOptions:
     contour_origin: int = 0
     contour_transform: tuple[str, ...] = ()
     partial: bool = False
+    not_drawn: NotDrawn = "background"
     split: tuple[float, float, float] | None = None
     split_seed: int = 0
     folds: int | None = None
@@ -116,6 +120,7 @@ class BuildOptions:
         codes = _excluded(self.exclude_flagged)
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
+        _require_among("not_drawn", self.not_drawn, get_args(NotDrawn))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)

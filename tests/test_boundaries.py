@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "signals": set(),
     "loader": {"format"},
     "records": {"format"},
-    "contours": {"records"},
+    "contours": {"format", "records"},
     "dicom": {"format", "records"},
     "sources": {"contours", "dicom", "format", "records"},
     "quality": {"contours", "format", "records"},

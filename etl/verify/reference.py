@@ -100,6 +100,27 @@ def label_map(
     return labels
 
 
+def with_ignored(
+    labels: npt.NDArray[np.uint8], drawn: set[int], parents: dict[int, int]
+) -> npt.NDArray[np.uint8]:
+    """Return a label map with 255 where a structure that was not drawn may be.
+
+    Parameters
+    ----------
+    parents : dict of int to int
+        The code of the structure that each one lies in; 0: the image.
+    """
+    out = labels.copy()
+    for code in parents:
+        chain = [code]
+        while chain[-1]:
+            chain.append(parents[chain[-1]])
+        if code not in drawn:
+            nearest = next(one for one in chain if one in drawn or one == 0)
+            out[labels == nearest] = 255
+    return out
+
+
 def _pillow(vertices: Polygon, rows: int, columns: int) -> npt.NDArray[np.bool_]:
     image = Image.new("L", (columns, rows), 0)
     ImageDraw.Draw(image).polygon([(x, y) for x, y in vertices.tolist()], outline=0, fill=1)
