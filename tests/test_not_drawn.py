@@ -122,13 +122,16 @@ def test_the_report_says_in_how_many_rows_what_is_not_known(root, tmp_path):
     for value, words in (("ignore", "255 (ignore)"), ("background", "0 (background)")):
         build(root, tmp_path / "out.h5", not_drawn=value)
         text = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5")]).stdout
-        assert f"Not drawn a structure in 2 rows: masks are {words} where it may be" in text
+        assert (
+            f"Partial   a structure is not drawn in 2 rows: there masks are {words} where it may be"
+            in text
+        )
         as_json = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5"), "--json"]).stdout
         assert json.loads(as_json)["n_not_drawn"] == 2
     write_contour(root, "A1", 2, "o", OUTER_SQUARE)
     write_contour(root, "A1", 3, "i", SQUARE)
     build(root, tmp_path / "out.h5", not_drawn="ignore")
-    assert "Not drawn" not in CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5")]).stdout
+    assert "Partial" not in CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5")]).stdout
 
 
 def test_the_loader_hands_out_what_is_not_known(root, tmp_path):
