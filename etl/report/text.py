@@ -118,7 +118,10 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.n_not_drawn:
         value = "255 (ignore)" if summary.is_ignored else "0 (background)"
         rows = counted(summary.n_not_drawn, "row")
-        yield "Partial", f"a structure is not drawn in {rows}: there masks are {value} where it may be"
+        yield (
+            "Partial",
+            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
+        )
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)
