@@ -461,6 +461,12 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("contour-no-spacing")
+def _(tree: Tree) -> Planted:
+    tree.edit(tree.middle(with_outer=False), PixelSpacing=None)
+    return Planted(options={"contour_transform": ("mm",)})
+
+
 @plants("contour-outside")
 def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)
@@ -583,6 +589,16 @@ def _moved(tree: Tree, patients: list[str], shift: tuple[float, float]) -> Plant
             for number in tree.slices(patient, kind):
                 pair = patient, number
                 tree.draw(pair, tree.vertices(pair, kind) + shift, kind)
+    return Planted((tree.middle(with_outer=True),))
+
+
+@plants("contours-misfit")
+def _(tree: Tree) -> Planted:
+    for patient in tree.patients:
+        for kind in "io":
+            for number in tree.slices(patient, kind):
+                pair = patient, number
+                tree.draw(pair, tree.vertices(pair, kind)[:, ::-1], kind)
     return Planted((tree.middle(with_outer=True),))
 
 

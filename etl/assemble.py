@@ -107,7 +107,9 @@ def assemble(
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
     mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
     columns = file_format.manifest_columns(scheme)
-    min_reader_version = file_format.min_reader_version(scheme)
+    min_reader_version = file_format.min_reader_version(
+        scheme, has_ignored=options.not_drawn == "ignore"
+    )
     if min_reader_version == 1:
         columns |= file_format.VERSION_1_COLUMNS
         manifest |= _neutral(file_format.VERSION_1_COLUMNS.keys() - manifest.keys(), plan.n_rows)

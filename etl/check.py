@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from etl.assemble import finding_order
+from etl.diagnose import choose_audited, diagnose
 from etl.dicom.codecs import CODECS
 from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
 from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
@@ -22,7 +23,6 @@ from etl.findings import Finding
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
-from etl.quality.alignment import mark_audited
 from etl.quality.people import finding as same_person
 from etl.quality.people import identifiers, same_people
 from etl.render import render_samples
@@ -96,7 +96,7 @@ def check(
         The input is not usable at all.
     """
     source, why = layouts.choose(data, options.layout)
-    options = source.settle(options)
+    options = layouts.settle(source, options)
     found = source.discover(data, options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     with (
@@ -105,14 +105,18 @@ def check(
     ):
         found = index_headers(engine, source, found, options, progress=progress)
         images = _survey_links(engine, found, options, progress=progress)
-        if full and options.has_audit and found.scheme.has_contrast:
-            mark_audited(found.links, found.scheme, options.audit_contours)
+        chosen = choose_audited(source, found, options) if full else []
         examine_links(engine, source, found, options, spool, progress=progress)
         reviewed = None
         if full and len(spool):
             plan = _nowhere(spool, options)
             rendered = render_samples(engine, spool, found, options, plan, progress=progress)
-            reviewed = review(rendered, spool.findings, found.scheme, options)
+            diagnosis = diagnose(engine, source, found, options, chosen, spool.findings, rendered)
+            reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
+        elif full:
+            spool.findings += diagnose(
+                engine, source, found, options, chosen, spool.findings
+            ).findings
         dtype = image_dtype(spool.values)
         rows = _rows(spool, reviewed)
         summary = _summary(found, images, rows, dtype, options)

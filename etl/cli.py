@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, Rasterizer, SamePerson
+    from etl.options import Kind, NotDrawn, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -185,6 +185,27 @@ class _Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class _Steps(click.ParamType[tuple[str, ...]]):
+    """STEP,... → the steps of a contour transform."""
+
+    name = "STEP,..."
+
+    def convert(
+        self,
+        value: str | tuple[str, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        from etl.options import transform_steps
+
+        try:
+            return transform_steps([step.strip() for step in value.split(",")])
+        except ValueError as error:
+            self.fail(str(error).removeprefix("contour_transform: "), param, ctx)
+
+
 class _Count(click.ParamType[int | None]):
     """N or all → a number from 1, or None."""
 
@@ -289,6 +310,12 @@ _CONTOUR_ORIGIN: Final = click.option(
     show_default=True,
     help="1 for contour files that count pixels from 1.",
 )
+_CONTOUR_TRANSFORM: Final = click.option(
+    "--contour-transform",
+    type=_Steps(),
+    help="Mend contours in other coordinates, left to right, after the origin: swap, flip-x, "
+    "flip-y, rotate-90, scale=F, mm.",
+)
 _PARTIAL: Final = click.option(
     "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
 )
@@ -306,6 +333,7 @@ _WORKERS: Final = click.option(
 @_STRUCTURES
 @_SIZE
 @_CONTOUR_ORIGIN
+@_CONTOUR_TRANSFORM
 @_PARTIAL
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
@@ -326,6 +354,7 @@ def check(
     structures: tuple[str, ...] | None,
     size: tuple[int, int],
     contour_origin: str,
+    contour_transform: tuple[str, ...] | None,
     partial: bool,
     full: bool,
     as_json: bool,
@@ -355,6 +384,7 @@ def check(
         rows=size[0],
         columns=size[1],
         contour_origin=int(contour_origin),
+        contour_transform=contour_transform or (),
         partial=partial,
     )
     found = check_input(data, options, workers=n_workers, full=full, progress=True)
@@ -383,7 +413,15 @@ def check(
     help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
 )
 @_CONTOUR_ORIGIN
+@_CONTOUR_TRANSFORM
 @_PARTIAL
+@click.option(
+    "--not-drawn",
+    type=click.Choice(["background", "ignore"]),
+    default="background",
+    show_default=True,
+    help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
+)
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -456,7 +494,9 @@ def build(
     size: tuple[int, int],
     rasterizer: "Rasterizer",
     contour_origin: str,
+    contour_transform: tuple[str, ...] | None,
     partial: bool,
+    not_drawn: "NotDrawn",
     split: tuple[float, float, float] | None,
     split_seed: int,
     folds: int | None,
@@ -502,7 +542,9 @@ def build(
         columns=size[1],
         rasterizer=rasterizer,
         contour_origin=int(contour_origin),
+        contour_transform=contour_transform or (),
         partial=partial,
+        not_drawn=not_drawn,
         split=split,
         split_seed=split_seed,
         folds=folds,

@@ -93,7 +93,7 @@ def read_headers(root: Path, paths: Sequence[str]) -> list[Header | None]:
     headers: list[Header | None] = []
     for path in paths:
         try:
-            instance, _ = _read_header(root, FrameRef(path, 1))
+            instance, _ = read_header(root, FrameRef(path, 1))
         except SourceError:  # it becomes a finding when its links are examined
             headers.append(None)
         else:
@@ -122,7 +122,7 @@ def examine(
         warnings: list[Finding] = []
         regions: list[Region] = []
         try:
-            instance, stamp = _read_header(root, link.frame)
+            instance, stamp = read_header(root, link.frame)
             checks.check_size(instance.pixel_format, options.rows, options.columns)
             warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]
         except SourceError as error:
@@ -193,7 +193,14 @@ def _packed(
     )
 
 
-def _read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
+def read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
+    """Return one frame's attributes, and the state of its file.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or is not usable.
+    """
     code = "image-unreadable"
     with open_source(root, frame.path, code) as (descriptor, stamp):
         if stamp.size > _MAX_DICOM_BYTES:

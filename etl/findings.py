@@ -120,6 +120,11 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "the contour is wholly outside of the image, or has a point more than 65536 pixels away",
         "check whether it belongs to another image",
     ),
+    "contour-no-spacing": FindingCode(
+        "error",
+        "with `--contour-transform mm`, the image has no usable PixelSpacing",
+        "give the image its PixelSpacing, or write the contour in pixels",
+    ),
     "contour-too-large": FindingCode(
         "error",
         "the contour has over a million points, its file over 64 MB, or its border over 10 "
@@ -265,6 +270,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "check the file's name",
         flag=13,
     ),
+    "contours-misfit": FindingCode(
+        "warning",
+        "most audited contours lie on no clear edge or outside of their images; the message says "
+        "which transformation makes them fit; the finding has no row",
+        "as the message says: `--contour-transform`, or check that contours and images belong "
+        "together",
+    ),
     "alignment-dataset": FindingCode(
         "warning",
         "the contours of most patients are displaced by 0.5 pixel or more against the edges; "
@@ -273,8 +285,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "alignment-patient": FindingCode(
         "warning",
-        "the contours of one patient are displaced by 0.75 pixel or more against the others, or"
-        " none is near an edge; the finding has no row",
+        "the contours of one patient are displaced by 0.75 pixel or more against the others, none "
+        "is near an edge, or they fit in other coordinates; the finding has no row",
         "check whether contours and images are of one acquisition",
     ),
     "same-person": FindingCode(
@@ -340,7 +352,7 @@ _ALWAYS_CHECKED: Final = frozenset(
     {"contour-partly-outside", "image-file-damaged", "image-header-invalid", "image-unused-bits"}
 )
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
-AUDIT_CODES: Final = ("alignment-dataset", "alignment-patient")
+AUDIT_CODES: Final = ("contours-misfit", "alignment-dataset", "alignment-patient")
 QUALITY_CODES: Final = (
     *(code for code in FLAG_CODES if code not in _ALWAYS_CHECKED),
     *AUDIT_CODES,

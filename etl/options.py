@@ -9,9 +9,14 @@ from etl.findings import FLAG_CODES
 
 Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
 Rasterizer = Literal["center", "pillow"]
+NotDrawn = Literal["background", "ignore"]
 SamePerson = Literal["keep", "separate"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
+
+# Steps of a contour transform; `etl.contours.transform` does them.
+TRANSFORM_STEPS: Final = ("swap", "flip-x", "flip-y", "rotate-90", "mm")
+SCALE_STEP: Final = "scale"  # with its factor: scale=F
 
 _RANGES: Final = (  # of the options that are whole numbers
     ("rows", 1, 65535),
@@ -41,8 +46,15 @@ class BuildOptions:
         The rule that turns a polygon into a mask; see `etl.contours.rasterise`.
     contour_origin : {0, 1}
         1 subtracts one pixel from x and y, for contour files that count from 1.
+    contour_transform : tuple of str
+        What turns the contours of files into pixels of their images, left to right, after the
+        origin: "swap" (y, x), "flip-x" (columns - 1 - x, y), "flip-y" (x, rows - 1 - y),
+        "rotate-90" (rows - 1 - y, x), "scale=F" (both times F), "mm" (divided by the pixel
+        spacing).
     partial : bool
         With two kinds, also write pairs that lack one of the two.
+    not_drawn : {"background", "ignore"}
+        What a mask has where a structure that was not drawn in its row may be: 0, or 255.
     split : tuple of three floats, optional
         Percent of the samples for train, validation and test.
     split_seed : int
@@ -80,7 +92,9 @@ class BuildOptions:
     columns: int = 256
     rasterizer: Rasterizer = "center"
     contour_origin: int = 0
+    contour_transform: tuple[str, ...] = ()
     partial: bool = False
+    not_drawn: NotDrawn = "background"
     split: tuple[float, float, float] | None = None
     split_seed: int = 0
     folds: int | None = None
@@ -106,6 +120,7 @@ class BuildOptions:
         codes = _excluded(self.exclude_flagged)
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
+        _require_among("not_drawn", self.not_drawn, get_args(NotDrawn))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
@@ -120,6 +135,7 @@ class BuildOptions:
         ordered = {
             "exclude_flagged": codes,
             "contours": _contours(self.contours),
+            "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
             "split": None if self.split is None else shares(self.split),
         }
@@ -177,6 +193,33 @@ def _excluded(given: object) -> tuple[str, ...]:
     if nameless := [entry for entry in entries if entry.endswith(":")]:
         raise ValueError(f"exclude_flagged: expected a patient after {nameless[0]!r}, found none.")
     return tuple(sorted(entries, key=lambda entry: FLAG_CODES.index(entry.partition(":")[0])))
+
+
+def transform_steps(steps: object) -> tuple[str, ...]:
+    """Return the steps of a contour transform in the form in which the file records them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are no steps, or a factor is not a finite number above 0.
+    """
+    return tuple(map(_transform_step, _strings("contour_transform", steps)))
+
+
+def _transform_step(step: str) -> str:
+    name, equals, factor = step.partition("=")
+    if step in TRANSFORM_STEPS:
+        return step
+    if name != SCALE_STEP or not equals:
+        known = ", ".join([*TRANSFORM_STEPS, f"{SCALE_STEP}=F"])
+        raise ValueError(f"contour_transform: expected steps of {known}, found {step!r}.")
+    try:
+        value = float(factor)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"contour_transform: expected a factor above 0, found {step!r}.")
+    return f"{SCALE_STEP}={value!r}".removesuffix(".0")
 
 
 def _contours(contours: object) -> tuple[Kind, ...] | None:

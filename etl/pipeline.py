@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from etl.assemble import BuildResult, assemble
+from etl.diagnose import choose_audited, diagnose
 from etl.examine import examine_links, index_headers
 from etl.options import BuildOptions
 from etl.output import target
 from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
-from etl.quality.alignment import mark_audited
 from etl.render import render_again, render_samples
-from etl.review import keep_good, require_rows, review
+from etl.review import can_go_on, keep_good, require_rows, review
 from etl.sources import layouts
 from etl.sources.row_list import check_row_list, exclude_listed
 from etl.spool import Spool
@@ -77,7 +77,7 @@ def build(
     check_split_file(options)
     check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
-    options = source.settle(options)
+    options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     notes: list[str] = []  # on what did not succeed once OUT was replaced
@@ -89,16 +89,21 @@ def build(
         found = index_headers(engine, source, found, options, progress=progress)
         found = exclude_listed(found, options)
         target.check_space(out, len(found.links) * options.rows * options.columns)
-        if options.has_audit and found.scheme.has_contrast:
-            mark_audited(found.links, found.scheme, options.audit_contours)
+        chosen = choose_audited(source, found, options)
         examine_links(engine, source, found, options, spool, progress=progress)
+        look = functools.partial(diagnose, engine, source, found, options, chosen)
+        if not can_go_on(len(spool), spool.findings, strict=strict):
+            spool.findings += look(spool.findings).findings
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
         plan = spool.reserve(path, options)
         rendered = render_samples(engine, spool, found, options, plan, progress=progress)
         contours = spool.contours()
         written = WrittenRows(plan, np.flatnonzero(rendered.is_good), contours)
         again = functools.partial(render_again, engine, spool, found, options, plan)
-        reviewed = review(rendered, spool.findings, found.scheme, options, written, again)
+        diagnosis = look(spool.findings, rendered)
+        reviewed = review(
+            rendered, spool.findings, diagnosis, found.scheme, options, written, again
+        )
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
         plan = keep_good(plan, reviewed, contours)
         result = assemble(plan, reviewed, contours, found, options, spool.identities())

@@ -23,7 +23,7 @@ from etl.examine import CRASHED
 from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
-from etl.options import BuildOptions
+from etl.options import BuildOptions, NotDrawn
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region
@@ -210,7 +210,7 @@ def _painted(
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
         regions = [sample.regions for sample in samples]
-        painted = label_maps(regions, scheme, *size, options.rasterizer)
+        painted = label_maps(regions, scheme, *size, options.rasterizer, options.not_drawn)
         yield from zip(samples, painted, strict=True)
 
 
@@ -287,7 +287,7 @@ def _render_one(
         paths = {annotation.code: annotation.path for annotation in link.annotations}
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
         return _Row([Finding("mask-empty", paths[code], message, link.key, code) for code in empty])
-    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme)
+    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options.not_drawn)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
@@ -324,7 +324,12 @@ def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
 
 
 def _manifest_row(
-    sample: Sample, xxh3: str, image: Image, painted: Painted, scheme: LabelScheme
+    sample: Sample,
+    xxh3: str,
+    image: Image,
+    painted: Painted,
+    scheme: LabelScheme,
+    not_drawn: NotDrawn,
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
@@ -363,22 +368,23 @@ def _manifest_row(
     for half, name in enumerate(("row", "column")):
         for i, axis in enumerate(axes):
             row[f"image_orientation_{name}_{axis}"] = instance.image_orientation[3 * half + i]
-    return row | _structure_columns(sample, painted, scheme)
+    return row | _structure_columns(sample, painted, scheme, not_drawn)
 
 
 def _structure_columns(
-    sample: Sample, painted: Painted, scheme: LabelScheme
+    sample: Sample, painted: Painted, scheme: LabelScheme, not_drawn: NotDrawn
 ) -> dict[str, str | int | float]:
     columns = scheme.absent.copy()
     # Nothing is painted over the last structure drawn, so that its pixels are counted already.
     top = max((region.code for region in sample.regions), key=scheme.places.__getitem__, default=0)
+    is_whole = not_drawn == "background"
     for annotation, region in zip(sample.link.annotations, sample.regions, strict=True):
         code, stem = region.code, scheme[region.code].stem
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
         columns[f"{stem}_area"] = _area(region)
         columns[f"drawn_{code}"] = 1
-        is_top = code == top
+        is_top = is_whole and code == top
         columns[f"n_pixels_{code}"] = (
             painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))
         )

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from etl.diagnose import Diagnosis
 from etl.errors import RejectedError
 from etl.findings import Finding, SampleKey, counted
 from etl.labels import LabelScheme
@@ -20,6 +21,7 @@ from etl.quality.rows import Rows, check_rows
 from etl.render import Columns, Rendered
 
 _EXAMPLES: Final = 3
+CAUSES: Final = ("contours-misfit", "alignment-patient")  # why there are other findings
 
 
 Renderer: TypeAlias = Callable[[Mapping[int, Collection[int]]], Rendered]
@@ -53,6 +55,7 @@ class Reviewed:
 def review(
     rendered: Rendered,
     findings: list[Finding],
+    diagnosis: Diagnosis,
     scheme: LabelScheme,
     options: BuildOptions,
     written: Pictures | None = None,
@@ -66,6 +69,8 @@ def review(
         All rows; its manifest becomes the result's.
     findings : list of Finding
         Those of the stages before.
+    diagnosis : Diagnosis
+        Of the contours that fit no image.
     written : Pictures, optional
         The good rows; without them nothing tells which of equal contours is the copy.
     render : callable, optional
@@ -73,7 +78,7 @@ def review(
         structures are to be left out.
     """
     is_good, manifest = np.array(rendered.is_good, np.bool_), rendered.manifest
-    findings = findings + rendered.findings
+    findings = findings + rendered.findings + diagnosis.findings
     if not manifest:
         return Reviewed(is_good, {}, findings, {}, {}, [])
     audited = Audit([], {})
@@ -84,7 +89,7 @@ def review(
     if options.has_audit and scheme.has_contrast:
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
         alignments = rendered.marks["alignment"]
-        audited = audit(patients, paths, alignments, options.contour_origin)
+        audited = audit(patients, paths, alignments, options.contour_origin, diagnosis.patients)
     findings += audited.findings
     unwanted = _unwanted(findings, manifest, scheme, options)
     findings = unwanted.left_over(findings, scheme) + unwanted.told
@@ -114,6 +119,11 @@ def rows_by_key(keys: Iterable[SampleKey | None], manifest: Columns) -> dict[Sam
     return {wanted[key]: row for row, key in enumerate(zip(*columns, strict=True)) if key in wanted}
 
 
+def can_go_on(n_rows: int, findings: Sequence[Finding], *, strict: bool) -> bool:
+    """Say whether there is something to write, and `strict` does not forbid it."""
+    return n_rows > 0 and not (strict and any(one.severity == "error" for one in findings))
+
+
 def require_rows(n_rows: int, findings: Sequence[Finding], missing: str, *, strict: bool) -> None:
     """Stop where there is nothing to write, or where `strict` forbids it.
 
@@ -127,10 +137,12 @@ def require_rows(n_rows: int, findings: Sequence[Finding], missing: str, *, stri
     RejectedError
         With all findings.
     """
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if n_rows and not (strict and errors):
+    if can_go_on(n_rows, findings, strict=strict):
         return
-    examples = "".join(f"\n  {finding}" for finding in (errors or findings)[:_EXAMPLES])
+    errors = [finding for finding in findings if finding.severity == "error"]
+    causes = [finding for finding in findings if finding.code in CAUSES]
+    shown = [*causes, *(errors or findings)][:_EXAMPLES]
+    examples = "".join(f"\n  {finding}" for finding in shown)
     if not n_rows:
         codes = Counter(finding.code for finding in findings)
         listed = "".join(f", {n} {code}" for code, n in sorted(codes.items()))

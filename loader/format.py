@@ -153,8 +153,16 @@ VERSION_1_COLUMNS: Final[dict[str, str]] = {
 }
 
 
-def min_reader_version(structures: Iterable[Structure]) -> int:
-    """Return the lowest version whose reader takes a file with these structures rightly."""
+def min_reader_version(structures: Iterable[Structure], *, has_ignored: bool = False) -> int:
+    """Return the lowest version whose reader takes a file with these structures rightly.
+
+    Parameters
+    ----------
+    has_ignored : bool
+        Whether masks may have the code 255, which version 1 does not know.
+    """
+    if has_ignored:
+        return FORMAT_VERSION
     known = {(one.stem, one.label) for one in VERSION_1_STRUCTURES}
     return 1 if {(one.stem, one.label) for one in structures} <= known else FORMAT_VERSION
 

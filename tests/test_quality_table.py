@@ -329,6 +329,10 @@ def all_displaced(tree, pixels):
     return [""]
 
 
+def all_far_off(tree, pixels):
+    return all_displaced(tree, pixels)
+
+
 def one_patient_displaced(tree, pixels):
     tree.move([2], (-0.8 * pixels, 0.6 * pixels))
     return [f"dicoms/{tree.cine(2).patient_id}"]
@@ -354,6 +358,7 @@ TABLE = [
     ("geometry-changes", turned, [0.3, -0.5], [0.8, -5.0]),
     ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
     ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
+    ("contours-misfit", all_far_off, [], [8.0, 20.0]),
     ("alignment-patient", one_patient_displaced, [0.2, 0.5], [1.0, 2.0]),
 ]
 CASES = [

@@ -81,7 +81,7 @@ def check_contour(vertices: Vertices, rows: int, columns: int) -> list[Remark]:
         Fewer than three distinct vertices, the whole polygon outside the image, or a border of
         absurd length.
     """
-    if not _has_three_points(vertices):
+    if not has_three_points(vertices):
         n_distinct = len(np.unique(vertices, axis=0))
         raise ContourError(
             "contour-too-few-points",
@@ -115,7 +115,7 @@ def check_contour(vertices: Vertices, rows: int, columns: int) -> list[Remark]:
     return [Remark("contour-partly-outside", message)]
 
 
-def _has_three_points(vertices: Vertices) -> bool:
+def has_three_points(vertices: Vertices) -> bool:
     """Say whether three vertices differ; sooner done than counting all that do."""
     if len(vertices) < MIN_VERTICES:
         return False

@@ -3,7 +3,7 @@
 A run is what lies between two borders of a polygon on the way through the pixels, row by row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from etl.labels import LabelScheme
 from etl.model import LabelMap, Mask, Region, Vertices
-from etl.options import Rasterizer
+from etl.options import NotDrawn, Rasterizer
+from loader.format import IGNORE
 
 _BLOCK: Final = 1 << 20  # crossings held at a time: a million long edges stay within memory
 
@@ -60,6 +61,7 @@ def label_maps(
     rows: int,
     columns: int,
     rule: Rasterizer,
+    not_drawn: NotDrawn = "background",
 ) -> Iterator[Painted]:
     """Yield the label map of each sample: its regions in the scheme's paint order.
 
@@ -67,6 +69,8 @@ def label_maps(
     ----------
     samples : sequence of sequence of Region
         The regions of each sample. Rasterising them together costs a quarter of one by one.
+    not_drawn : {"background", "ignore"}
+        "ignore" gives 255 to the pixels that may belong to a structure without region.
     """
     drawn = [region.polygons for regions in samples for region in regions if region.mask is None]
     found = iter(_borders(drawn, rows, columns, rule))
@@ -85,7 +89,27 @@ def label_maps(
             for inner, outer in scheme.nested
             if inner.code in borders and outer.code in borders
         }
+        if not_drawn == "ignore":
+            _ignore(labels, borders.keys(), scheme)
         yield Painted(labels, n_inside, n_outside)
+
+
+def _ignore(labels: LabelMap, drawn: Container[int], scheme: LabelScheme) -> None:
+    """Set pixels to 255 where a structure that was not drawn may be.
+
+    It may be inside of the nearest drawn structure that it lies in, on the pixels that would show
+    that one; where no such structure was drawn, on all pixels that no region covers.
+    """
+    by_name = {structure.name: structure for structure in scheme}
+    doubtful: set[int] = set()
+    for missing in scheme:
+        around = missing
+        while around.code not in drawn and around.inside_of:
+            around = by_name[around.inside_of]
+        if missing.code not in drawn:
+            doubtful.add(around.code if around.code in drawn else 0)
+    if doubtful:
+        labels[np.isin(labels, list(doubtful))] = IGNORE
 
 
 def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:

@@ -8,7 +8,7 @@ patient, and over the patients.
 import math
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -51,6 +51,8 @@ _MAX_LISTED: Final = 500  # patients in the numbers: an attribute has room for 6
 
 # ---------------------------------------------------------------------------------- of one contour
 
+DATA_SET: Final = ""  # among patients: all of them
+
 NOT_AUDITED: Final = 0
 MEASURED: Final = 1
 TOO_LITTLE_CONTRAST: Final = 2
@@ -85,7 +87,7 @@ def mark_audited(
     places: defaultdict[str, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, link in enumerate(links):
         codes = [annotation.code for annotation in link.annotations]
-        if (code := _audited_code(codes, scheme)) is not None:
+        if (code := audited_code(codes, scheme)) is not None:
             places[link.key.patient_id][code].append(place)
     for by_code in places.values():
         mine = by_code[min(by_code)]
@@ -98,12 +100,13 @@ def mark_audited(
 def audited(regions: Iterable[Region], scheme: LabelScheme) -> tuple[Vertices, Structure] | None:
     """Return the contour of a sample that the audit measures: the longest of its structure."""
     drawn = {region.code: region.polygons for region in regions if region.polygons}
-    if (code := _audited_code(drawn, scheme)) is None:
+    if (code := audited_code(drawn, scheme)) is None:
         return None
     return max(drawn[code], key=len), scheme[code]
 
 
-def _audited_code(codes: Iterable[int], scheme: LabelScheme) -> int | None:
+def audited_code(codes: Iterable[int], scheme: LabelScheme) -> int | None:
+    """Return the structure of a sample that the audit measures; None where it has none."""
     return min((code for code in codes if scheme[code].contrast), default=None)
 
 
@@ -127,7 +130,7 @@ def measure(image: Image, vertices: Vertices, structure: Structure) -> Alignment
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
     if {row, column} & {0, 2 * _RING}:
         return Alignment(math.nan, math.nan, AT_EDGE)
-    peak = _peak(contrast[row - 1 : row + 2, column - 1 : column + 2])
+    peak = peak_of(contrast[row - 1 : row + 2, column - 1 : column + 2])
     if peak is None:
         return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
     # The contour belongs where the contrast is; so it lies off by the opposite.
@@ -148,8 +151,7 @@ def edge_contrast(image: Image, vertices: Vertices, structure: Structure) -> flo
 
 def _contrast(image: Image, vertices: Vertices, structure: Structure) -> _Floats | None:
     """Return the contrast across a contour moved along y, then x; None where there is none."""
-    points, normals = _normals(vertices)
-    inside, outside = points - _REACH * normals, points + _REACH * normals
+    inside, outside = contour_normals(vertices)
     values = _moved_values(image, np.concatenate([inside, outside]))
     step = values[:_N_NORMALS] - values[_N_NORMALS:]
     # Every normal counts the same: a bright vessel beside the contour must not decide alone.
@@ -161,8 +163,8 @@ def _contrast(image: Image, vertices: Vertices, structure: Structure) -> _Floats
     return -contrast if structure.contrast == DARKER else contrast
 
 
-def _normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
-    """Return equally spaced points on a closed contour and the outward unit normals there."""
+def contour_normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
+    """Return points inside and outside of a closed contour, on its normals, equally spaced."""
     closed = np.concatenate([vertices, vertices[:1]])
     length = np.append(0.0, np.cumsum(np.hypot(*np.diff(closed, axis=0).T)))
     wanted = (np.arange(_N_NORMALS) + 0.5) * (length[-1] / _N_NORMALS)
@@ -178,7 +180,8 @@ def _normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
     normals /= np.maximum(np.hypot(*normals.T), 1e-9)[:, None]
     x, y = (points - points[0]).T
     area = (x[:-1] * y[1:] - x[1:] * y[:-1]).sum()
-    return points, normals * np.sign(area)
+    normals *= _REACH * np.sign(area)
+    return points - normals, points + normals
 
 
 def _moved_values(image: Image, points: _Floats) -> _Floats:
@@ -202,7 +205,7 @@ def _moved_values(image: Image, points: _Floats) -> _Floats:
     return moved
 
 
-def _peak(around: _Floats) -> tuple[float, float] | None:
+def peak_of(around: _Floats) -> tuple[float, float] | None:
     """Return where (x, y) the quadratic through 3x3 values is highest, from the middle one.
 
     Least squares. None where it has no peak, or one outside: a ridge tells no place.
@@ -247,6 +250,7 @@ def audit(
     paths: Sequence[str],
     rows: npt.NDArray[np.void],
     contour_origin: int = 0,
+    explained: Container[str] = (),
 ) -> Audit:
     """Return the displacement of the data set and of each patient, and who stands out.
 
@@ -258,6 +262,8 @@ def audit(
         One for each row of the file, most of them not audited.
     contour_origin : {0, 1}
         As the build had it, for the advice.
+    explained : container of str
+        Patients about which there is a finding already; "" is among them where it is about all.
     """
     patients = _patients(patient_ids, paths, rows)
     measured = [patient for patient in patients if len(patient.offsets)]
@@ -280,9 +286,10 @@ def audit(
             | {"n_contours": len(measured[place].offsets)}
             for place in sorted(farthest.tolist())
         }
-        findings += _data_set(medians, middle, every, contour_origin)
-        findings += _displaced(measured, medians, middle)
-        findings += _lost(patients, measured)
+        if DATA_SET not in explained:
+            findings += _data_set(medians, middle, every, contour_origin)
+            single = [*_displaced(measured, medians, middle), *_lost(patients, measured)]
+            findings += [finding for who, finding in single if who not in explained]
     return Audit(findings, numbers)
 
 
@@ -334,7 +341,9 @@ def _advice(middle: _Floats, contour_origin: int) -> str:
     return "Look at the overlays, and at how the program that wrote the contours counts pixels."
 
 
-def _displaced(measured: list[_Patient], medians: _Floats, middle: _Floats) -> list[Finding]:
+def _displaced(
+    measured: list[_Patient], medians: _Floats, middle: _Floats
+) -> list[tuple[str, Finding]]:
     """Return the patients whose contours lie off by something else than the others'."""
     if len(measured) < MIN_PATIENTS:
         return []
@@ -354,31 +363,38 @@ def _displaced(measured: list[_Patient], medians: _Floats, middle: _Floats) -> l
                 f"{n_contours}), those of the data set {_offset(middle)}. Look at its overlays: "
                 "are contours and images of one acquisition?"
             )
-            findings.append(_about(patient, message))
+            findings.append(
+                (patient.patient_id, about_patient(patient.patient_id, patient.folder, message))
+            )
     return findings
 
 
-def _lost(patients: list[_Patient], measured: list[_Patient]) -> list[Finding]:
+def _lost(patients: list[_Patient], measured: list[_Patient]) -> list[tuple[str, Finding]]:
     """Return the patients none of whose contours lies near an edge, where most others' do."""
     n_clear = sum(2 * len(patient.offsets) > patient.n_audited for patient in measured)
     if len(patients) < MIN_PATIENTS or 2 * n_clear < len(patients):
         return []
     return [
-        _about(
-            patient,
-            f"none of {patient.n_audited} contours lies within {SEARCH} pixels of a clear edge, as "
-            f"most contours of {n_clear} of {len(patients)} patients do. Look at its overlays: are "
-            "they another patient's contours?",
+        (
+            patient.patient_id,
+            about_patient(
+                patient.patient_id,
+                patient.folder,
+                f"none of {patient.n_audited} contours lies within {SEARCH} pixels of a clear "
+                f"edge, as most contours of {n_clear} of {len(patients)} patients do. Look at its "
+                "overlays: are they another patient's contours?",
+            ),
         )
         for patient in patients
         if len(patient.offsets) == 0 and patient.n_audited >= MIN_CONTOURS
     ]
 
 
-def _about(patient: _Patient, message: str) -> Finding:
-    if posixpath.basename(patient.folder) != patient.patient_id:
-        message = f"patient {patient.patient_id!r}: {message}"
-    return Finding("alignment-patient", patient.folder, message)
+def about_patient(patient_id: str, folder: str, message: str) -> Finding:
+    """Return a finding about all contours of a patient, whose images lie in a folder."""
+    if posixpath.basename(folder) != patient_id:
+        message = f"patient {patient_id!r}: {message}"
+    return Finding("alignment-patient", folder, message)
 
 
 def _median(offsets: _Floats) -> _Floats:

@@ -18,7 +18,7 @@ from etl.findings import FindingRow
 from etl.model import Image, LabelMap, Vertices
 from etl.output import target
 from loader import Dataset
-from loader.format import Structure
+from loader.format import IGNORE, Structure
 
 _WIDTH: Final = 1024  # pixels a picture has at least; images are enlarged by whole numbers
 _LONGEST: Final = 4096  # pixels that no side is enlarged beyond, which comes first
@@ -37,6 +37,8 @@ MAX_TILES: Final = 200  # of a contact sheet: more than anybody looks through at
 _TILE: Final = 384  # pixels of a tile's longer side
 _TILE_GAP: Final = 4
 _TILE_COLUMNS: Final = 8
+_HATCH: Final = 16  # pixels of the picture from one stripe to the next
+_HATCH_COLOUR: Final = (190, 190, 190)
 
 _Colour: TypeAlias = tuple[int, int, int]
 
@@ -167,6 +169,8 @@ def overlay(
     gray = PillowImage.fromarray(_windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")
+    if (mask == IGNORE).any():
+        canvas = _hatched(canvas, mask == IGNORE)
     draw = ImageDraw.Draw(canvas)
     labels = {label for label, _ in contours}
     shown = [one for one in structures if one.label in labels or one.code in mask]
@@ -181,9 +185,21 @@ def overlay(
             points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
             draw.line(list(map(tuple, points.tolist())), fill=_colours(structure)[0])
     words = [(one.name, _colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
+    words += [("ignored", _HATCH_COLOUR)] * bool((mask == IGNORE).any())
     _write_line(draw, 0, [(caption, _WHITE), *words])
     _write_line(draw, 1, remarks)
     return canvas
+
+
+def _hatched(canvas: PillowImage.Image, is_ignored: npt.NDArray[np.bool_]) -> PillowImage.Image:
+    """Return a picture with stripes over the pixels that the mask ignores."""
+    pixels = np.array(canvas)
+    scale = canvas.height // len(is_ignored)
+    enlarged = is_ignored.repeat(scale, axis=0).repeat(scale, axis=1)
+    diagonal = np.add.outer(np.arange(len(enlarged)), np.arange(enlarged.shape[1]))
+    is_striped = enlarged & (diagonal % _HATCH < _HATCH // 4)
+    pixels[is_striped] = (pixels[is_striped] + np.array(_HATCH_COLOUR)) // 2
+    return PillowImage.fromarray(pixels)
 
 
 def _inside(outer: Structure, structures: Sequence[Structure]) -> list[int]:

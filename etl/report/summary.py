@@ -55,6 +55,8 @@ class Summary:
     std: float
     pixel_spacings: list[tuple[float, float]]  # mm, between rows and between columns; known ones
     labels: list[Label]
+    n_not_drawn: int  # rows in which a structure was not drawn
+    is_ignored: bool  # whether masks are 255 where it may be, else 0
     splits: list[Side]
     folds: list[Side]
     unchecked: list[str]  # codes of findings that the build did not look for
@@ -127,6 +129,8 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         std=float(str(attributes[Attribute.IMAGE_STD])),
         pixel_spacings=_pixel_spacings(dataset),
         labels=_labels(dataset),
+        n_not_drawn=_n_not_drawn(dataset),
+        is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
         unchecked=list(_unchecked(attributes)),
@@ -179,6 +183,14 @@ def _items(value: object) -> list[tuple[str, object]]:
     if not isinstance(value, dict):
         raise TypeError("expected a JSON object")
     return list(value.items())
+
+
+def _n_not_drawn(dataset: Dataset) -> int:
+    """Return the number of rows that lack a structure; version 1 files have no pixels of it."""
+    manifest = dataset.manifest
+    names = [f"drawn_{structure.code}" for structure in dataset.structures]
+    columns = [manifest[name] == 0 for name in names if name in manifest.stored]
+    return int(np.any(columns, axis=0).sum()) if columns else 0
 
 
 def _labels(dataset: Dataset) -> list[Label]:

@@ -115,6 +115,13 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         in_rows, n_pixels = counted(label.n_rows, "row"), counted(label.n_pixels, "pixel")
         median = f"{label.median_pixels:.0f} in the median"
         yield f"Label {label.code:<{width}}", f"{label.meaning}: in {in_rows}, {n_pixels}, {median}"
+    if summary.n_not_drawn:
+        value = "255 (ignore)" if summary.is_ignored else "0 (background)"
+        rows = counted(summary.n_not_drawn, "row")
+        yield (
+            "Partial",
+            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
+        )
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)

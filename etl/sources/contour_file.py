@@ -6,20 +6,21 @@ import numpy as np
 import xxhash
 
 from etl.contours import text
+from etl.contours.transform import PixelGrid, transform
 from etl.model import AnnotationRef, Instance, Region
 from etl.options import BuildOptions
 from etl.sources.files import open_source, read_all
 
 
 def read_region(
-    root: Path, annotation: AnnotationRef, _instance: Instance | None, options: BuildOptions
+    root: Path, annotation: AnnotationRef, instance: Instance | None, options: BuildOptions
 ) -> Region:
-    """Return the polygons of one contour file, counted as `options.contour_origin` says.
+    """Return the polygons of one contour file, in pixels as the origin and transform say.
 
     Raises
     ------
     SourceError
-        The file cannot be read, or is not a contour.
+        The file cannot be read, is not a contour, or cannot be transformed.
     """
     code = "contour-unreadable"
     with open_source(root, annotation.path, code) as (descriptor, stamp):
@@ -27,5 +28,9 @@ def read_region(
             raise text.too_large(stamp.size)
         data = read_all(descriptor, stamp, code)
     origin = np.float64(options.contour_origin)
-    polygons = tuple(vertices - origin for vertices in text.parse_contour(data))
+    grid = PixelGrid.of(instance, options.rows, options.columns)
+    polygons = tuple(
+        transform(vertices - origin, options.contour_transform, grid)
+        for vertices in text.parse_contour(data)
+    )
     return Region(annotation.code, polygons, xxhash.xxh3_128_hexdigest(data))

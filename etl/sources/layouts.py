@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
+from etl.options import BuildOptions
 from etl.sources import link_csv, table
 from etl.sources.source import Source
 from etl.sources.strays import find_near
@@ -72,6 +73,22 @@ def _nearby(data: Path) -> str:
         return ""
     more = f" and {len(near) - 1} more" if near[1:] else ""
     return f" There is {near[0]}{more}: give its folder."
+
+
+def settle(source: Source, options: BuildOptions) -> BuildOptions:
+    """Return the options as a source takes them.
+
+    Raises
+    ------
+    EtlError
+        It does not have one of them.
+    """
+    if options.contour_transform and not source.has_text_contours:
+        raise EtlError(
+            f"Option not usable: --contour-transform: layout {source.name} has no text contours. "
+            "Build without it."
+        )
+    return source.settle(options)
 
 
 def _markers() -> str:

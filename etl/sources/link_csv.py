@@ -377,4 +377,5 @@ SOURCE: Final = Source(
     settle=_settle,
     discover=discover,
     read_region=read_region,
+    has_text_contours=True,
 )

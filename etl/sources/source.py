@@ -87,6 +87,9 @@ class Source:
     resolve : callable, optional
         (discovery, path → Header of `to_index`) → the discovery with its final links. A file
         without an entry could not be read.
+    has_text_contours : bool
+        Whether `read_region` reads coordinates of pixels as a program wrote them, which the options
+        contour_origin and contour_transform mend.
     """
 
     name: str
@@ -95,3 +98,4 @@ class Source:
     discover: Callable[[Path, BuildOptions], Discovery]
     read_region: ReadRegion
     resolve: Callable[[Discovery, Mapping[str, Header]], Discovery] | None = None
+    has_text_contours: bool = False

@@ -302,5 +302,6 @@ SOURCE: Final = Source(
     settle=_settle,
     discover=discover,
     read_region=read_region,
+    has_text_contours=True,
     resolve=resolve,
 )

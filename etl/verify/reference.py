@@ -54,6 +54,32 @@ def polygons_of(text: str, origin: int) -> list[Polygon]:
     return [np.array(part) for part in parts]
 
 
+def transformed(
+    polygons: Sequence[Polygon], steps: Sequence[str], rows: int, columns: int, image: Path
+) -> list[Polygon]:
+    """Return polygons after the steps of a contour transform, point by point."""
+    between_rows = between_columns = 1.0
+    if "mm" in steps:
+        between_rows, between_columns = map(float, pydicom.dcmread(image, force=True).PixelSpacing)
+    done: list[Polygon] = []
+    for vertices in polygons:
+        points = vertices.tolist()
+        for step in steps:
+            factor = float(step.partition("=")[2] or 1)
+            points = [
+                {
+                    "swap": (y, x),
+                    "flip-x": (columns - 1 - x, y),
+                    "flip-y": (x, rows - 1 - y),
+                    "rotate-90": (rows - 1 - y, x),
+                    "mm": (x / between_columns, y / between_rows),
+                }.get(step, (factor * x, factor * y))
+                for x, y in points
+            ]
+        done.append(np.array(points))
+    return done
+
+
 def mask_of(
     polygons: Sequence[Polygon], rows: int, columns: int, rule: str
 ) -> npt.NDArray[np.bool_]:
@@ -72,6 +98,27 @@ def label_map(
     for code, mask in masks:
         labels[mask] = code
     return labels
+
+
+def with_ignored(
+    labels: npt.NDArray[np.uint8], drawn: set[int], parents: dict[int, int]
+) -> npt.NDArray[np.uint8]:
+    """Return a label map with 255 where a structure that was not drawn may be.
+
+    Parameters
+    ----------
+    parents : dict of int to int
+        The code of the structure that each one lies in; 0: the image.
+    """
+    out = labels.copy()
+    for code in parents:
+        chain = [code]
+        while chain[-1]:
+            chain.append(parents[chain[-1]])
+        if code not in drawn:
+            nearest = next(one for one in chain if one in drawn or one == 0)
+            out[labels == nearest] = 255
+    return out
 
 
 def _pillow(vertices: Polygon, rows: int, columns: int) -> npt.NDArray[np.bool_]:
