@@ -39,6 +39,10 @@ from loader import format as file_format
 
 Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
 
+_PLACE: Final = (  # columns of a frame's position, then of its orientation
+    *(f"image_position_{axis}" for axis in "xyz"),
+    *(f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"),
+)
 _MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
 _BLOCK_PARTS: Final = 256  # of some dozen rows each
 
@@ -363,11 +367,7 @@ def _manifest_row(
         "padding_maximum": statistics.padding_maximum,
         "row_xxh3": row_digest(link.key, image, painted.labels),
     }
-    axes = "xyz"
-    row |= {f"image_position_{axis}": instance.image_position[i] for i, axis in enumerate(axes)}
-    for half, name in enumerate(("row", "column")):
-        for i, axis in enumerate(axes):
-            row[f"image_orientation_{name}_{axis}"] = instance.image_orientation[3 * half + i]
+    row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
     return row | _structure_columns(sample, painted, scheme, not_drawn)
 
 

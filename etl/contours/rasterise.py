@@ -84,11 +84,7 @@ def label_maps(
             code: _fill(labels, borders[code], code)
             for code in sorted(borders, key=scheme.places.__getitem__)
         }
-        n_outside = {
-            inner.code: n_inside[inner.code] - _n_common(borders[inner.code], borders[outer.code])
-            for inner, outer in scheme.nested
-            if inner.code in borders and outer.code in borders
-        }
+        n_outside = _n_outside(scheme, borders, n_inside, labels) if len(borders) > 1 else {}
         if not_drawn == "ignore":
             _ignore(labels, borders.keys(), scheme)
         yield Painted(labels, n_inside, n_outside)
@@ -121,6 +117,20 @@ def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:
         pixels[start:stop] = code
         n_pixels += stop - start
     return n_pixels
+
+
+def _n_outside(
+    scheme: LabelScheme, borders: dict[int, _Borders], n_inside: dict[int, int], labels: LabelMap
+) -> dict[int, int]:
+    """Return how many pixels of each region are outside of the structure that it belongs in."""
+    pairs = [(inner.code, outer.code) for inner, outer in scheme.nested]
+    pairs = [pair for pair in pairs if borders.keys() >= set(pair)]
+    if len(borders) == len(pairs) + 1 == 2:  # noqa: PLR2004  one in the other, and no third
+        ((inner, outer),) = pairs
+        return {inner: int(np.count_nonzero(labels)) - n_inside[outer]}
+    return {
+        inner: n_inside[inner] - _n_common(borders[inner], borders[outer]) for inner, outer in pairs
+    }
 
 
 def _n_common(one: _Borders, other: _Borders) -> int:
