@@ -2,7 +2,7 @@
 
     python bench/build.py --pairs 2000 --rounds 3
 
-Makes a tree of so many different pairs, then runs every contender in turn, each in a process of
+Makes a tree of --pairs different pairs, then runs every contender in turn, each in a process of
 its own, and prints medians over the rounds. BENCH_TMP names the folder to work in: a disk, or a
 memory file system such as /dev/shm.
 """

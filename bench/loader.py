@@ -2,7 +2,7 @@
 
     python bench/loader.py --rows 2000 --rounds 5 --cold-rows 20000
 
-Writes a file of so many rows, then runs every contender in turn, each in a process of its own, and
+Writes a file of --rows rows, then runs every contender in turn, each in a process of its own, and
 prints medians over the rounds. BENCH_TMP names the folder to work in: it has to be on a disk for
 the cold runs, before which the file is dropped from the page cache.
 
@@ -295,7 +295,7 @@ OTHERS = (
 
 
 def take(batches: Iterator[Batch], seconds: float, least: int) -> float:
-    """Return the batches a second over so many seconds, and at least so many batches."""
+    """Return the batches a second over some seconds, and at least some batches."""
     began = time.perf_counter()
     for n in itertools.count(1):
         next(batches)

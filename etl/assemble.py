@@ -84,7 +84,7 @@ def assemble(
     options: BuildOptions,
     identities: npt.NDArray[np.uint64],
 ) -> BuildResult:
-    """Write everything but pixels and vertices, which lie in the file already.
+    """Write everything but pixels and vertices, which are in the file already.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ class Diagnosis(NamedTuple):
     """What is said about contours that fit no image."""
 
     findings: list[Finding]
-    patients: frozenset[str]  # that they explain; `DATA_SET` stands for all
+    patients: frozenset[str]  # that they explain; `DATA_SET` means all
 
 
 NOTHING_WRONG: Final = Diagnosis([], frozenset())
@@ -227,7 +227,7 @@ def _image(root: Path, link: Link, instance: Instance) -> Image:
 
 
 def _some(items: Sequence[_Item], most: int) -> list[_Item]:
-    """Return at most so many items, evenly spread."""
+    """Return at most that number of items, evenly spread."""
     n_taken = min(most, len(items))
     return [items[(2 * k + 1) * len(items) // (2 * n_taken)] for k in range(n_taken)]
 

@@ -1,4 +1,4 @@
-"""Image planes in patient coordinates: where pixels lie, in millimetres.
+"""Image planes in patient coordinates: the places of pixels, in millimetres.
 
 Conventions are those of DICOM PS3.3 C.7.6.2.1.1: a position is the centre of a pixel, x counts
 columns and y rows from 0, and patient coordinates are in millimetres.

@@ -78,7 +78,7 @@ class PixelFormat(NamedTuple):
 
 
 class NativePixels(NamedTuple):
-    """Where uncompressed pixels lie: frame after frame, without a gap between them.
+    """The place of uncompressed pixels: frame after frame, without a gap between them.
 
     `offset` counts from the start of the file, or of the inflated data set where it is deflated.
     """
@@ -110,7 +110,7 @@ EMPTY_RANGE: Final = ValueRange(math.inf, -math.inf, is_whole=True)
 
 
 class EncapsulatedPixels(NamedTuple):
-    """Where the encoded pixels of one frame lie."""
+    """The place of the encoded pixels of one frame."""
 
     transfer_syntax_uid: str
     fragments: tuple[tuple[int, int], ...]  # (offset, length) in the file, in order
@@ -154,7 +154,7 @@ class Instance(NamedTuple):
 
     @property
     def plane(self) -> ImagePlane:
-        """Where the frame lies in the patient."""
+        """The plane of the frame in the patient."""
         return ImagePlane(
             self.image_position,
             self.image_orientation[:3],

@@ -120,7 +120,7 @@ def _shown(parts: Iterator[Rendered], shown: Callable[[int], object]) -> Iterato
 def gather(parts: Iterable[Rendered]) -> Rendered:
     """Return all parts as one; their manifests are emptied.
 
-    Now and then the parts at hand are put together: many small arrays take twice their content.
+    It joins the parts in blocks: many small arrays take twice the memory of their content.
     """
     rest = iter(parts)
     return _joined([_joined(some) for some in iter(lambda: list(islice(rest, _BLOCK_PARTS)), [])])

@@ -109,7 +109,7 @@ class Training:
         )
 
     def epoch(self, checkpoint_at: int = -1) -> bytes:
-        """Train on what is left of an epoch; return the checkpoint after so many batches."""
+        """Train on what is left of an epoch; return the checkpoint after some batches."""
         self.model.train()
         checkpoint = b""
         asked = time.perf_counter()

@@ -65,18 +65,18 @@ class Batches:
         and returns the array: ``lambda manifest: manifest["flags"] == 0``.
     weights : array of shape (n,), or callable, optional
         How often each row of the file is drawn, in proportion. An epoch is then as many draws with
-        replacement as there are rows, decided by seed and epoch alone. A function gets the
+        replacement as there are rows, decided by seed and epoch only. A function gets the
         manifest.
     balance : "patient" or "label", optional
         Weights under which each patient is drawn equally often; or each set of labels, so that
-        rows whose masks show label 1 alone come as often as those with both labels.
+        rows whose masks show only label 1 come as often as those with both labels.
     apart_from : Batches, or a data set of `loader.torch`, optional
         Refuse rows of a patient that this one draws too, of this file or another.
     allow_shared_patients : bool
         Do not refuse rows of patients that the file, or `apart_from`, also has in the other role:
         in validation or test where these are for training, and the reverse.
     seed : int
-        From 0 to 2**64 - 1. The order of an epoch depends on the seed and the epoch alone.
+        From 0 to 2**64 - 1. The order of an epoch depends only on the seed and the epoch.
     shuffle : bool
         False keeps the order of the file.
     remainder : "sample", "keep", "pad" or "error"

@@ -50,7 +50,7 @@ class Dataset:
     findings : mapping of column to array, shape (k,)
         What the build rejected or found suspicious.
     buffer : mmap.mmap
-        The map of the whole file that the arrays lie in.
+        The map of the whole file, which holds the arrays.
     """
 
     path: Path

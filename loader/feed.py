@@ -21,7 +21,7 @@ Arrays: TypeAlias = tuple[Images, Masks]
 
 _Value = TypeVar("_Value", bound=np.generic)
 
-# Positions drawn at a time: so many that NumPy's calls cost little for each.
+# Positions drawn at a time: enough that NumPy's calls cost little for each.
 _BLOCK: Final = 4096
 
 
@@ -136,7 +136,7 @@ class Gatherer:
         self._form = form
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
-        # As bytes, because np.take would first copy the whole of an array that lies unaligned in
+        # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
         self._image_bytes = _memory_of(dataset.images)
 

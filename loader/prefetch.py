@@ -24,8 +24,8 @@ class Prefetcher(Generic[_Value]):
     Parameters
     ----------
     make : callable
-        Returns the next value; called by the thread alone. It must not hold on to whoever is to
-        close the prefetcher when collected.
+        Returns the next value; only the thread calls it. It must not refer to the object whose
+        collection closes the prefetcher.
     depth : int
         How many values may wait, the one being made included.
     """

@@ -53,7 +53,7 @@ class Selection:
     Attributes
     ----------
     rows : uint32 array, shape (n_samples,), optional
-        Ascending; uint64 in a file of more than 2**32 rows. None stands for all rows.
+        Ascending; uint64 in a file of more than 2**32 rows. None means all rows.
     n_samples : int
         How many there are.
     """

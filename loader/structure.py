@@ -1,4 +1,4 @@
-"""Where everything lies in the file, read from HDF5 and checked before anything is mapped."""
+"""The places of all datasets in the file, read from HDF5 and checked before the file is mapped."""
 
 import json
 import math
@@ -89,7 +89,7 @@ _OTHER_FILE: Final = "Give a file that dicom-etl has built."
 
 @dataclass(frozen=True)
 class Extent:
-    """One dataset as it lies in the file.
+    """The place of one dataset in the file.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
 """Polygons → runs of pixels → label maps; pure NumPy, and Pillow for the rule that is Pillow's own.
 
-A run is what lies between two borders of a polygon on the way through the pixels, row by row.
+A run is the stretch of pixels between two borders of a polygon, row by row.
 """
 
 from collections.abc import Container, Iterator, Sequence

@@ -21,7 +21,7 @@ _TAIL_BYTES: Final = 10  # read at the end of a fragment: the marker, and paddin
 
 
 class Fragment(NamedTuple):
-    """One fragment: where its bytes lie in the file."""
+    """One fragment: the place of its bytes in the file."""
 
     offset: int
     length: int

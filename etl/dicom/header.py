@@ -170,7 +170,7 @@ def _remember(alike: tuple[int, int], template: HeaderTemplate) -> None:
 
 
 def _parse(file: BinaryIO, head: bytes, size: int) -> tuple[Header, BinaryIO]:
-    """Return the header of any file, by pydicom, and where its elements lie."""
+    """Return the header of any file, by pydicom, and the places of its elements."""
     start, remarks = _find_start(head)
     is_raw = isinstance(file, io.RawIOBase)
     buffered = io.BufferedReader(cast("io.RawIOBase", file)) if is_raw else file

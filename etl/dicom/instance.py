@@ -1,4 +1,4 @@
-"""One DICOM file → the attributes of a frame and where its pixels lie.
+"""One DICOM file → the attributes of a frame and the place of its pixels.
 
 `header` finds the data elements; this module decides what they mean, strictly.
 """
@@ -109,7 +109,7 @@ _MAX_OPENED: Final = 4
 def read_instance(
     file: BinaryIO, frame_number: int | None = None, stamp: Hashable = None
 ) -> Instance:
-    """Return the attributes of one frame of a DICOM file and where its pixels lie.
+    """Return the attributes of one frame of a DICOM file and the place of its pixels.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def _instance(file: BinaryIO, opened: _Opened, frame_number: int | None) -> tupl
 def _encapsulated(
     file: BinaryIO, fragments: Fragments, syntax: str, pixels: PixelFormat
 ) -> EncapsulatedPixels:
-    """Return where the encoded pixels of a frame lie, which must be the image of the header."""
+    """Return the place of a frame's encoded pixels, which must be the image of the header."""
     first = fragments[0]
     file.seek(first.offset)
     head = file.read(min(first.length, _CODESTREAM_BYTES))
@@ -262,7 +262,7 @@ def _listed(remarks: tuple[str, ...]) -> str:
 
 
 class _Pixels(NamedTuple):
-    """The pixels of a file: what they mean, how they lie, and what is worth knowing of them."""
+    """The pixels of a file: meaning, storage, and remarks."""
 
     format: PixelFormat
     storage: NativePixels | None  # None where they are encapsulated, frame by frame
@@ -446,7 +446,7 @@ def _require_length(pixels: PixelFormat, n_frames: int, length: int) -> tuple[st
 
 
 def _rescale(values: Values, tag: int, default: float) -> float:
-    """Return RescaleSlope or RescaleIntercept; each stands alone, and absent means identity."""
+    """Return RescaleSlope or RescaleIntercept; each counts by itself, and absent means identity."""
     if not values.text(tag):
         return default
     value = values.number(tag)

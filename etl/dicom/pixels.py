@@ -30,7 +30,7 @@ class Frame(NamedTuple):
 
 
 def read_frame(data: bytes, instance: Instance) -> Frame:
-    """Return the stored values of an instance's frame: as they lie in its file, cut to BitsStored.
+    """Return the stored values of an instance's frame: as its file has them, cut to BitsStored.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def stored_range(pixels: PixelFormat) -> tuple[int, int]:
 
 
 def modality_range(pixels: PixelFormat) -> ValueRange:
-    """Return the values possible after rescaling, from the header alone."""
+    """Return the values possible after rescaling, from the header only."""
     slope, intercept = pixels.rescale_slope, pixels.rescale_intercept
     ends = [value * slope + intercept for value in stored_range(pixels)]
     return ValueRange(min(ends), max(ends), slope.is_integer() and intercept.is_integer())

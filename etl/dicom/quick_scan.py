@@ -40,7 +40,7 @@ _UNSURE: Final = -1  # in the place of an offset: not understood with certainty
 
 
 class Element(NamedTuple):
-    """One data element as it lies in the file; `value` is None where it was stepped over."""
+    """One data element of the file; `value` is None where it was stepped over."""
 
     vr: str  # empty where the encoding is implicit
     value: bytes | None
@@ -49,7 +49,7 @@ class Element(NamedTuple):
 
 
 class HeaderTemplate:
-    """Where the elements of one file lie; those of any file lie there whose headers are the same.
+    """The places of the elements of one file, and of any file whose header has the same layout.
 
     The files of a series often differ in values and pixels alone. What a walk finds depends only on
     the bytes that it has looked at, so where these are the same, it need not be walked again.
@@ -198,7 +198,7 @@ class _Walk:
     def run(self, offset: int, end: int, found: dict[int, Element], wanted: Container[int]) -> int:
         """Add wanted elements from `offset` on; return where the walk ended.
 
-        It ends at `end`, or behind PixelData, whose value may lie beyond the head.
+        It ends at `end`, or behind PixelData, whose value may be beyond the head.
         """
         head, size, read_header = self._head, self._size, self._read_header
         previous = -1

@@ -1,4 +1,4 @@
-"""Rows → HDF5 file: its layout, then the rows by whoever has them, then all that is small.
+"""Rows → HDF5 file: its layout, then the rows by the workers, then the small datasets.
 
 h5py makes the metadata in memory; every byte is written by a checked write, at its offset, and what
 is small is read back from the disk before the file takes its name.
@@ -34,7 +34,7 @@ _N_CHECKED_ROWS: Final = 32  # whose pixels are read back
 def create(
     path: Path, n_rows: int, rows: int, columns: int, image_dtype: str, n_vertices: int
 ) -> Plan:
-    """Reserve the space of a file, and say where the big datasets lie in it.
+    """Reserve the space of a file, and return the places of the big datasets in it.
 
     Raises
     ------

@@ -16,7 +16,7 @@ class WrittenRows:
     Parameters
     ----------
     plan : Plan
-        Where the rows lie.
+        The place of the rows.
     places : int64 array, shape (n,)
         The place in the file of each row.
     contours : int64 array, shape (m, 3)

@@ -25,7 +25,7 @@ class ReadBackError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the big datasets of one file lie, so that any process can write rows into it."""
+    """The places of the big datasets of one file, so that any process can write rows into it."""
 
     path: str
     n_rows: int
@@ -64,7 +64,7 @@ def write_rows(
 def begin_writeback(file: FileIO, plan: Plan, name: str, first: int, n_rows: int) -> None:
     """Let the disk begin on rows that are complete, so that the sync at the end waits for few.
 
-    No page leaves the cache: "not needed" drops those alone that are clean, and these are dirty.
+    No page leaves the page cache: "not needed" drops clean pages only, and these are dirty.
     """
     size = plan.row_bytes[name]
     forget(file.fileno(), plan.offsets[name] + first * size, n_rows * size)

@@ -92,7 +92,7 @@ class Steps:
 
 
 def text_dtype(width: int) -> np.dtype[np.generic]:
-    """Return the type of fixed-length UTF-8 of so many bytes."""
+    """Return the type of fixed-length UTF-8 of that number of bytes."""
     dtype: np.dtype[np.generic] = h5py.string_dtype("utf-8", max(width, 1))
     return dtype
 

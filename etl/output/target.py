@@ -85,7 +85,7 @@ def _mode(path: Path) -> int:
 
 
 def check_space(out: Path, n_pixels: int) -> None:
-    """Require room for so many pixels of images and masks, before any work.
+    """Require room for that number of pixels of images and masks, before any work.
 
     Raises
     ------

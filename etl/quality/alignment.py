@@ -64,7 +64,7 @@ ALIGNMENT: Final = np.dtype([("dx", "<f4"), ("dy", "<f4"), ("outcome", "|u1")])
 class Alignment(NamedTuple):
     """How far a contour lies off the image's edges; a row of type `ALIGNMENT`."""
 
-    dx: float  # pixels, x: the contour lies so much too far to the right
+    dx: float  # pixels, x: how far the contour is too far to the right
     dy: float  # pixels, y: so much too far down
     outcome: int
 
@@ -154,7 +154,7 @@ def _contrast(image: Image, vertices: Vertices, structure: Structure) -> _Floats
     inside, outside = contour_normals(vertices)
     values = _moved_values(image, np.concatenate([inside, outside]))
     step = values[:_N_NORMALS] - values[_N_NORMALS:]
-    # Every normal counts the same: a bright vessel beside the contour must not decide alone.
+    # Every normal counts the same: a bright vessel beside the contour must not decide by itself.
     own = np.abs(step).max(axis=(1, 2))
     own = np.maximum(own, _FAINT * float(np.median(own)))
     if not own.all():

@@ -27,7 +27,7 @@ GAP_RATIO: Final = 3.0  # times the longest distance between any other two neigh
 MIN_GAP: Final = 3.0  # pixels: a straight line across less follows any real border
 # Smaller loops are a trembling hand, and turn at most a pixel or two inside out.
 MIN_LOOP: Final = 1.0  # square pixels wound round twice or backwards
-# A double click or a touching pair of points is harmless; so many say that a part is drawn twice.
+# A double click or a touching pair of points is harmless; this share is a part drawn twice.
 REPEATED_SHARE: Final = 0.05
 MIN_REPEATED: Final = 3  # points: one double click in a contour of few points is no matter
 # Two borders that touch share edge pixels: the drawings meet, the pixels' staircases do not.

@@ -30,14 +30,14 @@ SAME_SLICE: Final = 0.1  # mm between positions: rounding
 NEAR_SLICES: Final = 25.0  # mm: two or three slices of a usual stack; beyond, anatomy differs
 # The times of a phase differ a little from slice to slice, as the heart rate does; end-diastole and
 # end-systole lie a third of the beat apart.
-SAME_PHASE: Final = 0.1  # of the longest trigger time in the stack, which stands for the beat
+SAME_PHASE: Final = 0.1  # of the longest trigger time in the stack, taken as the beat
 SHORTEST_BEAT: Final = 500.0  # ms: where only end-diastole is drawn, all trigger times are short
 _ROUNDS: Final = 8  # of taking jumps out and looking again: more in one line is no line
 _ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
 
 
 class Stack(NamedTuple):
-    """Where each row lies among the others of its patient."""
+    """The place of each row among the others of its patient."""
 
     group: _Integers  # the same for all rows of one patient and one orientation
     height: _Floats  # mm along the slices' normal; NaN where it is not known
@@ -124,9 +124,9 @@ def _rough(neighbours: tuple[_Integers, _Integers], place: _Floats, values: _Flo
     Parameters
     ----------
     neighbours : two int64 arrays, shape (n_rows + 1,)
-        The row before and the row after each in its line; `n_rows`, the last, stands for none.
+        The row before and the row after each in its line; `n_rows`, the last, means none.
     place : float64 array, shape (n_rows,)
-        Where each row lies along its line.
+        The position of each row along its line.
     values : float64 array, shape (n_rows, n)
     """
     b, d = neighbours
@@ -214,7 +214,7 @@ def _slices(stack: Stack) -> _Integers:
 
 
 def _next_slices(stack: Stack, tolerance: _Floats) -> tuple[_Integers, _Integers]:
-    """Return the row of the same phase in the slice below, and above; the last stands for none."""
+    """Return the row of the same phase in the slice below, and above; the last means none."""
     n_rows = len(stack.group)
     # Times lie between 0 and 1, so that slices are four apart and never meet.
     key = _slices(stack) * 4.0 + stack.time
@@ -239,7 +239,7 @@ def _next_slices(stack: Stack, tolerance: _Floats) -> tuple[_Integers, _Integers
 
 
 def _next_phases(stack: Stack, tolerance: _Floats) -> tuple[_Integers, _Integers]:
-    """Return the row shortly before, and after, in the same slice; the last stands for none."""
+    """Return the row shortly before, and after, in the same slice; the last means none."""
     n_rows = len(stack.group)
     slice_of = _slices(stack)
     order = np.lexsort((stack.time, slice_of))

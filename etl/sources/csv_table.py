@@ -89,7 +89,7 @@ def _advice(header: str, separator: str) -> str:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """Split one line; each stands alone, so that a stray quote spoils no other."""
+    """Split one line by itself, so that a stray quote spoils no other line."""
     try:
         cells = next(csv.reader([line.strip(" \r\n")], delimiter=separator), [])
     except csv.Error:  # a field beyond the module's limit

@@ -92,7 +92,7 @@ def _stamp(status: os.stat_result) -> FileStamp:
 
 
 def _follow(root: Path, link: str, code: str) -> os.stat_result:
-    """Return the status of a link's target, which must lie inside `root`."""
+    """Return the status of a link's target, which must be inside `root`."""
     target = Path(os.path.realpath(link, strict=True))
     if not target.is_relative_to(os.path.realpath(root)):
         raise SourceError(code, "is a link that leads out of the input folder. Copy the file in.")

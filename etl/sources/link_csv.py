@@ -309,7 +309,7 @@ def _list_contours(
 
 
 def _list_beside_contours(root: Path, place: Home, tally: _Tally) -> None:
-    """Say what stands beside the folders of a patient's contours."""
+    """List the entries beside the folders of a patient's contours."""
     folders = {f"{kind}-contours" for kind in KINDS}
     names = [name for name in _names(root, place.contours, tally) if name not in folders]
     tally.counts["ignored_files"] += len(names)
@@ -337,7 +337,7 @@ def _by_slice(
 def _list_unlinked(
     root: Path, patients: Sequence[_Patient], kinds: tuple[Kind, ...], tally: _Tally
 ) -> None:
-    """Say what lies in folders that no usable line of link.csv names: nothing is lost silently."""
+    """List the files in folders that no usable line of link.csv names: nothing is lost silently."""
     why = f"no usable line of {LINK_FILE} links its folder."
     for patient_id in _folders(root, DICOM_FOLDER, (p.patient_id for p in patients), tally):
         for paths in _list_dicoms(root, f"{DICOM_FOLDER}/{patient_id}", tally).values():

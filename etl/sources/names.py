@@ -45,7 +45,7 @@ _CONTOUR_LIKE: Final = re.compile(
 )
 _KIND_IN_NAME: Final = re.compile(r"(?<![a-z])([io])[-_ ]?contour", re.IGNORECASE)
 _DIGITS: Final = re.compile(r"[0-9]+", re.ASCII)
-_UID_DOTS: Final = 4  # a name with so many dots is a UID, which has no slice number
+_UID_DOTS: Final = 4  # a name with that many dots is a UID, which has no slice number
 
 
 def is_litter(name: str) -> bool:

@@ -15,7 +15,7 @@ Expect: TypeAlias = Callable[[str], str]  # a name → the path that was expecte
 
 
 def strays(root: Path, folder: str, names: Iterable[str], expect: Expect) -> Iterator[Finding]:
-    """Yield findings on what stands in a folder and is not read, in the order of their names.
+    """Yield findings on the entries of a folder that are not read, in the order of their names.
 
     Parameters
     ----------

@@ -32,5 +32,5 @@ def chunks(items: Sequence[_Item], options: BuildOptions) -> Iterator[Sequence[_
 
 
 def n_chunks(n_items: int, options: BuildOptions) -> int:
-    """Return how many tasks so many items make."""
+    """Return the number of tasks that a number of items makes."""
     return -(-n_items // chunk_length(options))

@@ -29,7 +29,7 @@ class Work(Generic[_Task, _Result]):
 
     run: Callable[[_Task], _Result]  # travels to the workers
     divide: Callable[[_Task], list[_Task]]  # into tasks of one pair each
-    give_up: Callable[[_Task], _Result]  # what stands for a pair that kills its process
+    give_up: Callable[[_Task], _Result]  # the result for a pair whose workers crashed
     names: Callable[[_Task], list[str]]  # of the pairs of a task, for messages
 
 
@@ -164,7 +164,7 @@ def engine_for(
 
 @contextmanager
 def local_engine(n_workers: int) -> Iterator[Engine]:
-    """Yield an engine of so many processes on this machine; of none extra for one worker.
+    """Yield an engine of `n_workers` processes on this machine; one worker is this process.
 
     Whatever ends the block, the tasks not begun are dropped and no process is left.
     """

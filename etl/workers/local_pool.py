@@ -2,8 +2,8 @@
 
 `concurrent.futures.ProcessPoolExecutor` shares one pipe for results: when a worker dies, all that
 was under way is lost, and one that dies while it answers can leave the others waiting for ever.
-Here a dead worker is an end of file on its own pipe; its task alone fails, and another worker takes
-its place. There is no thread: whoever waits for a result moves the others along.
+Here a dead worker is an end of file on its own pipe; only its task fails, and another worker takes
+its place. There is no thread: the call that waits for a result moves the other tasks along.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ class LocalPool(Executor):
             else:
                 return _Worker(process, ours)
             finally:
-                theirs.close()  # theirs alone now, so that their death is the end of the file
+                theirs.close()  # only the worker has it now: its death is the end of the file
         raise _no_worker_starts()
 
 
