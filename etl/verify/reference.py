@@ -30,8 +30,19 @@ def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         low = -(1 << (bits - 1)) if is_signed else 0
         stored = low + (low + (1 << bits) - 1) - stored
-    slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
+    rescale = _of_frame(dataset, "PixelValueTransformationSequence", frame_number)
+    slope, intercept = _number(rescale, "RescaleSlope", 1), _number(rescale, "RescaleIntercept", 0)
     return (stored * slope + intercept).astype(np.float64)
+
+
+def _of_frame(dataset: Any, sequence: str, frame_number: int) -> Any:  # noqa: ANN401  pydicom's
+    """Return the functional group of a frame: its own, else the shared one, else the root."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for groups in [*per_frame[frame_number - 1 : frame_number], *shared[:1]]:
+        if groups.get(sequence):
+            return groups[sequence][0]
+    return dataset
 
 
 def _number(dataset: Any, keyword: str, default: float) -> float:  # noqa: ANN401  pydicom's
@@ -55,12 +66,19 @@ def polygons_of(text: str, origin: int) -> list[Polygon]:
 
 
 def transformed(
-    polygons: Sequence[Polygon], steps: Sequence[str], rows: int, columns: int, image: Path
+    polygons: Sequence[Polygon],
+    steps: Sequence[str],
+    rows: int,
+    columns: int,
+    image: Path,
+    frame_number: int = 1,
 ) -> list[Polygon]:
     """Return polygons after the steps of a contour transform, point by point."""
     between_rows = between_columns = 1.0
     if "mm" in steps:
-        between_rows, between_columns = map(float, pydicom.dcmread(image, force=True).PixelSpacing)
+        dataset = pydicom.dcmread(image, force=True)
+        measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
+        between_rows, between_columns = map(float, measures.PixelSpacing)
     done: list[Polygon] = []
     for vertices in polygons:
         points = vertices.tolist()

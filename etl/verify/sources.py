@@ -99,7 +99,7 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
                 polygons = reference.polygons_of(text, int(options["contour_origin"]))
                 steps = tuple(map(str, options.get("contour_transform", ())))
                 image_path = root / str(manifest["dicom_path"][row])
-                polygons = reference.transformed(polygons, steps, rows, columns, image_path)
+                polygons = reference.transformed(polygons, steps, rows, columns, image_path, frame)
                 rule = str(options["rasterizer"])
                 masks.append((structure.code, reference.mask_of(polygons, rows, columns, rule)))
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files

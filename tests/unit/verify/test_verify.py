@@ -4,13 +4,24 @@ import random
 import h5py
 import numpy as np
 import pytest
-from builders import COLUMNS, ROWS, instance, write_contour, write_dicom, write_tree
+from builders import (
+    COLUMNS,
+    ROWS,
+    dicom_bytes,
+    gradient,
+    instance,
+    write_contour,
+    write_dicom,
+    write_tree,
+)
 from click.testing import CliRunner
+from pydicom.dataset import Dataset
 
 import etl
 from etl.cli import cli
 from etl.verify import reference
 from etl.verify.file import verify
+from loader import open_dataset
 from loader.errors import LoaderError
 
 OPTIONS = {"rows": ROWS, "columns": COLUMNS}
@@ -187,8 +198,6 @@ class TestSources:
     @pytest.mark.parametrize("rasterizer", ["center", "pillow"])
     @pytest.mark.parametrize("dtype", ["<i2", "<u2", "|u1"])
     def test_the_reference_builds_the_same_rows(self, tmp_path, rasterizer, dtype):
-        from builders import gradient
-
         attributes = {"RescaleSlope": 2, "RescaleIntercept": -1024}
         attributes |= {"PhotometricInterpretation": "MONOCHROME1"}
         root = write_tree(tmp_path / "data", TWO, slices=(1,))
@@ -207,6 +216,30 @@ class TestSources:
         monkeypatch.setattr(reference, "modality_image", lambda *_: np.zeros((ROWS, COLUMNS)))
         found = problems(out, source=root, rebuild=True)
         assert sum("pixels of the image differ from its source" in one for one in found) == 5
+
+
+def test_frames_with_a_slope_each_are_built_again_with_their_own(tmp_path):
+    """Rescale from the frame's functional group, else the shared one; never another frame's."""
+    root = tmp_path / "data"
+    root.mkdir()
+    frames = np.stack([gradient(seed=number) for number in range(3)])
+    frame_groups = []
+    for slope in (1.5, 2.25, 3.0):
+        values = Dataset()
+        values.RescaleSlope, values.RescaleIntercept = slope, -7
+        group = Dataset()
+        group.PixelValueTransformationSequence = [values]
+        frame_groups.append(group)
+    attributes = {"PixelData": frames.tobytes(), "NumberOfFrames": 3, "RescaleSlope": 9}
+    dataset = instance(frames[0], PerFrameFunctionalGroupsSequence=frame_groups, **attributes)
+    (root / "a.dcm").write_bytes(dicom_bytes(dataset))
+    (root / "a.txt").write_text("2 2\n9 2\n9 9\n2 9\n")
+    lines = ["patient_id,image,label,contour,frame", *(f"P,a.dcm,x,a.txt,{n}" for n in (1, 2, 3))]
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    etl.build(root, tmp_path / "out.h5", etl.BuildOptions(**OPTIONS))
+    data = open_dataset(tmp_path / "out.h5")
+    assert data.manifest["rescale_slope"].tolist() == [1.5, 2.25, 3.0]
+    assert problems(tmp_path / "out.h5", source=root, rebuild=True) == []
 
 
 def test_the_command_says_what_it_found(built, tmp_path):
