@@ -30,7 +30,7 @@ from etl.quality.patients import Patient, Patients
 from etl.quality.people import Person, identifiers, same_people
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
-from etl.render import Columns
+from etl.render import ManifestTable
 from etl.review import Reviewed, rows_by_key
 from etl.sources.source import Discovery
 from loader import format as file_format
@@ -174,7 +174,7 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
 
 
 def _people(
-    patients: Sequence[str], manifest: Columns, identities: npt.NDArray[np.uint64]
+    patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
 ) -> list[Person]:
     """Return the people that stand under several ids."""
     paths = [value.decode() for value in manifest["dicom_path"].tolist()]
@@ -185,7 +185,7 @@ def _people(
     return same_people(patients, paths, identifiers(patient, study, series, instance))
 
 
-def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -> Columns:
+def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -> ManifestTable:
     """Return the index of the vertices that were kept: which row and label, where and how many."""
     row, label, length = contours.T
     return {
@@ -196,14 +196,14 @@ def _contours(contours: npt.NDArray[np.int64], is_good: npt.NDArray[np.bool_]) -
     }
 
 
-def _neutral(names: Iterable[str], n_rows: int) -> Columns:
+def _neutral(names: Iterable[str], n_rows: int) -> ManifestTable:
     """Return columns that a version 1 reader expects, of structures that the file lacks."""
     neutral: dict[str, object] = {"S": b"", "<f8": math.nan, "<i8": 0}
     kinds = {name: file_format.VERSION_1_COLUMNS[name] for name in names}
     return {name: np.full(n_rows, neutral[kind]) for name, kind in kinds.items()}
 
 
-def _rows(findings: Sequence[Finding], manifest: Columns) -> tuple[list[int], list[int]]:
+def _rows(findings: Sequence[Finding], manifest: ManifestTable) -> tuple[list[int], list[int]]:
     """Return the row of each finding, and its partner's; -1 where there is none."""
     keys = [key for finding in findings for key in (finding.key, finding.other_key)]
     rows: dict[SampleKey | None, int] = dict(rows_by_key(keys, manifest).items())
@@ -212,7 +212,10 @@ def _rows(findings: Sequence[Finding], manifest: Columns) -> tuple[list[int], li
 
 
 def _with_patients(
-    findings: Sequence[Finding], rows: Sequence[int], other_rows: Sequence[int], manifest: Columns
+    findings: Sequence[Finding],
+    rows: Sequence[int],
+    other_rows: Sequence[int],
+    manifest: ManifestTable,
 ) -> list[FindingRow]:
     """Return the errors and warnings as the file has them, with their patients."""
     ids = (

@@ -37,7 +37,7 @@ from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
 from loader import format as file_format
 
-Columns: TypeAlias = dict[str, npt.NDArray[np.generic]]
+ManifestTable: TypeAlias = dict[str, npt.NDArray[np.generic]]
 
 _PLACE: Final = (  # columns of a frame's position, then of its orientation
     *(f"image_position_{axis}" for axis in "xyz"),
@@ -55,7 +55,7 @@ class Rendered:
     """What one chunk of samples, or all of them, gave."""
 
     is_good: list[bool]  # by sample; a bad one has findings and no entry in the other three
-    manifest: Columns
+    manifest: ManifestTable
     marks: npt.NDArray[np.void]  # of type MARKS; empty where nothing is checked
     shapes: npt.NDArray[np.void]  # of type SHAPES; `row` counts the good samples
     findings: list[Finding]
@@ -400,9 +400,9 @@ def _area(region: Region) -> float:
     return sum(polygon.nested_areas(region.polygons))
 
 
-def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> Columns:
+def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> ManifestTable:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
-    columns: Columns = {}
+    columns: ManifestTable = {}
     for name, kind in file_format.manifest_columns(scheme).items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]

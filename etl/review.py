@@ -18,7 +18,7 @@ from etl.output.row_writer import Plan
 from etl.quality.alignment import Audit, audit
 from etl.quality.copies import Pictures
 from etl.quality.rows import Rows, check_rows
-from etl.render import Columns, Rendered
+from etl.render import ManifestTable, Rendered
 
 _EXAMPLES: Final = 3
 CAUSES: Final = ("contours-misfit", "alignment-patient")  # why there are other findings
@@ -32,7 +32,7 @@ class Reviewed:
     """What is kept, after the last check."""
 
     is_good: npt.NDArray[np.bool_]  # by sample
-    manifest: Columns  # of the good ones, without the columns that depend on who is kept
+    manifest: ManifestTable  # of the good ones, without the columns that depend on who is kept
     findings: list[Finding]
     alignment: dict[str, object]  # the audit's numbers; empty without one
     lost: Mapping[int, Collection[int]]  # sample → labels of the contours that it has lost
@@ -108,7 +108,7 @@ def review(
     return Reviewed(is_good, manifest, findings, audited.numbers, lost, notes)
 
 
-def rows_by_key(keys: Iterable[SampleKey | None], manifest: Columns) -> dict[SampleKey, int]:
+def rows_by_key(keys: Iterable[SampleKey | None], manifest: ManifestTable) -> dict[SampleKey, int]:
     """Return the row of each of some keys that has one."""
     wanted = {(k.patient_id.encode(), k.series.encode(), *k[2:]): k for k in keys if k is not None}
     if not wanted:
@@ -209,7 +209,7 @@ class _Unwanted:
 
 
 def _unwanted(
-    findings: list[Finding], manifest: Columns, scheme: LabelScheme, options: BuildOptions
+    findings: list[Finding], manifest: ManifestTable, scheme: LabelScheme, options: BuildOptions
 ) -> _Unwanted:
     unwanted = _Unwanted(set(), {}, [], set())
     if not options.exclude_flagged:
@@ -248,7 +248,7 @@ def _told(code: str, cause: Finding) -> Finding:
     return Finding(code, cause.path, message, cause.key, cause.label)
 
 
-def _replace_rows(manifest: Columns, rows: Sequence[int], again: Rendered) -> list[int]:
+def _replace_rows(manifest: ManifestTable, rows: Sequence[int], again: Rendered) -> list[int]:
     """Put rows that were written again into the manifest; return those that could not be."""
     ordered = np.sort(np.array(rows, np.int64))
     is_good = np.array(again.is_good, np.bool_)
@@ -258,7 +258,7 @@ def _replace_rows(manifest: Columns, rows: Sequence[int], again: Rendered) -> li
     return bad
 
 
-def _notes(options: BuildOptions, manifest: Columns) -> list[str]:
+def _notes(options: BuildOptions, manifest: ManifestTable) -> list[str]:
     """Return the patients of `exclude_flagged` that there are not."""
     known = {*_texts(manifest, "patient_id"), *_texts(manifest, "original_id")}
     named = [entry.partition(":")[2] for entry in options.exclude_flagged]
@@ -268,11 +268,11 @@ def _notes(options: BuildOptions, manifest: Columns) -> list[str]:
     return [f"--exclude-flagged: no row is of {listed}{more}."] if unknown else []
 
 
-def _texts(manifest: Columns, column: str) -> list[str]:
+def _texts(manifest: ManifestTable, column: str) -> list[str]:
     return [bytes(value).decode() for value in manifest[column].tolist()]
 
 
-def _drop(rows: list[int], manifest: Columns) -> npt.NDArray[np.bool_]:
+def _drop(rows: list[int], manifest: ManifestTable) -> npt.NDArray[np.bool_]:
     """Take rows out of the manifest; return which are left."""
     is_kept = np.ones(len(manifest["slice"]), np.bool_)
     is_kept[rows] = False

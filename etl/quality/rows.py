@@ -19,7 +19,7 @@ from etl.quality.copies import Pictures, Twin, Verdict, judge
 from etl.quality.neighbours import Stack, find_jumps
 from loader.format import Structure
 
-Columns: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest
+ManifestTable: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
 _Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -56,7 +56,7 @@ _N_NAMED: Final = 3  # others that a message names
 class Rows(NamedTuple):
     """All rows, as the checks see them."""
 
-    manifest: Columns  # the columns of /manifest but split, fold and flags
+    manifest: ManifestTable  # the columns of /manifest but split, fold and flags
     images: npt.NDArray[np.uint64]  # a digest of each row's pixels
     shapes: npt.NDArray[np.void]  # of type SHAPES, by code, then by row
     scheme: LabelScheme
@@ -83,7 +83,7 @@ class Rows(NamedTuple):
         return None if row is None else self.key(row)
 
 
-def key_of(manifest: Columns, row: int) -> SampleKey:
+def key_of(manifest: ManifestTable, row: int) -> SampleKey:
     """Return the key of a row of the manifest."""
     return SampleKey(
         _text(manifest["patient_id"], row),
@@ -273,7 +273,7 @@ CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
 )
 
 
-def _floats(manifest: Columns, name: str) -> _Floats:
+def _floats(manifest: ManifestTable, name: str) -> _Floats:
     """Return a column; as unknown where a header's value is beyond all sense."""
     values = manifest[name].astype(np.float64)
     values[~(np.abs(values) < _LARGEST)] = np.nan
@@ -284,12 +284,12 @@ def _text(values: npt.NDArray[np.generic], row: int) -> str:
     return bytes(values[row]).decode()
 
 
-def _orientation(manifest: Columns) -> _Floats:
+def _orientation(manifest: ManifestTable) -> _Floats:
     names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
     return np.stack([_floats(manifest, name) for name in names], axis=1)
 
 
-def _spacing(manifest: Columns) -> _Floats:
+def _spacing(manifest: ManifestTable) -> _Floats:
     spacing = np.stack(
         [_floats(manifest, f"pixel_spacing_{axis}") for axis in ("row", "column")], 1
     )
