@@ -6,6 +6,7 @@ would also take "1_0" and other scripts' digits. A blank line between two polygo
 
 import math
 import re
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -34,8 +35,8 @@ def parse_contour(data: bytes) -> list[Vertices]:
     """Return the polygons that a contour file holds.
 
     Blank lines separate polygons of one region. They are skipped at the start and the end, where
-    several follow each other, and everywhere in a file in which one of the parts that they separate
-    has fewer than 3 lines: double spacing separates nothing.
+    several follow each other, and beside a part of fewer than 3 lines, which is joined to its
+    neighbour: double spacing separates nothing.
 
     Parameters
     ----------
@@ -119,16 +120,24 @@ def _line_by_line(data: bytes) -> list[Vertices]:
                 "contour-too-large", f"has more than {MAX_VERTICES} points, expected at most that."
             )
     points = np.array(vertices, np.float64).reshape(-1, _COLUMNS)
-    lengths = np.diff([0, *starts, len(points)])
-    if lengths.min() < _MIN_PART:
-        return [points]
-    if len(lengths) > MAX_POLYGONS:
+    borders = _borders(starts, len(points))
+    if len(borders) >= MAX_POLYGONS:
         raise ContourError(
             "contour-too-large",
-            f"has {len(lengths)} polygons (blank lines separate them), expected at most "
+            f"has {len(borders) + 1} polygons (blank lines separate them), expected at most "
             f"{MAX_POLYGONS}.",
         )
-    return np.split(points, starts)
+    return np.split(points, borders)
+
+
+def _borders(starts: list[int], n_points: int) -> list[int]:
+    """Return the starts of parts that have enough points on both sides to be polygons."""
+    borders: list[int] = []
+    for start, stop in pairwise([*starts, n_points]):
+        n_before = start - (borders[-1] if borders else 0)
+        if min(n_before, stop - start) >= _MIN_PART:
+            borders.append(start)
+    return borders
 
 
 def _line_number(data: bytes, start: int) -> int:

@@ -59,10 +59,13 @@ def polygons_of(text: str, origin: int) -> list[Polygon]:
             parts[-1].append((float(x) - origin, float(y) - origin))
         elif parts[-1]:
             parts.append([])
-    parts = [part for part in parts if part]
-    if any(len(part) < 3 for part in parts):  # noqa: PLR2004  double spacing separates nothing
-        parts = [[point for part in parts for point in part]]
-    return [np.array(part) for part in parts]
+    joined: list[list[tuple[float, float]]] = []
+    for part in parts:
+        if joined and min(len(joined[-1]), len(part)) < 3:  # noqa: PLR2004  no polygon of its own
+            joined[-1] += part
+        elif part:
+            joined.append(part)
+    return [np.array(part) for part in joined]
 
 
 def transformed(

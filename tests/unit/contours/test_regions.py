@@ -14,6 +14,7 @@ from etl.errors import ContourError
 from etl.labels import LabelScheme, named_scheme
 from etl.model import Region
 from etl.quality.drawing import check_region
+from etl.verify.reference import polygons_of
 from loader import open_dataset
 from loader.format import Structure
 
@@ -58,6 +59,21 @@ def test_a_blank_line_separates_polygons(text):
 def test_blank_lines_between_fewer_than_three_points_separate_nothing(text):
     (vertices,) = parse_contour(text.encode())
     assert vertices.tolist() == [[1, 1], [4, 1], [4, 9], [1, 9]]
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [
+        (f"{LEFT}\n{RIGHT}\n5 5\n", [4, 5]),
+        (f"5 5\n\n{LEFT}\n{RIGHT}", [5, 4]),
+        (f"{LEFT}\n5 5\n6 6\n\n{RIGHT}", [6, 4]),
+        ("5 5\n\n6 6\n\n7 5\n\n" + LEFT, [3, 4]),
+    ],
+)
+def test_a_stray_point_joins_one_polygon_and_leaves_the_others_apart(text, lengths):
+    """One stray point in a file of two regions must not make one polygon of both."""
+    assert [len(vertices) for vertices in parse_contour(text.encode())] == lengths
+    assert [len(vertices) for vertices in polygons_of(text, 0)] == lengths
 
 
 def test_a_bad_line_is_named_by_its_number_in_the_file():
