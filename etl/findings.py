@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Severity = Literal["error", "warning", "info"]
 
@@ -366,6 +370,17 @@ class SampleKey(NamedTuple):
     series: str  # SeriesInstanceUID; empty where the source does not tell series apart
     slice: int  # the image's number in its series
     frame_number: int = 1  # of the frame in its file, from 1
+
+
+def sample_keys(manifest: "Mapping[str, npt.NDArray[np.generic]]") -> list[SampleKey]:
+    """Return the key of each row of a file's manifest, whose text is `str`.
+
+    A version 1 file has no series and no frame numbers: they are empty and 1 there.
+    """
+    slices = manifest["slice"].tolist()
+    series = manifest["series"].tolist() if "series" in manifest else [""] * len(slices)
+    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * len(slices)
+    return list(map(SampleKey, manifest["patient_id"].tolist(), series, slices, frames))
 
 
 @dataclass(frozen=True, slots=True)

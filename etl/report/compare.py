@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from etl.findings import SampleKey, printable
+from etl.findings import SampleKey, printable, sample_keys
 from loader import Dataset
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
 
@@ -159,12 +159,8 @@ def _row_text(row: ChangedRow) -> str:
 
 
 def _rows(dataset: Dataset) -> dict[SampleKey, int]:
-    """Return the row of each key, in a version 1 file as well."""
-    manifest, n_rows = dataset.manifest, len(dataset)
-    series = manifest["series"].tolist() if "series" in manifest else [""] * n_rows
-    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * n_rows
-    columns = manifest["patient_id"].tolist(), series, manifest["slice"].tolist(), frames
-    return {SampleKey(*key): row for row, key in enumerate(zip(*columns, strict=True))}
+    """Return the row of each key."""
+    return {key: row for row, key in enumerate(sample_keys(dataset.manifest))}
 
 
 def _changed(key: SampleKey, old: Dataset, before: int, new: Dataset, now: int) -> ChangedRow:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
-from etl.findings import CODES, FindingRow, printable
+from etl.findings import CODES, FindingRow, printable, sample_keys
 from etl.output import target
 from etl.sources.row_list import COLUMNS as ROW_LIST_COLUMNS
 from loader import Dataset
@@ -46,14 +46,11 @@ def csv_text(dataset: Dataset, findings: Iterable[FindingRow], line_end: str = "
 
 def _lines(dataset: Dataset, findings: Iterable[FindingRow]) -> Iterator[tuple[str | int, ...]]:
     """Yield one line of cells for each finding, in the order of the columns."""
-    manifest, n_rows = dataset.manifest, len(dataset)
-    slices = manifest["slice"].tolist()
-    series = manifest["series"].tolist() if "series" in manifest else [""] * n_rows
-    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * n_rows
+    keys = sample_keys(dataset.manifest)
     names = {structure.code: structure.name for structure in dataset.structures}
     for found in findings:
         row = found.row
-        place = (series[row], slices[row], frames[row]) if row >= 0 else ("", "", "")
+        _, *place = keys[row] if row >= 0 else [""] * 4
         advice = CODES[found.code].advice if found.code in CODES else ""
         yield (
             *(found.patient_id, *place, names.get(found.label, ""), "", ""),

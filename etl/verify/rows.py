@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from etl.findings import SampleKey
+from etl.findings import SampleKey, sample_keys
 from etl.output.row_writer import row_digest
 from etl.quality.statistics import image_statistics
 from etl.verify.problem import Problem
@@ -61,12 +62,19 @@ def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
 
 
 def key_of(dataset: Dataset, row: int) -> SampleKey:
-    """Return the key of a row, in a version 1 file as well."""
-    manifest = dataset.manifest.stored
-    series = bytes(manifest["series"][row]).decode() if "series" in manifest else ""
-    frame = int(manifest["frame_number"][row]) if "frame_number" in manifest else 1
-    patient = bytes(manifest["patient_id"][row]).decode()
-    return SampleKey(patient, series, int(manifest["slice"][row]), frame)
+    """Return the key of a row; of damaged text with what is no UTF-8 shown."""
+    one = {
+        name: _text(values[row : row + 1])
+        for name, values in dataset.manifest.stored.items()
+        if name in SampleKey._fields
+    }
+    (key,) = sample_keys(one)
+    return key
+
+
+def _text(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    is_text = values.dtype.kind == "S"
+    return np.char.decode(values, "utf-8", "backslashreplace") if is_text else values
 
 
 def place_of(dataset: Dataset, row: int) -> str:

@@ -46,9 +46,7 @@ def find_sources(dataset: Dataset, data: Path) -> Discovery:
 
 def new_sources(dataset: Dataset, found: Discovery) -> Iterator[Problem]:
     """Yield the images that could be rows by their names, and are neither rows nor findings."""
-    listed = set(dataset.manifest["dicom_path"].tolist())
-    for name in ("path", "message"):
-        listed |= set(dataset.findings[name].tolist())
+    listed = {*dataset.manifest["dicom_path"].tolist(), *dataset.findings["path"].tolist()}
     for link in found.links:
         paths = {link.frame.path, *(annotation.path for annotation in link.annotations)}
         if not paths & listed:

@@ -7,10 +7,9 @@ from itertools import pairwise
 import numpy as np
 import xxhash
 
-from etl.findings import CODES
+from etl.findings import CODES, sample_keys
 from etl.quality.statistics import pooled_moments
 from etl.verify.problem import Problem
-from etl.verify.rows import key_of
 from loader import Dataset
 from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS, Attribute
 
@@ -48,7 +47,7 @@ def _manifest(dataset: Dataset) -> Iterator[Problem]:
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(manifest["row_xxh3"]).data)
     if digest != dataset.dataset_id:
         yield Problem("attribute dataset_id", "differs from the digest over all rows' digests.")
-    keys = [key_of(dataset, row) for row in range(len(dataset))]
+    keys = sample_keys(dataset.manifest)
     for row, (before, key) in enumerate(pairwise(keys), 1):
         if not before < key:
             yield Problem("manifest", f"row {row} is out of order, or a second one of its key.")
@@ -71,14 +70,13 @@ def _sides(dataset: Dataset) -> Iterator[Problem]:
         values = manifest[name]
         if ((values < low) | (values > high)).any():
             yield Problem(f"manifest/{name}", f"has a code that is not {low} to {high}.")
-        sides: defaultdict[bytes, set[int]] = defaultdict(set)
-        for patient_id, value in zip(manifest["patient_id"].tolist(), values.tolist(), strict=True):
+        sides: defaultdict[str, set[int]] = defaultdict(set)
+        patients = dataset.manifest["patient_id"].tolist()
+        for patient_id, value in zip(patients, values.tolist(), strict=True):
             sides[patient_id].add(value)
         for patient_id, found in sides.items():
             if len(found) > 1:
-                yield Problem(
-                    f"manifest/{name}", f"patient {patient_id.decode()} is on {len(found)} sides."
-                )
+                yield Problem(f"manifest/{name}", f"patient {patient_id} is on {len(found)} sides.")
 
 
 def _contours(dataset: Dataset) -> Iterator[Problem]:
@@ -100,11 +98,11 @@ def _contours(dataset: Dataset) -> Iterator[Problem]:
 
 def _findings(dataset: Dataset) -> Iterator[Problem]:
     table = dataset.findings.stored
-    pairs = zip(table["code"].tolist(), table["severity"].tolist(), strict=True)
-    for number, (code, severity) in enumerate(pairs):
-        known = CODES.get(code.decode())
-        if known is not None and known.severity != severity.decode():
-            message = f"is {severity.decode()}, but {code.decode()} is {known.severity}."
+    texts = (dataset.findings[name].tolist() for name in ("code", "severity"))
+    for number, (code, severity) in enumerate(zip(*texts, strict=True)):
+        known = CODES.get(code)
+        if known is not None and known.severity != severity:
+            message = f"is {severity}, but {code} is {known.severity}."
             yield Problem(f"finding {number}", message)
     for name in ("row", "other_row"):
         values = table.get(name, np.empty(0, np.int64))
