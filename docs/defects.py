@@ -24,6 +24,7 @@ from pydicom.uid import MPEG2MPML
 import etl
 from etl.contours.rasterise import rasterise
 from etl.labels import cardiac_scheme
+from etl.phantom.objects import write_shapes
 from etl.phantom.tree import write_phantom
 from etl.report.overlays import overlay
 from etl.sources.layouts import LAYOUTS
@@ -272,6 +273,131 @@ def _(tree: Tree) -> Planted:
     options = {"contours": ("i", "o"), "partial": True}
     flags = {"exclude_flagged": ("identical-contour",), "exclude_structures": True}
     return Planted(options=options | flags)
+
+
+# ---------------------------------------------------------------------------------- structure sets
+
+
+def _structure_set(tree: Tree, change: Callable[[pydicom.Dataset], None]) -> Planted:
+    """Write shapes with a structure set, and change the set."""
+    write_shapes(tree.root / "shapes", patients=1, slices=12)
+    path = tree.root / "shapes" / "annotations" / "SHAPES001.dcm"
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+    return Planted(data="shapes", options={})
+
+
+def _contours(dataset: pydicom.Dataset, n: int = 1) -> list[pydicom.Dataset]:
+    """Return the first contours of the torus."""
+    return list(dataset.ROIContourSequence[0].ContourSequence[:n])
+
+
+def _shifted(contour: pydicom.Dataset, mm: float) -> None:
+    points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array([0, 0, mm])
+    contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+
+@plants("structure-set-unreadable")
+def _(tree: Tree) -> Planted:
+    def cut(dataset: pydicom.Dataset) -> None:
+        del dataset.SOPClassUID
+
+    return _structure_set(tree, cut)
+
+
+@plants("structure-number-invalid")
+def _(tree: Tree) -> Planted:
+    def other_number(dataset: pydicom.Dataset) -> None:
+        dataset.ROIContourSequence[0].ReferencedROINumber = 9
+
+    return _structure_set(tree, other_number)
+
+
+@plants("structure-ambiguous")
+def _(tree: Tree) -> Planted:
+    planted = _structure_set(tree, lambda _: None)
+    return replace(planted, options={"structures": {"round": ["sphere", "torus"], "box": "box"}})
+
+
+@plants("contour-off-plane")
+def _(tree: Tree) -> Planted:
+    def between(dataset: pydicom.Dataset) -> None:
+        for contour in _contours(dataset, 2):
+            _shifted(contour, 2.0)
+
+    return _structure_set(tree, between)
+
+
+@plants("contour-by-position")
+def _(tree: Tree) -> Planted:
+    def unknown(dataset: pydicom.Dataset) -> None:
+        for contour in _contours(dataset, 2):
+            contour.ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+
+    return _structure_set(tree, unknown)
+
+
+@plants("contour-not-closed")
+def _(tree: Tree) -> Planted:
+    def opened(dataset: pydicom.Dataset) -> None:
+        _contours(dataset)[0].ContourGeometricType = "OPEN_PLANAR"
+
+    return _structure_set(tree, opened)
+
+
+@plants("contour-point")
+def _(tree: Tree) -> Planted:
+    def point(dataset: pydicom.Dataset) -> None:
+        (contour,) = _contours(dataset)
+        contour.ContourGeometricType = "POINT"
+        contour.ContourData, contour.NumberOfContourPoints = contour.ContourData[:3], 1
+
+    return _structure_set(tree, point)
+
+
+@plants("frame-of-reference-differs")
+def _(tree: Tree) -> Planted:
+    def other(dataset: pydicom.Dataset) -> None:
+        dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+
+    return _structure_set(tree, other)
+
+
+@plants("structure-set-not-chosen")
+def _(tree: Tree) -> Planted:
+    planted = _structure_set(tree, lambda _: None)
+    path = tree.root / "shapes" / "annotations" / "SHAPES001.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.StructureSetLabel, dataset.StructureSetDate = "draft", "20000101"
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.save_as(path.with_name("draft.dcm"))
+    return planted
+
+
+@plants("image-no-plane")
+def _(tree: Tree) -> Planted:
+    planted = _structure_set(tree, lambda _: None)
+    path = tree.root / "shapes" / "images" / "SHAPES001" / "6.dcm"
+    dataset = pydicom.dcmread(path)
+    del dataset.ImageOrientationPatient
+    dataset.save_as(path)
+    return planted
+
+
+@plants("instance-duplicate")
+def _(tree: Tree) -> Planted:
+    planted = _structure_set(tree, lambda _: None)
+    path = tree.root / "shapes" / "images" / "SHAPES001" / "6.dcm"
+    shutil.copyfile(path, path.with_name("6 copy.dcm"))
+    return planted
+
+
+@plants("series-not-annotated")
+def _(tree: Tree) -> Planted:
+    write_shapes(tree.root / "shapes", patients=2, slices=12)
+    (tree.root / "shapes" / "annotations" / "SHAPES002.dcm").unlink()
+    return Planted(data="shapes", options={})
 
 
 # ------------------------------------------------------------------------------------------ images

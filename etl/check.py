@@ -100,10 +100,11 @@ def check(
     found = source.discover(data, options)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     with (
-        contextlib.closing(Spool(found.findings)) as spool,
+        contextlib.closing(Spool()) as spool,
         local_engine(min(workers, max(n_tasks, 1))) as engine,
     ):
         found = index_headers(engine, source, found, options, progress=progress)
+        spool.findings += found.findings
         images = _survey_links(engine, found, options, progress=progress)
         chosen = choose_audited(source, found, options) if full else []
         examine_links(engine, source, found, options, spool, progress=progress)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, NotDrawn, Rasterizer, SamePerson
+    from etl.options import Kind, NotDrawn, PatientId, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -166,19 +166,20 @@ class _Flags(click.ParamType[tuple[str, ...]]):
         return tuple(given)
 
 
-class _Names(click.ParamType[tuple[str, ...]]):
-    """NAME,... → names, in the order given."""
+class _Structures(click.ParamType[object]):
+    """NAME,... or FILE → names and patterns, or what a mapping file says."""
 
-    name = "NAME,..."
+    name = "NAME,...|FILE"
 
     def convert(
-        self,
-        value: str | tuple[str, ...],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, ...]:
-        if isinstance(value, tuple):
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if not isinstance(value, str):
             return value
+        if Path(value).suffix.lower() in {".toml", ".json"}:
+            from etl.sources.structures import read_choices
+
+            return read_choices(Path(value))
         names = tuple(name.strip() for name in value.split(","))
         if not all(names) or len(set(names)) < len(names):
             self.fail(f"expected names, each once, found {value!r}", param, ctx)
@@ -279,10 +280,11 @@ def cli() -> None:
 # Of the commands that look at an input.
 _LAYOUT: Final = click.option(
     "--layout",
-    type=click.Choice(["auto", "link", "table"]),
+    type=click.Choice(["auto", "link", "table", "rtstruct"]),
     default="auto",
     show_default=True,
-    help="How DATA is laid out: a folder with link.csv, a table of annotations, or found by name.",
+    help="How DATA is laid out: a folder with link.csv, a table of annotations, DICOM images with "
+    "structure sets, or whichever it is.",
 )
 _CONTOUR_KINDS: Final = click.option(
     "--contours",
@@ -291,9 +293,37 @@ _CONTOUR_KINDS: Final = click.option(
 )
 _STRUCTURES: Final = click.option(
     "--structures",
-    type=_Names(),
-    help="With a table: labels to take, codes from 1 in this order, later ones on top.  "
+    type=_Structures(),
+    help="Without link.csv: structures to take, codes from 1 in this order, later ones on top; "
+    "patterns such as 'kidney*'; or a TOML or JSON file of names with their patterns.  "
     "[default: all]",
+)
+_PATIENT_ID: Final = click.option(
+    "--patient-id",
+    type=click.Choice(["tag", "folder"]),
+    default="tag",
+    show_default=True,
+    help="With structure sets: patients by PatientID, or by the first folder below DATA.",
+)
+_STRUCTURE_SETS: Final = click.option(
+    "--structure-sets",
+    metavar="newest|all|UID",
+    default="newest",
+    show_default=True,
+    help="Which structure sets of a series to take; UID is the SOPInstanceUID of one.",
+)
+_BACKGROUND: Final = click.option(
+    "--background",
+    is_flag=True,
+    help="With structure sets: also write the images of their series on which nothing is drawn.",
+)
+_PLANE_TOLERANCE: Final = click.option(
+    "--plane-tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MM",
+    default=0.25,
+    show_default=True,
+    help="How far a contour of a structure set may lie off the plane of its image.",
 )
 _SIZE: Final = click.option(
     "--size",
@@ -331,6 +361,10 @@ _WORKERS: Final = click.option(
 @_LAYOUT
 @_CONTOUR_KINDS
 @_STRUCTURES
+@_STRUCTURE_SETS
+@_PATIENT_ID
+@_BACKGROUND
+@_PLANE_TOLERANCE
 @_SIZE
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
@@ -351,7 +385,11 @@ def check(
     data: Path,
     layout: str,
     contours: str | None,
-    structures: tuple[str, ...] | None,
+    structures: object,
+    structure_sets: str,
+    patient_id: "PatientId",
+    background: bool,
+    plane_tolerance: float,
     size: tuple[int, int],
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
@@ -380,7 +418,11 @@ def check(
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
-        structures=structures,
+        structures=structures,  # type: ignore[arg-type]  # checked there
+        structure_sets=structure_sets,
+        patient_id=patient_id,
+        background=background,
+        plane_tolerance=plane_tolerance,
         rows=size[0],
         columns=size[1],
         contour_origin=int(contour_origin),
@@ -404,6 +446,10 @@ def check(
 @_LAYOUT
 @_CONTOUR_KINDS
 @_STRUCTURES
+@_STRUCTURE_SETS
+@_PATIENT_ID
+@_BACKGROUND
+@_PLANE_TOLERANCE
 @_SIZE
 @click.option(
     "--rasterizer",
@@ -490,7 +536,11 @@ def build(
     out: Path,
     layout: str,
     contours: str | None,
-    structures: tuple[str, ...] | None,
+    structures: object,
+    structure_sets: str,
+    patient_id: "PatientId",
+    background: bool,
+    plane_tolerance: float,
     size: tuple[int, int],
     rasterizer: "Rasterizer",
     contour_origin: str,
@@ -537,7 +587,11 @@ def build(
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
-        structures=structures,
+        structures=structures,  # type: ignore[arg-type]  # checked there
+        structure_sets=structure_sets,
+        patient_id=patient_id,
+        background=background,
+        plane_tolerance=plane_tolerance,
         rows=size[0],
         columns=size[1],
         rasterizer=rasterizer,
@@ -880,31 +934,62 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     show_default=True,
     help="Key of the patients: another number gives others.",
 )
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["link", "table", "rtstruct", "enhanced"]),
+    default="link",
+    show_default=True,
+    help="Hearts with link.csv; or shapes of known volume as a table, as RT Structure Sets, or as "
+    "those with enhanced multi-frame images.",
+)
 @click.option("--force", is_flag=True, help="Replace a phantom that is there already.")
-def phantom(folder: Path, patients: int, slices: int, phases: int, seed: int, force: bool) -> None:
-    """Make synthetic patients in DIR: DICOM files, contours and link.csv to try the tool on."""
+def phantom(
+    folder: Path,
+    patients: int,
+    slices: int,
+    phases: int,
+    seed: int,
+    kind: str,
+    force: bool,
+) -> None:
+    """Make synthetic patients in DIR: DICOM files and contours to try the tool on."""
     from tqdm import tqdm
 
+    is_cine = kind == "link"
+    if not is_cine and "phases" in _given():
+        raise click.UsageError("--phases is for hearts that beat: leave out --as.")
+    n_images = patients * slices * (phases if is_cine else 1)
+    with tqdm(desc="phantom", total=n_images, unit=" images", disable=None) as bar:
+        common = {"patients": patients, "slices": slices, "seed": seed, "force": force}
+        if is_cine:
+            text = _write_hearts(folder, phases, common, bar.update)
+        else:
+            text = _write_shapes(folder, kind, common, bar.update)
+    _print(f"Wrote {folder}: {text}.")
+
+
+def _write_hearts(
+    folder: Path, phases: int, common: dict[str, int], progress: Callable[[int], object]
+) -> str:
     from etl.findings import counted
     from etl.phantom.tree import write_phantom
 
-    with tqdm(
-        desc="phantom", total=patients * slices * phases, unit=" images", disable=None
-    ) as bar:
-        counts = write_phantom(
-            folder,
-            patients=patients,
-            slices=slices,
-            phases=phases,
-            seed=seed,
-            force=force,
-            progress=bar.update,
-        )
-    _print(
-        f"Wrote {folder}: {counted(counts.n_patients, 'patient')}, "
-        f"{counted(counts.n_dicoms, 'DICOM file')}, {counted(counts.n_icontours, 'i-contour')}, "
-        f"{counted(counts.n_ocontours, 'o-contour')}."
+    counts = write_phantom(folder, phases=phases, progress=progress, **common)  # type: ignore[arg-type]
+    return (
+        f"{counted(counts.n_patients, 'patient')}, {counted(counts.n_dicoms, 'DICOM file')}, "
+        f"{counted(counts.n_icontours, 'i-contour')}, {counted(counts.n_ocontours, 'o-contour')}"
     )
+
+
+def _write_shapes(
+    folder: Path, kind: str, common: dict[str, int], progress: Callable[[int], object]
+) -> str:
+    from etl.findings import counted
+    from etl.phantom.objects import write_shapes
+
+    n_images = write_shapes(folder, kind, progress=progress, **common)  # type: ignore[arg-type]
+    return f"{counted(common['patients'], 'patient')}, {counted(n_images, 'image')} with shapes"
 
 
 def _is_replaced(out: Path) -> Callable[[], bool]:

@@ -19,7 +19,6 @@ from etl.contours.checks import MAX_COORDINATE, has_three_points
 from etl.contours.transform import PixelGrid
 from etl.dicom.pixels import modality_values, read_frame
 from etl.errors import SourceError
-from etl.examine import read_header
 from etl.findings import Finding
 from etl.labels import BRIGHTER, LabelScheme
 from etl.model import Image, Instance, Link, Vertices
@@ -35,6 +34,7 @@ from etl.quality.alignment import (
     mark_audited,
 )
 from etl.render import Rendered
+from etl.sources.dicom_file import read_header
 from etl.sources.files import open_source, read_all
 from etl.sources.source import Discovery, ReadRegion, Source
 from etl.workers.engine import Engine, Work

@@ -1,6 +1,6 @@
 """Links → samples: everything that can be checked without decoding pixels.
 
-`examine` and `read_headers` run in workers, on stretches of the list of links.
+`examine` and `index_files` run in workers, on stretches of the list of links.
 """
 
 import functools
@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from etl.contours import checks
-from etl.dicom import instance as dicom_instance
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey
@@ -23,21 +22,19 @@ from etl.model import (
     AnnotationRef,
     Examined,
     FileStamp,
-    FrameRef,
     Instance,
     Link,
     Region,
     Sample,
 )
 from etl.options import BuildOptions
-from etl.sources.files import cannot_read, open_source
-from etl.sources.source import Discovery, Header, ReadRegion, Source
+from etl.sources.dicom_file import read_header
+from etl.sources.source import Discovery, Index, ReadRegion, Source
 from etl.spool import Spool
 from etl.workers.chunks import chunks
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
 
-_MAX_DICOM_BYTES: Final = 1 << 31
 CRASHED: Final = "three workers crashed on it. Look at the file; is memory short?"
 
 
@@ -45,21 +42,20 @@ def index_headers(
     engine: Engine, source: Source, found: Discovery, options: BuildOptions, *, progress: bool
 ) -> Discovery:
     """Return the discovery with its final links; reads headers where the source wants them."""
-    if source.resolve is None:
+    if source.resolve is None or source.index is None:
         return found
-    work: Work[Sequence[str], list[Header | None]] = Work(
-        run=functools.partial(read_headers, found.root),
+    work: Work[Sequence[str], list[object]] = Work(
+        run=functools.partial(index_files, found.root, source.index),
         divide=lambda paths: [[path] for path in paths],
-        give_up=lambda paths: [None] * len(paths),
+        give_up=lambda paths: [SourceError("image-unreadable", CRASHED) for _ in paths],
         names=list,
     )
-    headers: list[Header | None] = []
+    indexed: list[object] = []
     with bar("reading headers", "files", len(found.to_index), shown=progress) as shown:
         for part in engine.run(work, chunks(found.to_index, options)):
-            headers += part
+            indexed += part
             shown(len(part))
-    known = zip(found.to_index, headers, strict=True)
-    return source.resolve(found, {path: header for path, header in known if header is not None})
+    return source.resolve(found, dict(zip(found.to_index, indexed, strict=True)), options)
 
 
 def examine_links(
@@ -88,17 +84,15 @@ def examine_links(
     found.links.clear()
 
 
-def read_headers(root: Path, paths: Sequence[str]) -> list[Header | None]:
-    """Return what sources may want to know of DICOM files; None of those that cannot be read."""
-    headers: list[Header | None] = []
+def index_files(root: Path, index: Index, paths: Sequence[str]) -> list[object]:
+    """Return what a source wants to know of files, or the error of each that cannot be read."""
+    found: list[object] = []
     for path in paths:
         try:
-            instance, _ = read_header(root, FrameRef(path, 1))
-        except SourceError:  # it becomes a finding when its links are examined
-            headers.append(None)
-        else:
-            headers.append(Header(instance.series_instance_uid, instance.instance_number))
-    return headers
+            found.append(index(root, path))
+        except SourceError as error:
+            found.append(SourceError(error.code, error.message))
+    return found
 
 
 def examine(
@@ -191,24 +185,3 @@ def _packed(
         identities=np.array([one.instance.identity for one in samples], np.uint64).reshape(-1, 2),
         findings=findings,
     )
-
-
-def read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
-    """Return one frame's attributes, and the state of its file.
-
-    Raises
-    ------
-    SourceError
-        The file cannot be read, or is not usable.
-    """
-    code = "image-unreadable"
-    with open_source(root, frame.path, code) as (descriptor, stamp):
-        if stamp.size > _MAX_DICOM_BYTES:
-            message = f"has {stamp.size} bytes, expected at most {_MAX_DICOM_BYTES}."
-            raise SourceError(code, message)
-        try:
-            with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                key = root, frame.path, stamp
-                return dicom_instance.read_instance(file, frame.frame_number, key), stamp
-        except OSError as error:
-            raise cannot_read(error, code) from error

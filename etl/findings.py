@@ -53,6 +53,33 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "left out",
         "keep the right line",
     ),
+    "structure-set-unreadable": FindingCode(
+        "error",
+        "an RT Structure Set is damaged",
+        "export it again",
+    ),
+    "structure-number-invalid": FindingCode(
+        "error",
+        "contours of a structure set have a ROINumber that no structure of the set has, or two",
+        "export the structure set again",
+    ),
+    "structure-ambiguous": FindingCode(
+        "error",
+        "two structures of a structure set mean one of `--structures`; neither is taken",
+        "name one of them in `--structures`",
+    ),
+    "contour-off-plane": FindingCode(
+        "error",
+        "a contour lies between the planes of its series, or has points off the plane of its "
+        "image, by more than `--plane-tolerance`",
+        "draw it on the images, or check which series it belongs to",
+    ),
+    "image-no-plane": FindingCode(
+        "error",
+        "an image has no usable ImagePositionPatient, ImageOrientationPatient or PixelSpacing, "
+        "which contours in millimetres need",
+        "export the image again",
+    ),
     "image-unreadable": FindingCode(
         "error",
         "the file is no DICOM, no regular file or damaged, or it contradicts itself",
@@ -179,6 +206,28 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "warning",
         "a contour has no DICOM file",
         "copy the image, or check the slice number",
+    ),
+    "contour-by-position": FindingCode(
+        "warning",
+        "contours of a structure set refer to no image of the input, or to one in another plane; "
+        "they belong to the image in whose plane they lie",
+        "look at the overlays",
+    ),
+    "contour-not-closed": FindingCode(
+        "warning",
+        "contours of a structure set are open or not planar, which encloses nothing; not read",
+        "draw them closed",
+    ),
+    "frame-of-reference-differs": FindingCode(
+        "warning",
+        "structures are drawn in another frame of reference than that of the images that they "
+        "refer to",
+        "check whether they belong to another scan",
+    ),
+    "instance-duplicate": FindingCode(
+        "warning",
+        "two files have the same SOPInstanceUID; the first by its path is taken",
+        "remove the wrong one",
     ),
     "contour-partly-outside": FindingCode(
         "warning",
@@ -312,12 +361,28 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "structure-not-chosen": FindingCode(
         "info",
-        "a label of the table is not among `--structures`",
+        "a label of a table or structure set is not among `--structures`",
         "add it if you want it",
+    ),
+    "structure-set-not-chosen": FindingCode(
+        "info",
+        "a series has a newer structure set, or `--structure-sets` names another one",
+        "choose with `--structure-sets`",
+    ),
+    "series-not-annotated": FindingCode(
+        "info",
+        "no annotation belongs to a series of images",
+        "",
+    ),
+    "contour-point": FindingCode(
+        "info",
+        "a structure of a structure set has points, which no mask shows",
+        "",
     ),
     "file-not-used": FindingCode(
         "info",
-        "the folders of a linked patient hold another file or folder",
+        "the folders of a linked patient hold another file or folder, or the input files without "
+        "image or annotation",
         "",
     ),
     "structure-excluded": FindingCode(

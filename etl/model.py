@@ -47,6 +47,12 @@ class Link(NamedTuple):
     frame: FrameRef
     annotations: tuple[AnnotationRef, ...]
     is_audited: bool = False  # whether a contour is compared with the image's edges
+    looked_for: tuple[int, ...] = ()  # structures that whoever drew would have drawn here
+
+    @property
+    def drawn(self) -> set[int]:
+        """Codes of which the masks tell: without a region they are nowhere in the image."""
+        return {*self.looked_for, *(annotation.code for annotation in self.annotations)}
 
 
 class FileStamp(NamedTuple):
@@ -200,7 +206,8 @@ class Sample(NamedTuple):
     def without(self, codes: Collection[int]) -> "Sample":
         """Return the sample without some of its structures."""
         link = self.link._replace(
-            annotations=tuple(one for one in self.link.annotations if one.code not in codes)
+            annotations=tuple(one for one in self.link.annotations if one.code not in codes),
+            looked_for=tuple(code for code in self.link.looked_for if code not in codes),
         )
         regions = tuple(region for region in self.regions if region.code not in codes)
         return self._replace(link=link, regions=regions)
@@ -210,8 +217,8 @@ class Sample(NamedTuple):
 
         Plain tuples and bytes name no class, and are made without asking for one.
         """
-        (key, original_id, frame, annotations, is_audited), instance, stamp, regions = self
-        link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], is_audited
+        (key, original_id, frame, annotations, *more), instance, stamp, regions = self
+        link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], *more
         drawn = [
             (code, [vertices.tobytes() for vertices in polygons], xxh3, _packed_mask(mask))
             for code, polygons, xxh3, mask in regions
@@ -223,14 +230,14 @@ class Sample(NamedTuple):
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
         link, instance, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
-        key, original_id, frame, annotations, is_audited = link
+        key, original_id, frame, annotations, *more = link
         return cls(
             Link(
                 SampleKey(*key),
                 original_id,
                 FrameRef(*frame),
                 tuple(AnnotationRef(*annotation) for annotation in annotations),
-                is_audited,
+                *more,
             ),
             Instance.of_plain(instance),
             FileStamp(*stamp),

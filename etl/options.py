@@ -1,9 +1,9 @@
 """What the content of a file depends on besides its sources: BuildOptions and its checks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, cast, get_args
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 from etl.findings import FLAG_CODES
 
@@ -11,6 +11,8 @@ Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
 Rasterizer = Literal["center", "pillow"]
 NotDrawn = Literal["background", "ignore"]
 SamePerson = Literal["keep", "separate"]
+
+PatientId = Literal["tag", "folder"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
 
@@ -26,10 +28,21 @@ _RANGES: Final = (  # of the options that are whole numbers
     ("folds", 2, 9999),
     ("audit_contours", 1, math.inf),
 )
+NEWEST: Final = "newest"
+ALL: Final = "all"
+
 _ROUNDING: Final = 1e-9  # of shares in percent, when they are summed
 
 # Contours audited of each patient: their median is within a third of a pixel in hand-drawn ones.
 AUDIT_CONTOURS: Final = 6
+
+
+class StructureChoice(NamedTuple):
+    """A structure of a mapping file: its name, the names that mean it, and its code."""
+
+    name: str
+    patterns: tuple[str, ...]
+    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +95,24 @@ class BuildOptions:
         other.
     layout : str
         The layout of the input, a key of `etl.sources.layouts.LAYOUTS`; "auto" finds it.
-    structures : tuple of str, optional
-        Labels of a table to take, in the order of their codes; where two overlap, the later one's
-        code stands in the mask. None: all, in alphabetical order.
+    structures : tuple of str, or mapping, optional
+        The structures of a table, of structure sets or segmentations to take, in the order of their
+        codes; where two overlap, the later one's code stands in the mask. A name fits whatever its
+        case; one with `*`, `?` or `[` takes each name that it fits as a structure of its own. A
+        mapping gives a structure the names that it fits: name → patterns, or name → {"patterns":
+        ..., "code": ...}. None: all, in alphabetical order.
+    patient_id : {"tag", "folder"}
+        Where DICOM files in any folders have their patient from: PatientID, and the first folder
+        below the input where it is empty; or always that folder.
+    structure_sets : str
+        With structure sets (RTSTRUCT), which of several that a series has: "newest", "all", or the
+        SOPInstanceUID of one.
+    background : bool
+        With structure sets or segmentations, also write the images of an annotated series on which
+        no structure is.
+    plane_tolerance : float
+        With structure sets or segmentations, how far off its image's plane an annotation may lie,
+        mm.
     """
 
     contours: tuple[Kind, ...] | None = None
@@ -107,7 +135,11 @@ class BuildOptions:
     exclude_file: str | None = None
     exclude_structures: bool = False
     layout: str = "auto"
-    structures: tuple[str, ...] | None = None
+    structures: tuple[str | StructureChoice, ...] | None = None
+    patient_id: PatientId = "tag"
+    structure_sets: str = NEWEST
+    background: bool = False
+    plane_tolerance: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -124,11 +156,13 @@ class BuildOptions:
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
-        for name in ("partial", "qc", "audit", "exclude_structures"):
+        _require_among("patient_id", self.patient_id, get_args(PatientId))
+        for name in ("partial", "qc", "audit", "exclude_structures", "background"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
-        if not isinstance(self.layout, str):
-            raise TypeError(f"layout: expected a string, found {self.layout!r}.")
+        for name in ("layout", "structure_sets"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: expected a string, found {getattr(self, name)!r}.")
         if self.split is not None and self.split_file is not None:
             raise ValueError("split: expected either split or split_file, found both.")
         # As frozen as before, in the one form in which the file records them.
@@ -138,6 +172,7 @@ class BuildOptions:
             "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
             "split": None if self.split is None else shares(self.split),
+            "plane_tolerance": _millimetres("plane_tolerance", self.plane_tolerance),
         }
         for name, value in ordered.items():
             object.__setattr__(self, name, value)
@@ -231,13 +266,53 @@ def _contours(contours: object) -> tuple[Kind, ...] | None:
     return tuple(kind for kind in KINDS if kind in given)
 
 
-def _structures(structures: object) -> tuple[str, ...] | None:
+def _structures(structures: object) -> tuple[str | StructureChoice, ...] | None:
     if structures is None:
         return None
-    given = _strings("structures", structures)
+    if isinstance(structures, Mapping):
+        return _choices(structures)
+    if isinstance(structures, str) or not isinstance(structures, Iterable):
+        raise TypeError(f"structures: expected a tuple of strings, found {structures!r}.")
+    given = tuple(one if isinstance(one, str) else StructureChoice(*one) for one in structures)
+    if given and not any(isinstance(one, str) for one in given):  # as a file records a mapping
+        choices = [one for one in given if isinstance(one, StructureChoice)]
+        return _choices({one.name: one._asdict() for one in choices})
     if not given or not all(given) or len(set(given)) < len(given):
         raise ValueError(f"structures: expected names, each once, found {structures!r}.")
     return given
+
+
+def _choices(structures: Mapping[object, object]) -> tuple[StructureChoice, ...]:
+    """Return the choices of a mapping; codes that it does not give are the lowest free ones."""
+    codes: dict[str, int | None] = {}
+    patterns: dict[str, tuple[str, ...]] = {}
+    for key, value in structures.items():
+        name = str(key)
+        table = value if isinstance(value, Mapping) else {"patterns": value}
+        unknown = table.keys() - {"name", "patterns", "code"}
+        code, fits = table.get("code"), table.get("patterns", (name,))
+        patterns[name] = _strings(f"structures: {name}", [fits] if isinstance(fits, str) else fits)
+        if not name or unknown or not patterns[name] or not all(patterns[name]):
+            raise ValueError(f"structures: {name!r}: expected patterns and code, found {value!r}.")
+        if code is not None:
+            _require_whole(f"structures: {name}", code, 1, 254)
+        codes[name] = None if code is None else cast("int", code)
+    taken = [code for code in codes.values() if code is not None]
+    if not codes or len(set(taken)) < len(taken):
+        raise ValueError(f"structures: expected names and codes, each once, found {structures!r}.")
+    free = (code for code in range(1, 255 + len(codes)) if code not in taken)
+    return tuple(
+        StructureChoice(name, patterns[name], next(free) if code is None else code)
+        for name, code in codes.items()
+    )
+
+
+def _millimetres(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number of millimetres, found {value!r}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected more than 0 mm, found {value}.")
+    return float(value)
 
 
 def _strings(name: str, values: object) -> tuple[str, ...]:

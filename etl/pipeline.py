@@ -82,12 +82,13 @@ def build(
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     notes: list[str] = []  # on what did not succeed once OUT was replaced
     with (
-        contextlib.closing(Spool(found.findings)) as spool,
+        contextlib.closing(Spool()) as spool,
         target.replacing(out, force=force, notes=notes) as path,
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
     ):
         found = index_headers(engine, source, found, options, progress=progress)
         found = exclude_listed(found, options)
+        spool.findings += found.findings
         target.check_space(out, len(found.links) * options.rows * options.columns)
         chosen = choose_audited(source, found, options)
         examine_links(engine, source, found, options, spool, progress=progress)

@@ -214,7 +214,10 @@ def _painted(
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
         regions = [sample.regions for sample in samples]
-        painted = label_maps(regions, scheme, *size, options.rasterizer, options.not_drawn)
+        drawn = None
+        if options.not_drawn == "ignore":
+            drawn = [sample.link.drawn for sample in samples]
+        painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
         yield from zip(samples, painted, strict=True)
 
 
@@ -375,6 +378,7 @@ def _structure_columns(
     sample: Sample, painted: Painted, scheme: LabelScheme, not_drawn: NotDrawn
 ) -> dict[str, str | int | float]:
     columns = scheme.absent.copy()
+    columns.update((f"drawn_{code}", 1) for code in sample.link.drawn)
     # Nothing is painted over the last structure drawn, so that its pixels are counted already.
     top = max((region.code for region in sample.regions), key=scheme.places.__getitem__, default=0)
     is_whole = not_drawn == "background"
@@ -383,7 +387,6 @@ def _structure_columns(
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
         columns[f"{stem}_area"] = _area(region)
-        columns[f"drawn_{code}"] = 1
         is_top = is_whole and code == top
         columns[f"n_pixels_{code}"] = (
             painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))

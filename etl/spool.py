@@ -25,16 +25,10 @@ _BLOCK_VERTICES: Final = 1 << 16
 
 
 class Spool:
-    """Samples in the order of their rows, added as they are examined, taken to be rendered.
+    """Samples in the order of their rows, added as they are examined, taken to be rendered."""
 
-    Parameters
-    ----------
-    findings : list of Finding
-        Those of the folder, before any file was read; more are added.
-    """
-
-    def __init__(self, findings: list[Finding]) -> None:
-        self.findings = findings
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []  # of all links, examined or not
         self.values: ValueRange = EMPTY_RANGE
         self.n_vertices = 0
         self._n_bytes = array("q")  # of each packed sample

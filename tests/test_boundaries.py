@@ -72,7 +72,7 @@ MAY_IMPORT = {
         "workers",
     },
     "preload": {"stages"},
-    "phantom": {"records", "sources"},
+    "phantom": {"dicom", "records", "sources"},
     "verify": {"format", "loader", "output", "quality", "records", "sources", "workers"},
     "report": {"format", "loader", "output", "quality", "records", "sources"},
     "command": {

@@ -28,7 +28,8 @@ def painted(scheme, not_drawn="ignore", **drawn):
     """Return the label map of regions, given by the names of their structures."""
     codes = {structure.name.replace("-", "_"): structure.code for structure in scheme}
     regions = [Region(codes[name], (vertices,), "") for name, vertices in drawn.items()]
-    (only,) = label_maps([regions], scheme, 12, 14, "center", not_drawn)
+    told = [{region.code for region in regions}] if not_drawn == "ignore" else None
+    (only,) = label_maps([regions], scheme, 12, 14, "center", told)
     return only.labels
 
 

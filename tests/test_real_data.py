@@ -19,6 +19,7 @@ import loader
 from etl.check import check
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
+from etl.errors import EtlError
 from etl.labels import cardiac_scheme
 from etl.options import BuildOptions
 from etl.quality.copies import Twin, judge
@@ -27,10 +28,12 @@ from etl.report import summary as report
 pytestmark = pytest.mark.real_data
 
 
+SHARED = Path(os.environ.get("DICOM_ETL_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
 @pytest.fixture(scope="module")
 def patients():
-    default = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("DICOM_ETL_REAL_DATA", default)) / "sunnybrook"
+    folder = SHARED / "sunnybrook"
     if not folder.is_dir():
         pytest.skip("no real patients here: DICOM_ETL_REAL_DATA names the folder of sunnybrook/")
     return folder
@@ -220,3 +223,32 @@ def test_a_check_says_what_the_build_does(patients, built, full):
     assert found.summary.n_series == 3
     expected = [f for f in result.findings if full or f.code != "alignment-dataset"]
     assert found.findings == expected
+
+
+class TestStructureSets:
+    """CT with structure sets: the references of two of them are of no use."""
+
+    @pytest.fixture
+    def root(self):
+        folder = SHARED / "rtstruct"
+        if not folder.is_dir():
+            pytest.skip("no structure sets: DICOM_ETL_REAL_DATA names the folder of rtstruct/")
+        return folder
+
+    def test_two_squares_of_one_structure_are_a_frame(self, root, tmp_path):
+        out = tmp_path / "out.h5"
+        result = etl.build(root / "mock_data", out, BuildOptions(rows=512, columns=512))
+        data = loader.open_dataset(out)
+        assert data.manifest["dicom_path"].tolist() == ["ct_1.dcm"]
+        assert int((data.masks[0] == 1).sum()) == 1443
+        codes = {finding.code for finding in result.findings}
+        assert codes == {
+            "frame-of-reference-differs",
+            "image-no-contour",
+            "structure-set-not-chosen",
+        }
+
+    def test_a_set_whose_images_are_not_there_is_one_finding(self, root, tmp_path):
+        with pytest.raises(EtlError, match="1 contour-no-image") as caught:
+            etl.build(root / "empty", tmp_path / "out.h5")
+        assert len(caught.value.findings) == 1

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from etl.labels import LabelScheme
 from etl.model import LabelMap, Mask, Region, Vertices
-from etl.options import NotDrawn, Rasterizer
+from etl.options import Rasterizer
 from loader.format import IGNORE
 
 _BLOCK: Final = 1 << 20  # crossings held at a time: a million long edges stay within memory
@@ -61,7 +61,7 @@ def label_maps(
     rows: int,
     columns: int,
     rule: Rasterizer,
-    not_drawn: NotDrawn = "background",
+    drawn: Sequence[Container[int]] | None = None,
 ) -> Iterator[Painted]:
     """Yield the label map of each sample: its regions in the scheme's paint order.
 
@@ -69,12 +69,13 @@ def label_maps(
     ----------
     samples : sequence of sequence of Region
         The regions of each sample. Rasterising them together costs a quarter of one by one.
-    not_drawn : {"background", "ignore"}
-        "ignore" gives 255 to the pixels that may belong to a structure without region.
+    drawn : sequence of container of int, optional
+        Codes of the structures that each sample tells of. The pixels that may belong to another
+        one are 255. None: what no region covers is background.
     """
-    drawn = [region.polygons for regions in samples for region in regions if region.mask is None]
-    found = iter(_borders(drawn, rows, columns, rule))
-    for regions in samples:
+    outlines = [r.polygons for regions in samples for r in regions if r.mask is None]
+    found = iter(_borders(outlines, rows, columns, rule))
+    for place, regions in enumerate(samples):
         borders = {
             region.code: next(found) if region.mask is None else _runs(region.mask)
             for region in regions
@@ -85,8 +86,8 @@ def label_maps(
             for code in sorted(borders, key=scheme.places.__getitem__)
         }
         n_outside = _n_outside(scheme, borders, n_inside, labels) if len(borders) > 1 else {}
-        if not_drawn == "ignore":
-            _ignore(labels, borders.keys(), scheme)
+        if drawn is not None:
+            _ignore(labels, drawn[place], scheme)
         yield Painted(labels, n_inside, n_outside)
 
 

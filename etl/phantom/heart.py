@@ -20,6 +20,11 @@ _END_SYSTOLE: Final = 0.35  # of the heart beat
 _DIASTASIS: Final = 0.8  # the heart rests from here on
 
 
+def stable_uid(name: str) -> str:
+    """Return a UID that the same name always has."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+
+
 @dataclass(frozen=True, slots=True)
 class Outline:
     """A closed curve: radius(t) = `radius` + sum over k of a_k cos(k t) + b_k sin(k t).
@@ -123,8 +128,7 @@ class Cine:
 
     def uid(self, *place: object) -> str:
         """Return a UID derived from a UUID, unique to this stack and to a place in it."""
-        name = f"dicom-etl phantom {self} {place}"
-        return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+        return stable_uid(f"dicom-etl phantom {self} {place}")
 
     def number(self, slice_index: int, phase: int) -> int:
         """Return the slice number of the link.csv layout, which is also InstanceNumber."""

@@ -7,12 +7,8 @@ the files and looks after the folder.
 import csv
 import io
 import math
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,19 +18,24 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from etl.errors import EtlError
-from etl.phantom.heart import Cine, contour_outline, contour_vertices, contraction, draw_anatomy
+from etl.phantom.folder import TRUTH_FILE, replacing
+from etl.phantom.heart import (
+    Cine,
+    contour_outline,
+    contour_vertices,
+    contraction,
+    draw_anatomy,
+    stable_uid,
+)
 from etl.phantom.image import COLUMNS, ROWS, Scene, short_axis_image, slice_scene
 from etl.sources.link_csv import LINK_FILE
 from etl.sources.names import CONTOUR_FOLDER, DICOM_FOLDER
 
-TRUTH_FILE: Final = "truth.csv"
-
 MAXIMUM: Final = {"patients": 999, "slices": 99, "phases": 99}  # IM-0001-<nnnn> has four digits
 
 _TRUTH_HEADER: Final = ("patient_id", "slice", "contour", "area", "centre_x", "centre_y")
-_PARTIAL_FOLDER: Final = ".phantom-partial"
 _OWN_FILES: Final = re.compile(
-    rf"(?:{re.escape(_PARTIAL_FOLDER)}/)?(?:{LINK_FILE}|{TRUTH_FILE}"
+    rf"(?:{LINK_FILE}|{TRUTH_FILE}"
     rf"|{DICOM_FOLDER}/PHANTOM\d{{3}}/\d+\.dcm"
     rf"|{CONTOUR_FOLDER}/SYN-\d{{2,3}}/(?P<kind>[io])-contours"
     r"/IM-0001-\d{4}-(?P=kind)contour-manual\.txt)",
@@ -95,7 +96,7 @@ def write_phantom(
     _require_range("seed", seed, 0, None)
     stacks = [Cine(seed, patient, slices, phases) for patient in range(patients)]
     try:
-        with _replacing(folder, force=force) as partial:
+        with replacing(folder, _OWN_FILES, _csv([_TRUTH_HEADER]), force=force) as partial:
             _write_tables(partial, stacks)
             for cine in stacks:
                 _write_contours(partial, cine)
@@ -267,8 +268,7 @@ def _fixed_meta() -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = MRImageStorage
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     # Our own: pydicom's name its version, and another version would write other bytes.
-    implementation = uuid.uuid5(uuid.NAMESPACE_OID, "dicom-etl phantom").int
-    meta.ImplementationClassUID = UID(f"2.25.{implementation}")
+    meta.ImplementationClassUID = UID(stable_uid("dicom-etl phantom"))
     meta.ImplementationVersionName = "DICOM-ETL"
     return meta
 
@@ -304,81 +304,6 @@ def _csv(table: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(table)
     return text.getvalue().encode()
-
-
-@contextmanager
-def _replacing(folder: Path, *, force: bool) -> Iterator[Path]:
-    """Yield an empty folder inside `folder`, whose content moves up once the block is through.
-
-    It lies inside, so that it is on the same disk and `folder` may be the current one. The new
-    phantom takes the old one's place only when it is whole.
-    """
-    is_new = not folder.exists()
-    _require_replaceable(folder, force=force)
-    partial = folder / _PARTIAL_FOLDER
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for name in (DICOM_FOLDER, CONTOUR_FOLDER):
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            (partial / name).rename(folder / name)
-        # Last the file by which the folder is known as a phantom, should the run be cut short.
-        for name in (LINK_FILE, TRUTH_FILE):
-            (partial / name).replace(folder / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _require_replaceable(folder: Path, *, force: bool) -> None:
-    """Refuse what is not a folder, not empty, or with `force` not a phantom and nothing else."""
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise EtlError(
-            f"Phantom not written: {folder}: expected a folder, found something else. "
-            "Give another folder."
-        )
-    if not any(folder.iterdir()):
-        return
-    if not force:
-        raise EtlError(
-            f"Phantom not written: {folder}: expected an empty folder or none, found files. "
-            "Give another folder, or `force=True` where it holds an older phantom."
-        )
-    foreign = _foreign_file(folder)
-    if foreign is not None:
-        raise EtlError(
-            f"Phantom not written: {folder}: expected only an older phantom's files, "
-            f"found {foreign}. Give another folder, or move that away."
-        )
-
-
-def _foreign_file(folder: Path) -> str | None:
-    """Return something in `folder` that `write_phantom` did not put there, None where all is its.
-
-    Without a table of truths to be known by, anything is foreign.
-    """
-    tables = (folder / TRUTH_FILE, folder / _PARTIAL_FOLDER / TRUTH_FILE)
-    header = _csv([_TRUTH_HEADER])
-    is_phantom = any(_starts_with(table, header) for table in tables)
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        for name in sorted(files + links):
-            path = (Path(parent) / name).relative_to(folder).as_posix()
-            if not is_phantom or not _OWN_FILES.fullmatch(path):
-                return path
-    return None if is_phantom else "empty folders"
-
-
-def _starts_with(path: Path, header: bytes) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(header)) == header
 
 
 def _require_range(name: str, value: int, low: int, high: int | None) -> None:

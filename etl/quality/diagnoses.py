@@ -5,7 +5,7 @@ so that files of earlier versions have them too.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -111,13 +111,14 @@ class _Table:
 
     @cached_property
     def _rows(self) -> dict[str, int]:
+        """The row of each file that has one only."""
         stems = [f"{structure.stem}_path" for structure in self._by_code.values()]
-        return {
-            path: row
-            for name in ("dicom_path", *stems)
-            for row, path in enumerate(self._texts(name))
-            if path
-        }
+        rows: dict[str, int] = {}
+        for name in ("dicom_path", *stems):
+            paths = self._texts(name)
+            n_rows = Counter(paths)
+            rows |= {path: row for row, path in enumerate(paths) if path and n_rows[path] == 1}
+        return rows
 
     @cached_property
     def innermost(self) -> int:
@@ -125,8 +126,11 @@ class _Table:
         return min(self._by_code, default=0)
 
     def name(self, label: int) -> str:
-        """Return the name of a structure."""
-        return self._by_code[label].name if label in self._by_code else "contour"
+        """Return what one drawing of a structure is called."""
+        if label not in self._by_code:
+            return "contour"
+        name = self._by_code[label].name
+        return name if name.endswith("contour") else f"{name!r} contour"
 
     def n_drawn(self, patient: Patient, label: int) -> int:
         """Return how many rows of a patient have a structure."""

@@ -79,6 +79,16 @@ class Rows(NamedTuple):
         key, partner = self.key(row), self._partner(other)
         return Finding(code, path, message, key, structure.code, partner)
 
+    def place(self, column: str, row: int) -> str:
+        """Return a row's path, with its slice where one file has several rows."""
+        paths = self.manifest[column]
+        text = _text(paths, row)
+        # Such rows follow each other.
+        is_shared = any(
+            paths[one] == paths[row] for one in (row - 1, row + 1) if 0 <= one < len(paths)
+        )
+        return f"{text} (slice {self.manifest['slice'][row]})" if is_shared else text
+
     def _partner(self, row: int | None) -> SampleKey | None:
         return None if row is None else self.key(row)
 
@@ -116,10 +126,9 @@ def _image_values(rows: Rows) -> Iterator[Finding]:
 
 
 def _identical_images(rows: Rows) -> Iterator[Finding]:
-    paths = rows.manifest["dicom_path"]
     for alike in _equal(rows.images):
         for position, row in enumerate(alike.tolist()):
-            others = _others(paths[alike], position)
+            others = _others(rows, [("dicom_path", one) for one in alike.tolist()], position)
             message = f"has the same pixels as {others}. Remove one of them, or its twin."
             partner = int(alike[0 if position else 1])
             yield rows.about_image("identical-image", row, message, partner)
@@ -151,7 +160,7 @@ def _identical_contours(rows: Rows) -> Iterator[Finding]:
 
 def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Iterator[Finding]:
     """Yield a finding for each of equal contours, but for the one that the others are copies of."""
-    paths = np.array([rows.manifest[f"{one.structure.stem}_path"][one.row] for one in twins])
+    places = [(f"{one.structure.stem}_path", one.row) for one in twins]
     original = next(place for place in range(len(twins)) if place not in verdict.copies)
     for place, twin in enumerate(twins):
         if place == verdict.original:
@@ -159,14 +168,13 @@ def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Itera
         if place in verdict.copies:
             partner = original
             message = (
-                f"is a copy of {_text(paths, original)}, of another image: "
+                f"is a copy of {rows.place(*places[original])}, of another image: "
                 f"{verdict.copies[place]}. Draw it again."
             )
         else:
             partner = 0 if place else 1
-            message = (
-                f"has the same points as {_others(paths, place)}, of another image. Is it a copy?"
-            )
+            others = _others(rows, places, place)
+            message = f"has the same points as {others}, of another image. Is it a copy?"
         other = twins[partner].row
         yield rows.about_region("identical-contour", twin.row, twin.structure, message, other)
 
@@ -185,11 +193,15 @@ def _area_outliers(rows: Rows) -> Iterator[Finding]:
         median = float(np.median(known))
         deviation = _ROBUST * float(np.median(np.abs(known - median)))
         high = max(LARGE_RADIUS * median, median + LARGE_DEVIATIONS * deviation)
-        for row in np.flatnonzero((radius > high) | (radius < SMALL_RADIUS * median)).tolist():
+        # Of a structure of which nothing is known, the last slice may show a tip of any size.
+        low = SMALL_RADIUS * median if structure.contrast else 0.0
+        for row in np.flatnonzero((radius > high) | (radius < low)).tolist():
+            expected = f"{low:.1f} to {high:.1f}" if low else f"{high:.1f} at most"
+            contours = "" if structure.name.endswith("contour") else " contours"
             message = (
                 f"is as large as a circle of radius {radius[row]:.1f} {unit}, expected "
-                f"{SMALL_RADIUS * median:.1f} to {high:.1f}: the median of {len(known)} "
-                f"{structure.name}s is {median:.1f}. Look at its overlay."
+                f"{expected}: the median of {len(known)} {structure.name}{contours or 's'} is "
+                f"{median:.1f}. Look at its overlay."
             )
             yield rows.about_region("area-outlier", row, structure, message)
 
@@ -330,11 +342,11 @@ def _equal(digests: npt.NDArray[np.uint64]) -> Iterator[_Integers]:
             yield order[start : start + length].astype(np.int64)
 
 
-def _others(paths: npt.NDArray[np.generic], position: int) -> str:
-    """Return the first few of some paths but one, and how many more there are."""
-    shown = [place for place in range(min(len(paths), _N_NAMED + 1)) if place != position]
-    names = [_text(paths, place) for place in shown[:_N_NAMED]]
-    n_more = len(paths) - 1 - len(names)
+def _others(rows: Rows, places: Sequence[tuple[str, int]], position: int) -> str:
+    """Return the first few of some places (column, row) but one, and how many more there are."""
+    shown = [place for place in range(min(len(places), _N_NAMED + 1)) if place != position]
+    names = [rows.place(*places[place]) for place in shown[:_N_NAMED]]
+    n_more = len(places) - 1 - len(names)
     return ", ".join(names) + (f" and {n_more} more" if n_more else "")
 
 

@@ -137,7 +137,7 @@ class Checked:
         yield f"  Encodings   {_listed(summary.encodings)}"
         for one in summary.structures:
             in_pairs, in_rows = _count(one.n_pairs, "pair"), _count(one.n_rows, "row")
-            yield f"  Structure {one.code:<3} {one.name}: in {in_pairs}, {in_rows}"
+            yield f"  Label {one.code:<5} {one.name}: in {in_pairs}, {in_rows}"
         yield ""
         yield from self._outcome()
 

@@ -25,7 +25,9 @@ _N_DIAGNOSES: Final = 10  # that a text shows
 _SOURCE_WORDS: Final = {  # of the counts that sources make
     "patients": "patient",
     "dicoms": "DICOM file",
+    "series": "series",
     "images": "image",
+    "structure_sets": "structure set",
     "annotations": "annotation",
     "icontours": "i-contour",
     "ocontours": "o-contour",
@@ -141,7 +143,7 @@ def sources_text(counts: Mapping[str, int]) -> Iterator[str]:
     """Yield what was found in the input, in the words of its layout."""
     for name, word in _SOURCE_WORDS.items():
         if name in counts:
-            yield counted(counts[name], word)
+            yield f"{counts[name]} {word}" if word == "series" else counted(counts[name], word)
     for name in sorted(counts.keys() - _SOURCE_WORDS.keys() - {"pairs"}):
         yield f"{counts[name]} {name}"
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.sources import link_csv, table
+from etl.sources import link_csv, rtstruct, table
+from etl.sources.archive import classes_in
 from etl.sources.source import Source
 from etl.sources.strays import find_near
 
@@ -14,7 +15,7 @@ AUTO: Final = "auto"
 
 # Add a source of your own here; the documentation's page on sources has an example.
 LAYOUTS: Final[dict[str, Source]] = {
-    source.name: source for source in (link_csv.SOURCE, table.SOURCE)
+    source.name: source for source in (link_csv.SOURCE, table.SOURCE, rtstruct.SOURCE)
 }
 
 
@@ -51,6 +52,8 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
             f"the folder that holds it: {data.parent}."
         )
     found = {name: why for name, source in LAYOUTS.items() if (why := source.recognises(data))}
+    if not found and os.path.isdir(data):  # no name tells, so that headers must
+        found = _by_headers(data)
     if len(found) > 1:
         listed = ", ".join(f"{name} ({why})" for name, why in found.items())
         raise EtlError(
@@ -60,10 +63,21 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
     if not found:
         raise EtlError(
             f"Input not usable: {data}: no layout fits. Give the folder that holds {_markers()}, "
-            f"or the table itself.{_nearby(data)}"
+            f"or the table itself; or one with RT Structure Sets.{_nearby(data)}"
         )
     ((name, why),) = found.items()
     return LAYOUTS[name], f"Layout {name}: found {why}."
+
+
+def _by_headers(data: Path) -> dict[str, str]:
+    """Return the layouts whose objects a folder holds, and the first file of each."""
+    layouts = {
+        uid: name for name, source in LAYOUTS.items() for uid in sorted(source.object_classes)
+    }
+    found: dict[str, str] = {}
+    for uid, path in classes_in(data, frozenset(layouts)).items():
+        found.setdefault(layouts[uid], path)
+    return found
 
 
 def _nearby(data: Path) -> str:

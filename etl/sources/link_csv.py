@@ -31,7 +31,7 @@ from etl.sources.names import (
     home,
     is_litter,
 )
-from etl.sources.source import Discovery, Source
+from etl.sources.source import IN_OBJECTS, OBJECT_OPTIONS, Discovery, Source, refuse
 from etl.sources.strays import Expect, first_file, strays
 
 LINK_FILE: Final = "link.csv"
@@ -110,11 +110,9 @@ def _recognises(data: Path) -> str:
 
 def _settle(options: BuildOptions) -> BuildOptions:
     """Return the options with the kinds of contours filled in."""
-    if options.structures is not None:
-        raise EtlError(
-            "Option not usable: `structures` is for tables: a folder with link.csv has inner and "
-            "outer contours. Use `contours`."
-        )
+    why = "is for named structures: a folder with link.csv has inner and outer contours"
+    refuse(options, ("structures",), f"{why}, which `contours` chooses")
+    refuse(options, OBJECT_OPTIONS, IN_OBJECTS)
     return replace(options, contours=_kinds(options))
 
 

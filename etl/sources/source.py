@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
+from etl.errors import EtlError
 from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import AnnotationRef, Instance, Link, Region
@@ -31,7 +32,7 @@ class Discovery:
     missing : str
         A sentence on what no file at all was found of; empty where there is some of everything.
     to_index : tuple of str
-        DICOM files whose headers `Source.resolve` needs.
+        Files that `Source.index` looks into, for `Source.resolve`.
     sides : mapping, optional
         patient_id → (split code, fold), where the input itself says so.
     notes : tuple of str
@@ -54,12 +55,14 @@ class Discovery:
         object.__setattr__(self, "root", self.root.absolute())
 
 
-class Header(NamedTuple):
-    """What a source may want to know of a DICOM file before it links; see `Source.resolve`."""
+_DEFAULTS: Final = {name: one.default for name, one in BuildOptions.__dataclass_fields__.items()}
 
-    series_instance_uid: str
-    instance_number: float  # NaN where the file has none
-
+Index: TypeAlias = Callable[[Path, str], object]
+Resolve: TypeAlias = Callable[["Discovery", Mapping[str, object], BuildOptions], "Discovery"]
+# Of the options that only some layouts have, why another one has not.
+IN_TEXT: Final = "is for contours in text files"
+IN_OBJECTS: Final = "is for structure sets"
+OBJECT_OPTIONS: Final = ("structure_sets", "patient_id", "background", "plane_tolerance")
 
 ReadRegion: TypeAlias = Callable[[Path, AnnotationRef, Instance | None, BuildOptions], Region]
 
@@ -84,9 +87,14 @@ class Source:
         (root, annotation, instance, options) → Region, in pixels of the instance's frame; the
         instance is None where the image cannot be used. Runs in workers. Raises SourceError for an
         annotation that cannot be used.
+    index : callable, optional
+        (root, path) → what `resolve` needs of one DICOM file; whatever it is, it is pickled. Runs
+        in workers. Raises SourceError for a file that cannot be read.
     resolve : callable, optional
-        (discovery, path → Header of `to_index`) → the discovery with its final links. A file
-        without an entry could not be read.
+        (discovery, path → what `index` gave of `to_index`, options) → the discovery with its final
+        links. A file that could not be read has its SourceError there.
+    object_classes : frozenset of str
+        SOP class UIDs of the objects by which a folder is this layout, where no name tells.
     has_text_contours : bool
         Whether `read_region` reads coordinates of pixels as a program wrote them, which the options
         contour_origin and contour_transform mend.
@@ -97,5 +105,20 @@ class Source:
     settle: Callable[[BuildOptions], BuildOptions]
     discover: Callable[[Path, BuildOptions], Discovery]
     read_region: ReadRegion
-    resolve: Callable[[Discovery, Mapping[str, Header]], Discovery] | None = None
+    index: Index | None = None
+    resolve: Resolve | None = None
+    object_classes: frozenset[str] = frozenset()
     has_text_contours: bool = False
+
+
+def refuse(options: BuildOptions, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that a layout does not have.
+
+    Raises
+    ------
+    EtlError
+        One of them is given.
+    """
+    for name in names:
+        if getattr(options, name) != _DEFAULTS[name]:
+            raise EtlError(f"Option not usable: `{name}` {why}. Build without it.")

@@ -16,19 +16,27 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.findings import Finding, SampleKey, counted
-from etl.labels import LabelScheme, named_scheme
+from etl.findings import Finding, SampleKey
 from etl.model import AnnotationRef, FrameRef, Link
 from etl.options import BuildOptions
+from etl.sources import structures
 from etl.sources.contour_file import read_region
 from etl.sources.csv_table import parse_side, read_csv
-from etl.sources.source import Discovery, Header, Source
-from loader.format import MAX_CODE, NO_FOLD, NO_SPLIT
+from etl.sources.dicom_file import read_header
+from etl.sources.source import IN_OBJECTS, OBJECT_OPTIONS, Discovery, Source, refuse
+from loader.format import NO_FOLD, NO_SPLIT
 
 TABLE_FILE: Final = "table.csv"
 
 _COLUMNS: Final = ("patient_id", "image", "label", "contour")
 _MAX_DIGITS: Final = 9  # of a frame number
+
+
+class Header(NamedTuple):
+    """What orders the images of a series."""
+
+    series_instance_uid: str
+    instance_number: float  # NaN where the file has none
 
 
 class _Line(NamedTuple):
@@ -79,9 +87,9 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
             "`split` and `split_file`, or the table's column."
         )
     n_of_label = Counter(line.label for line in lines if line.label)
-    scheme = _scheme(n_of_label, options.structures, path)
-    _list_labels(n_of_label, scheme, tally)
-    links = _links(lines, scheme, tally)
+    chosen = structures.choose(n_of_label, options.structures, path.name)
+    tally.findings += structures.say_what_is_left(n_of_label, chosen, path.name)
+    links = _links(lines, chosen.codes, tally)
     counts = {
         "patients": len({line.patient_id for line in lines}),
         "images": len({line.frame for line in lines}),
@@ -91,7 +99,7 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
     return Discovery(
         root=path.parent,
         probe=path.name,
-        scheme=scheme,
+        scheme=chosen.scheme,
         links=links,
         findings=tally.findings,
         counts=counts,
@@ -101,7 +109,19 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
     )
 
 
-def resolve(found: Discovery, headers: Mapping[str, Header]) -> Discovery:
+def index(root: Path, path: str) -> Header:
+    """Return what orders the images of a series.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read; that becomes a finding when its links are examined.
+    """
+    instance, _ = read_header(root, FrameRef(path, 1))
+    return Header(instance.series_instance_uid, instance.instance_number)
+
+
+def resolve(found: Discovery, indexed: Mapping[str, object], _options: BuildOptions) -> Discovery:
     """Return the discovery with links ordered by series and slice.
 
     A slice is the image's InstanceNumber where that tells the images of its series apart; else, for
@@ -110,7 +130,8 @@ def resolve(found: Discovery, headers: Mapping[str, Header]) -> Discovery:
     unknown = Header("", math.nan)
     series: defaultdict[tuple[str, str], list[tuple[Link, Header]]] = defaultdict(list)
     for link in found.links:
-        header = headers.get(link.frame.path, unknown)
+        known = indexed.get(link.frame.path)
+        header = known if isinstance(known, Header) else unknown
         series[link.key.patient_id, header.series_instance_uid].append((link, header))
     links = []
     for (_, uid), members in series.items():
@@ -219,42 +240,8 @@ def _take_side(
         raise EtlError(f"{where}: patient {patient_id!r} is on two sides. Keep one.")
 
 
-def _scheme(
-    n_of_label: Mapping[str, int], wanted: tuple[str, ...] | None, path: Path
-) -> LabelScheme:
-    names = sorted(n_of_label) if wanted is None else wanted
-    if len(names) > MAX_CODE:
-        raise EtlError(
-            f"Table not usable: {path.name}: has {len(names)} labels, expected at most {MAX_CODE}. "
-            "Choose some with `structures`."
-        )
-    if n_of_label and not any(name in n_of_label for name in names):
-        listed = ", ".join(f"{name} ({n})" for name, n in sorted(n_of_label.items())[:20])
-        raise EtlError(
-            f"Table not usable: {path.name}: no annotation has a label that `structures` names; "
-            f"its labels are {listed}."
-        )
-    return named_scheme(names or ["none"])
-
-
-def _list_labels(n_of_label: Mapping[str, int], scheme: LabelScheme, tally: _Tally) -> None:
-    """Say which labels are left out, and which are asked for in vain."""
-    names = {structure.name for structure in scheme}
-    for name in sorted(n_of_label.keys() - names):
-        n = counted(n_of_label[name], "annotation")
-        message = f"label {name!r} of {n} is not among --structures."
-        tally.findings.append(Finding("structure-not-chosen", tally.name, message))
-    if n_of_label:
-        for structure in scheme:
-            if structure.name not in n_of_label:
-                message = f"no annotation has the label {structure.name!r} that --structures names."
-                found = Finding("structure-missing", tally.name, message, label=structure.code)
-                tally.findings.append(found)
-
-
-def _links(lines: Iterable[_Line], scheme: LabelScheme, tally: _Tally) -> list[Link]:
+def _links(lines: Iterable[_Line], codes: Mapping[str, int], tally: _Tally) -> list[Link]:
     """Return a link for each frame that has an annotation; its key's slice is provisional."""
-    codes = {structure.name: structure.code for structure in scheme}
     frames: dict[tuple[str, FrameRef], list[_Line]] = {}
     for line in lines:
         frames.setdefault((line.patient_id, line.frame), []).append(line)
@@ -287,12 +274,9 @@ def _recognises(data: Path) -> str:
 
 
 def _settle(options: BuildOptions) -> BuildOptions:
-    for name, is_given in (("contours", bool(options.contours)), ("partial", options.partial)):
-        if is_given:
-            raise EtlError(
-                f"Option not usable: `{name}` is for folders with link.csv: a table names its "
-                "labels. Choose some with `structures`."
-            )
+    why = "is for folders with link.csv: a table names its labels, which `structures` chooses"
+    refuse(options, ("contours", "partial"), why)
+    refuse(options, OBJECT_OPTIONS, IN_OBJECTS)
     return options
 
 
@@ -303,5 +287,6 @@ SOURCE: Final = Source(
     discover=discover,
     read_region=read_region,
     has_text_contours=True,
+    index=index,
     resolve=resolve,
 )

@@ -68,6 +68,58 @@ def polygons_of(text: str, origin: int) -> list[Polygon]:
     return [np.array(part) for part in joined]
 
 
+def is_structure_set(path: Path) -> bool:
+    """Say whether a file is an RT Structure Set."""
+    with path.open("rb") as file:
+        return b"1.2.840.10008.5.1.4.1.1.481.3" in file.read(2048)
+
+
+def structure_polygons(
+    path: Path,
+    names: set[str],
+    image: Path,
+    frame_number: int,
+    others: set[str],
+    tolerance: float,
+) -> list[Polygon]:
+    """Return the polygons that a structure set draws on a frame, point by point.
+
+    Parameters
+    ----------
+    names : set of str
+        ROIName of the structures.
+    others : set of str
+        SOPInstanceUID of other images: contours that refer to them are not drawn here.
+    tolerance : float
+        How far off the frame's plane a contour may lie, mm.
+    """
+    drawing, dataset = pydicom.dcmread(path), pydicom.dcmread(image, stop_before_pixels=True)
+    place = _of_frame(dataset, "PlanePositionSequence", frame_number)
+    turn = _of_frame(dataset, "PlaneOrientationSequence", frame_number)
+    measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
+    origin = np.array(place.ImagePositionPatient, np.float64)
+    row, column = np.array(turn.ImageOrientationPatient, np.float64).reshape(2, 3)
+    between_rows, between_columns = map(float, measures.PixelSpacing)
+    normal = np.cross(row, column)
+    numbers = {
+        roi.ROINumber for roi in drawing.StructureSetROISequence if roi.ROIName.strip() in names
+    }
+    polygons = []
+    for roi in drawing.ROIContourSequence:
+        for contour in roi.get("ContourSequence") or []:
+            reference = contour.get("ContourImageSequence") or [None]
+            uid = reference[0].ReferencedSOPInstanceUID if reference[0] is not None else ""
+            if roi.ReferencedROINumber not in numbers or uid in others:
+                continue
+            if not contour.ContourGeometricType.startswith("CLOSED"):
+                continue
+            points = np.array(contour.ContourData, np.float64).reshape(-1, 3) - origin
+            if abs(points @ normal).max() <= tolerance:
+                pixels = [points @ row / between_columns, points @ column / between_rows]
+                polygons.append(np.stack(pixels, axis=1))
+    return polygons
+
+
 def transformed(
     polygons: Sequence[Polygon],
     steps: Sequence[str],

@@ -73,8 +73,9 @@ def key_of(dataset: Dataset, row: int) -> SampleKey:
 
 
 def _text(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    is_text = values.dtype.kind == "S"
-    return np.char.decode(values, "utf-8", "backslashreplace") if is_text else values
+    if np.issubdtype(values.dtype, np.bytes_):
+        return np.char.decode(values.astype(np.bytes_), "utf-8", "backslashreplace")
+    return values
 
 
 def place_of(dataset: Dataset, row: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from etl.errors import EtlError
+from etl.errors import EtlError, SourceError
 from etl.options import BuildOptions
 from etl.sources import layouts
-from etl.sources.source import Discovery
+from etl.sources.source import Discovery, Index
 from etl.verify import reference
 from etl.verify.problem import Problem
 from etl.verify.rows import key_of, place_of
@@ -36,12 +36,26 @@ def find_sources(dataset: Dataset, data: Path) -> Discovery:
     try:
         build_options = BuildOptions(**options)  # type: ignore[arg-type]
         source, _ = layouts.choose(data, build_options.layout)
-        return source.discover(data, layouts.settle(source, build_options))
+        build_options = layouts.settle(source, build_options)
+        found = source.discover(data, build_options)
+        if source.resolve is None or source.index is None:
+            return found
+        return source.resolve(found, _indexed(source.index, found), build_options)
     except (TypeError, ValueError) as error:
         raise EtlError(
             f"Sources not comparable: {dataset.path}: its options are not those of this version "
             f"({error}). Build it again."
         ) from error
+
+
+def _indexed(index: Index, found: Discovery) -> dict[str, object]:
+    indexed: dict[str, object] = {}
+    for path in found.to_index:
+        try:
+            indexed[path] = index(found.root, path)
+        except SourceError as error:
+            indexed[path] = error
+    return indexed
 
 
 def new_sources(dataset: Dataset, found: Discovery) -> Iterator[Problem]:
@@ -93,11 +107,25 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         masks = []
         for structure in dataset.structures:
             if source := str(manifest[f"{structure.stem}_path"][row]):
-                text = (root / source).read_text(encoding="ascii")
-                polygons = reference.polygons_of(text, int(options["contour_origin"]))
-                steps = tuple(map(str, options.get("contour_transform", ())))
                 image_path = root / str(manifest["dicom_path"][row])
-                polygons = reference.transformed(polygons, steps, rows, columns, image_path, frame)
+                if reference.is_structure_set(root / source):
+                    here = str(manifest["sop_instance_uid"][row])
+                    tolerance = float(str(options["plane_tolerance"]))
+                    polygons = reference.structure_polygons(
+                        root / source,
+                        set(structure.source_codes),
+                        image_path,
+                        frame,
+                        set(manifest["sop_instance_uid"].tolist()) - {here},
+                        tolerance,
+                    )
+                else:
+                    text = (root / source).read_text(encoding="ascii")
+                    polygons = reference.polygons_of(text, int(options["contour_origin"]))
+                    steps = tuple(map(str, options.get("contour_transform", ())))
+                    polygons = reference.transformed(
+                        polygons, steps, rows, columns, image_path, frame
+                    )
                 rule = str(options["rasterizer"])
                 masks.append((structure.code, reference.mask_of(polygons, rows, columns, rule)))
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files

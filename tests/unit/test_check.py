@@ -150,7 +150,7 @@ def test_a_table(tmp_path):
     assert found.layout == "Layout table: found table.csv."
     assert found.summary.structures == [(1, "a", 2, 2), (2, "b", 1, 1)]
     assert found.summary.patients == [("P1", "", 2, 2)]
-    assert "Structure 1   a: in 2 pairs, 2 rows" in "\n".join(found.text())
+    assert "Label 1     a: in 2 pairs, 2 rows" in "\n".join(found.text())
 
 
 def test_text_is_plain_and_says_everything(damaged):
@@ -162,7 +162,7 @@ def test_text_is_plain_and_says_everything(damaged):
         "  Pairs       7 in 1 series; 1 header not readable",
         f"  Sizes       {ROWS}x{COLUMNS} (5), 8x10 (1)",
         "  Encodings   Explicit VR Little Endian (6)",
-        "  Structure 1   i-contour: in 7 pairs, 4 rows",
+        "  Label 1     i-contour: in 7 pairs, 4 rows",
         "",
         f"A build would write 4 of 7 pairs, of 2 patients: {ROWS}x{COLUMNS} int16, 0.0 MB.",
         "",

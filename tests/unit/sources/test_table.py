@@ -9,9 +9,10 @@ from builders import COLUMNS, ROWS, SQUARE, dicom_bytes, gradient, instance
 import etl
 from etl.errors import EtlError
 from etl.findings import SampleKey
+from etl.labels import named_scheme
 from etl.options import BuildOptions
 from etl.sources import table
-from etl.sources.source import Header
+from etl.sources.table import Header
 from loader import open_dataset
 
 HEADER = "patient_id,image,label,contour"
@@ -85,7 +86,7 @@ def test_a_structure_asked_for_in_vain_is_told(root):
     found = discover(write(root, *LINES), structures=("heart", "hart"))
     (finding,) = found.findings
     assert (finding.code, finding.label) == ("structure-missing", 2)
-    with pytest.raises(EtlError, match=r"its labels are heart \(3\)"):
+    with pytest.raises(EtlError, match=r"its names are heart \(3\)"):
         discover(root, structures=("hart",))
 
 
@@ -166,10 +167,10 @@ class TestSlices:
             table.Link(SampleKey("P", "", place, frame or 1), "", table.FrameRef(path, frame), ())
             for place, (path, frame) in enumerate(lines, 1)
         ]
-        found = table.Discovery(table.Path(), "t", table.named_scheme(["x"]), links, [], {})
+        found = table.Discovery(table.Path(), "t", named_scheme(["x"]), links, [], {})
         return [
             (link.frame.path, link.key.series, link.key.slice, link.key.frame_number)
-            for link in table.resolve(found, headers).links
+            for link in table.resolve(found, headers, BuildOptions()).links
         ]
 
     def test_instance_numbers_order_the_images(self):
@@ -258,7 +259,7 @@ def test_a_table_without_annotations_says_so(root, tmp_path):
 
 def test_more_labels_than_codes_are_refused(root):
     lines = [f"P1,a.dcm,label {n},a.txt" for n in range(255)]
-    with pytest.raises(EtlError, match="has 255 labels, expected at most 254"):
+    with pytest.raises(EtlError, match="has 255 structures, expected at most 254"):
         discover(write(root, *lines))
 
 

@@ -1,0 +1,115 @@
+"""One DICOM file → what places it among others, whether or not its pixels can be read."""
+
+import re
+from collections.abc import Mapping
+from typing import BinaryIO, Final, NamedTuple
+
+from etl.dicom.elements import (
+    COLUMNS,
+    FRAME_OF_REFERENCE_UID,
+    IMAGE_ORIENTATION,
+    IMAGE_POSITION,
+    INSTANCE_NUMBER,
+    NUMBER_OF_FRAMES,
+    PATIENT_ID,
+    PIXEL_SPACING,
+    ROWS,
+    SERIES_INSTANCE_UID,
+    SOP_INSTANCE_UID,
+    Values,
+)
+from etl.dicom.header import BIG_ENDIAN, Header, read_header
+from etl.dicom.quick_scan import PIXEL_DATA, Element
+from etl.geometry import ImagePlane
+
+# Every storage class begins so; the first one in a file is its own.
+_STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
+_HEAD_BYTES: Final = 4096
+_MOST_FRAMES: Final = 1 << 20
+_MARK: Final = slice(128, 132)
+
+
+class ImageFacts(NamedTuple):
+    """What the header of an image says of it; empty or NaN where it says nothing."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    frame_of_reference_uid: str
+    patient_id: str
+    instance_number: float
+    rows: int
+    columns: int
+    planes: tuple[ImagePlane, ...]  # of each frame
+
+
+def object_class(file: BinaryIO) -> str:
+    """Return the SOP class UID of a DICOM object; empty where the file is none."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    found = _STORAGE_CLASS.search(head)
+    return found[0].decode() if found else ""
+
+
+def is_dicom(file: BinaryIO) -> bool:
+    """Say whether a file has the mark of DICOM, or names an object of it."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    return head[_MARK] == b"DICM" or _STORAGE_CLASS.search(head) is not None
+
+
+def image_facts(file: BinaryIO) -> ImageFacts | None:
+    """Return what the header of an image says; None where the object has no pixels.
+
+    Raises
+    ------
+    ImageError
+        It is no DICOM file, or its elements cannot be followed.
+    """
+    header = read_header(file)
+    if PIXEL_DATA not in header.elements:
+        return None
+    values = Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN)
+    digits = values.text(NUMBER_OF_FRAMES)
+    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
+    return ImageFacts(
+        sop_instance_uid=values.uid(SOP_INSTANCE_UID),
+        series_instance_uid=values.uid(SERIES_INSTANCE_UID),
+        frame_of_reference_uid=values.uid(FRAME_OF_REFERENCE_UID),
+        patient_id=_text(header),
+        instance_number=values.number(INSTANCE_NUMBER),
+        rows=values.unsigned(ROWS) or 0,
+        columns=values.unsigned(COLUMNS) or 0,
+        planes=_planes(header, min(max(n_frames, 1), _MOST_FRAMES)),
+    )
+
+
+def _text(header: Header) -> str:
+    """Return PatientID; where it is no UTF-8, each byte as the letter of ISO 8859-1."""
+    element = header.elements.get(PATIENT_ID)
+    value = (element.value or b"" if element else b"").strip(b" \0")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _planes(header: Header, n_frames: int) -> tuple[ImagePlane, ...]:
+    groups = header.groups
+    if groups is None or not groups.per_frame:
+        shared = {} if groups is None else groups.shared
+        return (_plane({**header.elements, **shared}, header.syntax),) * n_frames
+    return tuple(
+        _plane({**header.elements, **groups.of_frame(number)}, header.syntax)
+        for number in range(1, len(groups.per_frame) + 1)
+    )
+
+
+def _plane(elements: Mapping[int, Element], syntax: str) -> ImagePlane:
+    values = Values(elements, is_big_endian=syntax == BIG_ENDIAN)
+    orientation = values.numbers(IMAGE_ORIENTATION, 6)
+    return ImagePlane(
+        values.numbers(IMAGE_POSITION, 3),
+        orientation[:3],
+        orientation[3:],
+        values.numbers(PIXEL_SPACING, 2),
+    )

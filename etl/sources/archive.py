@@ -1,0 +1,237 @@
+"""DICOM files in any folders → patients, series and frames in order."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+
+from etl.dicom.facts import ImageFacts, image_facts, is_dicom, object_class
+from etl.errors import SourceError
+from etl.findings import Finding, SampleKey, counted
+from etl.geometry import Floats, ImagePlane
+from etl.model import FileStamp, FrameRef
+from etl.options import PatientId
+from etl.sources.dicom_file import with_file
+from etl.sources.names import is_litter
+
+_EXAMPLES: Final = 3
+
+
+class NotUsed(NamedTuple):
+    """A file that holds no image and no annotation."""
+
+    is_dicom: bool
+
+
+class Frame(NamedTuple):
+    """One frame of one image, in its place."""
+
+    ref: FrameRef
+    key: SampleKey
+    sop_instance_uid: str
+    plane: ImagePlane
+
+
+@dataclass(frozen=True)
+class Series:
+    """The frames of one series of one patient, along its normal."""
+
+    patient_id: str
+    uid: str
+    frame_of_reference_uid: str
+    frames: list[Frame]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Patient and SeriesInstanceUID."""
+        return self.patient_id, self.uid
+
+    @cached_property
+    def _planes(self) -> tuple[Floats, Floats]:
+        """Normals, shape (n, 3), and heights along them, mm, of all frames; NaN where unknown."""
+        normals = np.full((len(self.frames), 3), np.nan)
+        heights = np.full(len(self.frames), np.nan)
+        for row, frame in enumerate(self.frames):
+            if frame.plane.is_known:
+                normals[row], heights[row] = frame.plane.normal, frame.plane.height
+        return normals, heights
+
+    @cached_property
+    def largest_gap(self) -> float:
+        """The distance between the two neighbouring planes that are farthest apart, mm."""
+        heights = np.unique(self._planes[1][~np.isnan(self._planes[1])])
+        return float(np.diff(heights).max()) if len(heights) > 1 else 0.0
+
+    def nearest(self, point: tuple[float, float, float]) -> tuple[Frame, float] | None:
+        """Return the frame whose plane is nearest to a point, and how far that is, mm."""
+        normals, heights = self._planes
+        distances = np.abs(normals @ np.array(point) - heights)
+        if np.isnan(distances).all():
+            return None
+        place = int(np.nanargmin(distances))
+        return self.frames[place], float(distances[place])
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """All series of an input, and what was found on the way."""
+
+    series: list[Series]
+    by_instance: Mapping[str, tuple[Series, list[Frame]]]  # SOPInstanceUID → its frames
+    findings: list[Finding]
+
+
+def list_files(root: Path) -> list[str]:
+    """Return all files below a folder, relative to it, without litter; in order."""
+    found: list[str] = []
+    for top, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        where = os.path.relpath(top, root).replace(os.sep, "/")
+        prefix = "" if where == "." else f"{where}/"
+        found += [prefix + name for name in files if not is_litter(name)]
+    return sorted(found)
+
+
+def classes_in(root: Path, wanted: frozenset[str]) -> dict[str, str]:
+    """Return which object classes the files of a folder have: SOP class UID → first file."""
+    found: dict[str, str] = {}
+    for path in list_files(root):
+        try:
+            one = with_file(root, path, lambda file, _: object_class(file))
+        except SourceError:  # the build says so
+            continue
+        if one in wanted:
+            found.setdefault(one, path)
+    return found
+
+
+def index_image(root: Path, path: str) -> ImageFacts | NotUsed:
+    """Return what the header of an image says.
+
+    Raises
+    ------
+    SourceError
+        A DICOM file that cannot be read.
+    """
+
+    def read(file: BinaryIO, _stamp: FileStamp) -> ImageFacts | NotUsed:
+        if not is_dicom(file):
+            return NotUsed(is_dicom=False)
+        return image_facts(file) or NotUsed(is_dicom=True)
+
+    return with_file(root, path, read)
+
+
+def gather(indexed: Mapping[str, object], patient_id: PatientId) -> Archive:
+    """Return the series of the images among indexed files.
+
+    A slice is the rank of a frame along the normal of its series, from 1. Frames at one place, as
+    those of a cine, follow each other by InstanceNumber; where planes are not known, all do.
+
+    Parameters
+    ----------
+    indexed : mapping
+        Path → `ImageFacts`, `NotUsed`, a SourceError, or what else a source has of a file.
+    """
+    findings: list[Finding] = []
+    images: dict[str, tuple[str, ImageFacts]] = {}
+    members: defaultdict[tuple[str, str], list[tuple[str, ImageFacts]]] = defaultdict(list)
+    others: list[str] = []
+    for path, facts in indexed.items():
+        if isinstance(facts, SourceError):
+            findings.append(Finding(facts.code, path, facts.message))
+        elif isinstance(facts, NotUsed):
+            others.append(path)
+        elif isinstance(facts, ImageFacts):
+            first, known = images.setdefault(facts.sop_instance_uid or path, (path, facts))
+            if first != path:
+                findings.append(_twice(path, facts, first, known))
+            else:
+                patient = patient_of(path, facts.patient_id, patient_id)
+                members[patient, facts.series_instance_uid].append((path, facts))
+    findings += _not_used(others)
+    series = [
+        Series(*key, files[0][1].frame_of_reference_uid, _frames(key, files))
+        for key, files in sorted(members.items())
+    ]
+    by_instance: dict[str, tuple[Series, list[Frame]]] = {}
+    for one in series:
+        for frame in one.frames:
+            if frame.sop_instance_uid:
+                by_instance.setdefault(frame.sop_instance_uid, (one, []))[1].append(frame)
+    for _, frames in by_instance.values():
+        frames.sort(key=lambda frame: frame.key.frame_number)
+    return Archive(series, by_instance, findings)
+
+
+def patient_of(path: str, tag: str, rule: PatientId) -> str:
+    """Return the patient of a file: its PatientID, or the first folder below the input."""
+    if rule == "tag" and tag and tag.isprintable():
+        return tag
+    folder, slash, _ = path.partition("/")
+    return folder if slash else "."
+
+
+def _frames(key: tuple[str, str], files: Sequence[tuple[str, ImageFacts]]) -> list[Frame]:
+    flat = [
+        (path, facts, number, plane)
+        for path, facts in files
+        for number, plane in enumerate(facts.planes, 1)
+    ]
+    known = all(plane.is_known for *_, plane in flat)
+
+    def place(one: tuple[str, ImageFacts, int, ImagePlane]) -> tuple[float, float, str, int]:
+        path, facts, number, plane = one
+        instance = facts.instance_number
+        # Along one normal for all, so that a series with a bent table of planes has an order too.
+        height = round(float(flat[0][3].normal @ np.array(plane.position)), 3) if known else 0.0
+        return height, math.inf if math.isnan(instance) else instance, path, number
+
+    return [
+        Frame(
+            FrameRef(path, number if len(facts.planes) > 1 else None),
+            SampleKey(*key, rank, number),
+            facts.sop_instance_uid,
+            plane,
+        )
+        for rank, (path, facts, number, plane) in enumerate(sorted(flat, key=place), 1)
+    ]
+
+
+def _twice(path: str, facts: ImageFacts, first: str, known: ImageFacts) -> Finding:
+    same = "the same place" if facts.planes == known.planes else "another place"
+    return Finding(
+        "instance-duplicate",
+        path,
+        f"has the SOPInstanceUID of {first}, and {same} in the patient; not read. Remove the "
+        "wrong one.",
+    )
+
+
+def _not_used(paths: Sequence[str]) -> Iterator[Finding]:
+    if paths:
+        shown = ", ".join(paths[:_EXAMPLES]) + ", ..." * (len(paths) > _EXAMPLES)
+        n = counted(len(paths), "file")
+        message = f"{n} without image or annotation, not read: {shown}"
+        yield Finding("file-not-used", os.path.dirname(paths[0]) or paths[0], message)
+
+
+def without_annotation(
+    archive: Archive, annotated: Iterable[tuple[str, str]], what: str
+) -> Iterator[Finding]:
+    """Yield one finding on each series that no annotation belongs to."""
+    known = set(annotated)
+    for series in archive.series:
+        if series.key not in known:
+            n = counted(len(series.frames), "image")
+            yield Finding(
+                "series-not-annotated",
+                series.frames[0].ref.path,
+                f"no {what} belongs to this series of {n} of patient {series.patient_id}.",
+            )

@@ -1,0 +1,49 @@
+"""DICOM files of an input: opened with care, read by `etl.dicom`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from etl.dicom.instance import read_instance
+from etl.errors import SourceError
+from etl.model import FileStamp, FrameRef, Instance
+from etl.sources.files import cannot_read, open_source
+
+_MAX_DICOM_BYTES: Final = 1 << 31
+_CODE: Final = "image-unreadable"
+
+_T = TypeVar("_T")
+
+
+def read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
+    """Return one frame's attributes, and the state of its file.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or is not usable.
+    """
+
+    def read(file: BinaryIO, stamp: FileStamp) -> tuple[Instance, FileStamp]:
+        return read_instance(file, frame.frame_number, (root, frame.path, stamp)), stamp
+
+    return with_file(root, frame.path, read)
+
+
+def with_file(root: Path, path: str, read: Callable[[BinaryIO, FileStamp], _T]) -> _T:
+    """Return what a function reads of a DICOM file.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or whatever the function raises.
+    """
+    with open_source(root, path, _CODE) as (descriptor, stamp):
+        if stamp.size > _MAX_DICOM_BYTES:
+            message = f"has {stamp.size} bytes, expected at most {_MAX_DICOM_BYTES}."
+            raise SourceError(_CODE, message)
+        try:
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return read(file, stamp)
+        except OSError as error:
+            raise cannot_read(error, _CODE) from error

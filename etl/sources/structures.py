@@ -1,0 +1,156 @@
+"""Names that annotations have → the structures of a file, as `--structures` says."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from etl.errors import EtlError
+from etl.findings import Finding, counted
+from etl.labels import LabelScheme
+from etl.options import StructureChoice
+from loader.format import MAX_CODE, Structure
+
+_GLOB: Final = frozenset("*?[")
+_LISTED: Final = 20  # names in a message
+
+
+class Chosen(NamedTuple):
+    """The structures of a file, and which of them each name means."""
+
+    scheme: LabelScheme
+    codes: dict[str, int]  # by name, of the names that are taken
+
+
+def choose(
+    n_of_name: Mapping[str, int],
+    wanted: tuple[str | StructureChoice, ...] | None,
+    where: str,
+) -> Chosen:
+    """Return the structures that some names mean.
+
+    Parameters
+    ----------
+    n_of_name : mapping of str to int
+        How many annotations have each name.
+    wanted : tuple, optional
+        As `BuildOptions.structures`; None takes all names, in alphabetical order.
+    where : str
+        What has these names, for messages.
+
+    Raises
+    ------
+    EtlError
+        None of the names is wanted, or more structures than a label map has codes.
+    """
+    choices = list(_choices(n_of_name, wanted))
+    if n_of_name and not any(choice.names for choice in choices):
+        listed = ", ".join(f"{name} ({n})" for name, n in sorted(n_of_name.items())[:_LISTED])
+        raise EtlError(
+            f"Input not usable: {where}: no annotation has a name that `structures` gives; its "
+            f"names are {listed}."
+        )
+    if len(choices) > MAX_CODE:
+        raise EtlError(
+            f"Input not usable: {where}: has {len(choices)} structures, expected at most "
+            f"{MAX_CODE}. Choose some with `structures`."
+        )
+    structures = tuple(
+        Structure(
+            choice.name,
+            choice.code or place,
+            meaning=choice.name,
+            stem=f"label{choice.code or place}",
+            source_codes=choice.names or (choice.name,),
+        )
+        for place, choice in enumerate(choices, 1)
+    )
+    codes: dict[str, int] = {}
+    for structure, choice in zip(structures, choices, strict=True):
+        for name in choice.names:
+            codes.setdefault(name, structure.code)
+    return Chosen(LabelScheme(structures or (_NOTHING,)), codes)
+
+
+def say_what_is_left(n_of_name: Mapping[str, int], chosen: Chosen, path: str) -> Iterator[Finding]:
+    """Yield findings on names that are not taken, and on structures that no annotation has."""
+    for name in sorted(n_of_name.keys() - chosen.codes.keys()):
+        n = counted(n_of_name[name], "annotation")
+        message = f"label {name!r} of {n} is not among --structures."
+        yield Finding("structure-not-chosen", path, message)
+    found = set(chosen.codes.values())
+    if n_of_name:
+        for structure in chosen.scheme:
+            if structure.code not in found:
+                message = f"no annotation has the label {structure.name!r} that --structures names."
+                yield Finding("structure-missing", path, message, label=structure.code)
+
+
+def read_choices(path: Path) -> dict[str, object]:
+    """Return what a mapping file says: structure → patterns, or a table of patterns and code.
+
+    Parameters
+    ----------
+    path : Path
+        TOML or JSON, by its suffix.
+
+    Raises
+    ------
+    EtlError
+        It cannot be read, or is not of that form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except OSError as error:
+        why = (error.strerror or "input/output error").lower()
+        raise EtlError(f"Structures not usable: {path}: cannot be read ({why}).") from error
+    except ValueError as error:  # of either parser, and of text that is no UTF-8
+        raise EtlError(
+            f"Structures not usable: {path}: expected lines such as "
+            f'liver = ["liver*", "hepar"], found what is not TOML or JSON ({error}).'
+        ) from error
+    if not isinstance(content, dict):
+        raise EtlError(f"Structures not usable: {path}: expected names with patterns.")
+    return content
+
+
+class _Choice(NamedTuple):
+    """One structure, and the names that mean it."""
+
+    name: str
+    code: int | None  # None: its place
+    names: tuple[str, ...]
+
+
+_NOTHING: Final = Structure("none", 1, meaning="none", stem="label1", source_codes=("none",))
+
+
+def _choices(
+    n_of_name: Mapping[str, int], wanted: tuple[str | StructureChoice, ...] | None
+) -> Iterator[_Choice]:
+    """Yield the structures in paint order; each name belongs to the first that it fits."""
+    left = sorted(n_of_name)
+    if wanted is None:
+        yield from (_Choice(name, None, (name,)) for name in left)
+        return
+    for one in wanted:
+        is_plain = isinstance(one, str)
+        patterns = (one,) if isinstance(one, str) else one.patterns
+        names = tuple(name for name in left if _fits(name, patterns))
+        left = [name for name in left if name not in names]
+        if is_plain and _GLOB & set(one):
+            # Every name that a pattern finds is a structure of its own.
+            yield from (_Choice(name, None, (name,)) for name in names)
+        elif isinstance(one, str):
+            yield _Choice(one, None, names)
+        else:
+            yield _Choice(one.name, one.code, names)
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    """Say whether a name is one of the patterns, whatever its case."""
+    lower = name.lower()
+    return any(name == one or fnmatchcase(lower, one.lower()) for one in patterns)

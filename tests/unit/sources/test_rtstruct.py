@@ -1,0 +1,400 @@
+import math
+import shutil
+from collections import Counter
+
+import numpy as np
+import pydicom
+import pytest
+
+import etl
+from etl.errors import EtlError
+from etl.options import BuildOptions
+from etl.phantom.objects import Patient, write_shapes
+from loader import open_dataset
+
+SLICES = 12
+ROWS, COLUMNS = 88, 112
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "clean"
+    write_shapes(root, patients=1, slices=SLICES, rows=ROWS, columns=COLUMNS)
+    return root
+
+
+@pytest.fixture
+def root(clean, tmp_path):
+    return shutil.copytree(clean, tmp_path / "data")
+
+
+def build(root, out=None, rows=ROWS, columns=COLUMNS, **options):
+    out = out or root.parent / "out.h5"
+    result = etl.build(root, out, BuildOptions(rows=rows, columns=columns, **options), force=True)
+    return result, open_dataset(out)
+
+
+def change(root, edit, name="SHAPES001"):
+    path = root / "annotations" / f"{name}.dcm"
+    dataset = pydicom.dcmread(path)
+    edit(dataset)
+    dataset.save_as(path)
+
+
+def contours(dataset, place=0):
+    return dataset.ROIContourSequence[place].ContourSequence
+
+
+def codes(result):
+    return Counter(finding.code for finding in result.findings)
+
+
+def only(result, code):
+    (found,) = (finding for finding in result.findings if finding.code == code)
+    return found
+
+
+def exact_masks(one, place, names):
+    """Return the masks of the shapes at pixel centres, one by one."""
+    masks = {}
+    for name in names:
+        mask = np.zeros((one.rows, one.columns), bool)
+        for row in range(one.rows):
+            v = one.corner[1] + row * one.spacing[0]
+            u = one.corner[0] + np.arange(one.columns) * one.spacing[1]
+            mask[row] = one.shapes[name].covers(u, np.full_like(u, v), one.height(place))
+        masks[name] = mask
+    return masks
+
+
+@pytest.mark.parametrize("size", [(88, 112), (50, 100), (128, 108)])
+def test_masks_and_volumes_are_those_of_the_shapes_in_any_orientation(tmp_path, size):
+    write_shapes(tmp_path / "data", patients=3, slices=40, rows=size[0], columns=size[1])
+    result, data = build(tmp_path / "data", rows=size[0], columns=size[1])
+    assert set(codes(result)) <= {"image-no-contour", "file-not-used"}  # truth.csv
+    assert [one.name for one in data.structures] == ["box", "cylinder", "sphere", "torus"]
+    for number in range(3):
+        one = Patient(number, *size, slices=40, seed=0)
+        mine = np.flatnonzero(data.manifest["patient_id"] == one.patient_id)
+        voxel = math.prod(one.spacing) * one.thickness
+        for structure in data.structures:
+            found = data.masks[mine] == structure.code
+            volume = float(found.sum()) * voxel
+            assert volume == pytest.approx(one.shapes[structure.name].volume, rel=0.03)
+            exact = np.stack(
+                [
+                    exact_masks(one, place - 1, [structure.name])[structure.name]
+                    for place in data.manifest["slice"][mine].tolist()
+                ]
+            )
+            dice = 2 * (found & exact).sum() / (found.sum() + exact.sum())
+            assert dice >= 0.99
+
+
+def test_areas_are_those_of_the_shapes(clean):
+    _, data = build(clean, clean.parent / "areas.h5")
+    one = Patient(0, ROWS, COLUMNS, SLICES, 0)
+    for structure in data.structures:
+        area = data.manifest[f"{structure.stem}_area"]
+        for row in np.flatnonzero(data.manifest[f"n_pixels_{structure.code}"] > 0).tolist():
+            place = int(data.manifest["slice"][row]) - 1
+            exact = one.shapes[structure.name].area(one.height(place)) / math.prod(one.spacing)
+            assert area[row] == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["enhanced", "table"])
+def test_the_same_shapes_give_the_same_rows_from_another_source(clean, tmp_path, kind):
+    write_shapes(tmp_path / "data", kind, patients=1, slices=SLICES, rows=ROWS, columns=COLUMNS)
+    _, expected = build(clean, tmp_path / "expected.h5")
+    _, found = build(tmp_path / "data")
+    assert np.array_equal(found.images, expected.images)
+    assert (found.masks != expected.masks).sum() <= 2  # millimetres are rounded to 0.0001
+    for column in ("slice", "pixel_spacing_row", "image_position_x", "mean"):
+        assert np.allclose(found.manifest[column], expected.manifest[column])
+
+
+def test_the_file_is_the_same_from_any_number_of_workers(clean, tmp_path):
+    options = BuildOptions(rows=ROWS, columns=COLUMNS)
+    files = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.h5"
+        etl.build(clean, out, options, workers=workers)
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_manifest_says_where_each_row_is_from(clean):
+    _, data = build(clean, clean.parent / "manifest.h5")
+    manifest = data.manifest
+    one = Patient(0, ROWS, COLUMNS, SLICES, 0)
+    assert set(manifest["patient_id"].tolist()) == {"SHAPES001"}
+    assert set(manifest["series"].tolist()) == {one.uid("series")}
+    assert manifest["dicom_path"].tolist() == [
+        f"images/SHAPES001/{n}.dcm" for n in manifest["slice"].tolist()
+    ]
+    assert set(manifest["label1_path"].tolist()) <= {"", "annotations/SHAPES001.dcm"}
+    # The set has the box, so that an image without it shows none.
+    assert manifest["drawn_1"].tolist() == [1] * len(data)
+    assert 0 in manifest["n_pixels_1"].tolist()
+
+
+def test_background_writes_the_images_without_a_structure_too(clean):
+    _, some = build(clean, clean.parent / "some.h5")
+    result, data = build(clean, clean.parent / "background.h5", background=True)
+    assert len(some) < len(data) == SLICES
+    assert "image-no-contour" not in codes(result)
+    bare = np.flatnonzero(~data.masks.any(axis=(1, 2)))
+    assert len(bare) == SLICES - len(some)
+    assert data.manifest["drawn_1"][bare].tolist() == [1] * len(bare)
+
+
+def test_nothing_drawn_is_not_ignored_where_the_set_has_the_structure(clean):
+    _, data = build(clean, clean.parent / "ignore.h5", not_drawn="ignore", background=True)
+    assert not (data.masks == 255).any()
+
+
+class TestStructures:
+    @pytest.mark.parametrize(
+        ("wanted", "names"),
+        [
+            (("torus", "BOX"), ["torus", "BOX"]),
+            (("*o*",), ["box", "torus"]),
+            ({"solid": ["box", "hole*"]}, ["solid"]),
+            ({"ring": {"patterns": ["tor*"], "code": 7}}, ["ring"]),
+        ],
+    )
+    def test_are_chosen_by_name_pattern_or_mapping(self, root, wanted, names):
+        result, data = build(root, structures=wanted)
+        assert [one.name for one in data.structures] == names
+        assert codes(result)["structure-not-chosen"] >= 2
+        assert data.structures[0].code == (7 if names == ["ring"] else 1)
+        assert (data.masks == data.structures[0].code).any()
+
+    def test_a_recorded_mapping_gives_the_same_options_again(self):
+        options = BuildOptions(structures={"ring": {"patterns": ["tor*"], "code": 7}, "box": "b*"})
+        recorded = options.to_json()["structures"]
+        again = BuildOptions(structures=[list(one) for one in recorded])
+        assert again == options
+        assert [one.code for one in options.structures] == [7, 1]
+
+    def test_numbers_name_structures_whatever_their_order(self, root):
+        def swap(dataset):
+            first, second = dataset.StructureSetROISequence[:2]
+            first.ROIName, second.ROIName = second.ROIName, first.ROIName
+            first.ROINumber, second.ROINumber = second.ROINumber, first.ROINumber
+            dataset.ROIContourSequence = list(reversed(dataset.ROIContourSequence))
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, swap)
+        _, after = build(root)
+        assert np.array_equal(before.masks, after.masks)
+
+
+class TestMistakes:
+    """Each is a finding, and what is right is still written."""
+
+    def test_unknown_references_are_replaced_by_the_place(self, root):
+        def unknown(dataset):
+            for contour in contours(dataset):
+                contour.ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+            for contour in contours(dataset, 1):
+                del contour.ContourImageSequence
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, unknown)
+        result, after = build(root)
+        assert "refer to no image" in only(result, "contour-by-position").message
+        assert np.array_equal(before.masks, after.masks)
+
+    def test_a_reference_to_another_plane_is_not_believed(self, root):
+        def next_image(dataset):
+            mine = contours(dataset)
+            uid = mine[-1].ContourImageSequence[0].ReferencedSOPInstanceUID
+            mine[0].ContourImageSequence[0].ReferencedSOPInstanceUID = uid
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, next_image)
+        result, after = build(root)
+        assert only(result, "contour-by-position").message.startswith("1 contour ")
+        assert np.array_equal(before.masks, after.masks)
+
+    def test_contours_between_planes_are_left_out(self, root):
+        def between(dataset):
+            for contour in contours(dataset)[:2]:
+                points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array([0, 0, 1.5])
+                contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+        change(root, between)
+        message = only(build(root)[0], "contour-off-plane").message
+        assert message.startswith("2 contours of torus lie between the planes of the images, 1.5 ")
+        assert codes(build(root, plane_tolerance=1.6)[0])["contour-off-plane"] == 0
+
+    def test_a_tilted_contour_costs_its_row_and_says_why(self, root):
+        def tilt(dataset):
+            contour = contours(dataset)[0]
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            points[:, 2] += 0.1 * (points[:, 0] - points[:, 0].mean())
+            contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+        change(root, tilt)
+        found = only(build(root)[0], "contour-off-plane")
+        assert "has points up to" in found.message
+        assert found.key is not None
+
+    def test_contours_on_images_that_are_not_there_are_said_once(self, root):
+        for number in (5, 6, 7):
+            (root / "images" / "SHAPES001" / f"{number}.dcm").unlink()
+        result, data = build(root)
+        # Where the gap is, a contour lies between two planes that are far apart.
+        assert codes(result)["contour-off-plane"] + codes(result)["contour-no-image"] == 1
+        assert 0 < len(data) < SLICES
+
+    def test_a_series_that_is_not_there_leaves_nothing_to_build(self, root):
+        shutil.rmtree(root / "images")
+        with pytest.raises(EtlError, match=r"contour-no-image.*No file is an image") as caught:
+            build(root, layout="rtstruct")
+        assert codes(caught.value)["contour-no-image"] == 1
+
+    @pytest.mark.parametrize("number", ["9", None])
+    def test_a_number_that_names_no_structure_or_two(self, root, number):
+        def other(dataset):
+            if number:
+                dataset.ROIContourSequence[0].ReferencedROINumber = number
+            else:
+                first, second = dataset.StructureSetROISequence[:2]
+                first.ROINumber = second.ROINumber
+
+        change(root, other)
+        assert codes(build(root)[0])["structure-number-invalid"] >= 1
+
+    def test_open_contours_and_points_are_no_regions(self, root):
+        def kinds(dataset):
+            first, second, *_ = contours(dataset)
+            first.ContourGeometricType, second.ContourGeometricType = "OPEN_PLANAR", "POINT"
+
+        change(root, kinds)
+        result, _ = build(root)
+        assert "1 contour of type OPEN_PLANAR" in only(result, "contour-not-closed").message
+        assert only(result, "contour-point").severity == "info"
+
+    @pytest.mark.parametrize(
+        ("value", "words"),
+        [
+            (b"1\\2", "not a multiple of three"),
+            (b"1\\2\\x ", "not a number"),
+            (b"1\\2\\1_0 ", "not a number"),
+            (b"1\\2\\nan ", "not a number"),
+            (b"1\\2\\3", "NumberOfContourPoints is"),
+        ],
+    )
+    def test_coordinates_that_cannot_be_read_are_told(self, root, value, words):
+        path = root / "annotations" / "SHAPES001.dcm"
+        dataset = pydicom.dcmread(path)
+        old = contours(dataset)[0].get_item("ContourData").value
+        path.write_bytes(path.read_bytes().replace(old, value + b" " * (len(old) - len(value))))
+        assert words in only(build(root)[0], "contour-unreadable").message
+
+    def test_two_structures_of_one_name_are_not_guessed(self, root):
+        result, data = build(root, structures={"round": ["sphere", "torus"], "box": "box"})
+        assert "both mean 'round'" in only(result, "structure-ambiguous").message
+        assert set(np.unique(data.masks).tolist()) == {0, 2}
+
+    def test_another_frame_of_reference_is_told(self, root):
+        def other(dataset):
+            dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+
+        change(root, other)
+        assert only(build(root)[0], "frame-of-reference-differs").message.startswith("sphere:")
+
+    def test_of_two_files_with_one_uid_the_first_is_taken(self, root):
+        path = root / "images" / "SHAPES001" / "6.dcm"
+        shutil.copyfile(path, path.with_name("7a.dcm"))
+        found = only(build(root)[0], "instance-duplicate")
+        assert found.path.endswith("7a.dcm")
+        assert "the same place" in found.message
+
+    def test_an_image_without_a_plane_is_left_out(self, root):
+        path = root / "images" / "SHAPES001" / "6.dcm"
+        dataset = pydicom.dcmread(path)
+        del dataset.ImageOrientationPatient
+        dataset.save_as(path)
+        result, data = build(root)
+        assert codes(result)["image-no-plane"] == 4  # each of the four structures
+        assert "images/SHAPES001/6.dcm" not in data.manifest["dicom_path"].tolist()
+
+    def test_files_that_are_no_images_are_named_and_damaged_ones_too(self, root):
+        (root / "notes.txt").write_text("hello")
+        (root / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"x" * 100)
+        result, _ = build(root)
+        assert (
+            "2 files without image or annotation, not read: notes.txt, truth.csv"
+            in only(result, "file-not-used").message
+        )
+        assert only(result, "image-unreadable").path == "broken.dcm"
+
+    def test_a_damaged_set_is_told(self, root):
+        path = root / "annotations" / "SHAPES001.dcm"
+        path.write_bytes(path.read_bytes()[:4000])
+        with pytest.raises(EtlError, match="Nothing to build"):
+            build(root)
+
+
+class TestSets:
+    @pytest.fixture
+    def two(self, root):
+        path = root / "annotations" / "SHAPES001.dcm"
+        draft = pydicom.dcmread(path)
+        draft.StructureSetDate, draft.SOPInstanceUID = "19990101", "1.2.3"
+        del draft.ROIContourSequence[0]  # the torus
+        draft.StructureSetROISequence[0].ROIName = "ball"  # the sphere
+        draft.save_as(path.with_name("draft.dcm"))
+        return root
+
+    @pytest.mark.parametrize(
+        ("rule", "names", "left"),
+        [
+            ("newest", ["box", "cylinder", "sphere", "torus"], ["annotations/draft.dcm"]),
+            ("all", ["ball", "box", "cylinder", "sphere", "torus"], ["annotations/draft.dcm"] * 2),
+            ("1.2.3", ["ball", "box", "cylinder"], ["annotations/SHAPES001.dcm"]),
+        ],
+    )
+    def test_the_newest_all_or_one_by_its_uid(self, two, rule, names, left):
+        result, data = build(two, structure_sets=rule)
+        assert [one.name for one in data.structures] == names
+        told = [one.path for one in result.findings if one.code == "structure-set-not-chosen"]
+        assert told == left
+
+    def test_an_unknown_uid_is_refused(self, two):
+        with pytest.raises(EtlError, match=r"no structure set has that SOPInstanceUID\. There are"):
+            build(two, structure_sets="9.9")
+
+
+class TestPatients:
+    def test_an_empty_patient_id_gives_the_folder(self, root):
+        for path in [*root.glob("images/*/*.dcm"), *root.glob("annotations/*.dcm")]:
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = ""
+            dataset.save_as(path)
+        _, data = build(root)
+        assert set(data.manifest["patient_id"].tolist()) == {"images"}
+
+    def test_the_folder_can_be_asked_for(self, root):
+        (root / "images" / "SHAPES001").rename(root / "P7")
+        _, data = build(root, patient_id="folder")
+        assert set(data.manifest["patient_id"].tolist()) == {"P7"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"contours": ("i",)}, {"partial": True}, {"contour_transform": ("swap",)}]
+)
+def test_options_of_text_contours_are_refused(clean, options):
+    with pytest.raises(EtlError, match="Option not usable"):
+        build(clean, clean.parent / "refused.h5", **options)
+
+
+@pytest.mark.parametrize("name", ["background", "structure_sets", "patient_id", "plane_tolerance"])
+def test_options_of_structure_sets_are_refused_elsewhere(tmp_path, name):
+    write_shapes(tmp_path / "data", "table", patients=1, slices=2, rows=ROWS, columns=COLUMNS)
+    given = {"background": True, "structure_sets": "all", "patient_id": "folder"}
+    with pytest.raises(EtlError, match=f"`{name}` is for structure sets"):
+        build(tmp_path / "data", **{name: given.get(name, 1.0)})
