@@ -151,7 +151,9 @@ def assemble(
             **({Attribute.ALIGNMENT: json.dumps(reviewed.alignment)} if reviewed.alignment else {}),
         },
     )
-    notes = [*found.notes, *reviewed.notes, *_notes(options, sides)]
+    n_samples = Counter(patients)
+    old = split.notes_on_old(options, n_samples, sides) if found.sides is None else ()
+    notes = [*found.notes, *reviewed.notes, *_notes(options, sides), *old]
     told = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(told, manifest, scheme.structures)
     return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)

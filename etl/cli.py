@@ -40,6 +40,7 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
 }
 _EXCLUSIVE: Final = (
     ("split", "split_file"),
+    ("splits_from", "split_file"),
     ("no_qc", "exclude_flagged"),
     ("no_qc", "audit_contours"),
     ("no_audit", "audit_contours"),
@@ -483,6 +484,12 @@ def check(
     help="Your own split: patient_id,split[,fold].",
 )
 @click.option(
+    "--splits-from",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OLD.h5",
+    help="Patients keep the split and fold that this file has; only new ones are assigned.",
+)
+@click.option(
     "--same-person",
     type=click.Choice(["keep", "separate"]),
     default="keep",
@@ -551,6 +558,7 @@ def build(
     split_seed: int,
     folds: int | None,
     split_file: Path | None,
+    splits_from: Path | None,
     same_person: "SamePerson",
     no_qc: bool,
     no_audit: bool,
@@ -603,6 +611,7 @@ def build(
         split_seed=split_seed,
         folds=folds,
         split_file=str(split_file) if split_file else None,
+        splits_from=str(splits_from) if splits_from else None,
         same_person=same_person,
         qc=not no_qc,
         audit=not no_audit,
@@ -679,6 +688,13 @@ def _print_result(result: "BuildResult", out: Path) -> None:
     help="Write the findings as a row list: to this table, or with - to stdout.",
 )
 @click.option(
+    "--splits-csv",
+    "splits_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write the split of each patient as build --split-file reads it; - is stdout.",
+)
+@click.option(
     "--overlays",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -715,7 +731,7 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that --csv, --overlays and --contact-sheet would write.",
+    help="Replace files that --csv, --splits-csv, --overlays and --contact-sheet would write.",
 )
 @click.option(
     "--compare",
@@ -728,6 +744,7 @@ def report(
     file: Path,
     as_json: bool,
     csv_file: Path | None,
+    splits_file: Path | None,
     overlays: Path | None,
     contact_sheet: Path | None,
     severity: tuple[str, ...],
@@ -755,10 +772,16 @@ def report(
     chosen = selection.chosen(findings)
     summary = dataclasses.replace(summarise(dataset, findings, selection), path=str(file))
     _write_list(dataset, chosen, csv_file, force=force)
+    _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
-    if csv_file != _STDOUT:
+    if _STDOUT not in {csv_file, splits_file}:
         _print_summary(summary, as_json=as_json)
-        written = ("Findings", csv_file), ("Overlays", overlays), ("Contact sheet", contact_sheet)
+        written = (
+            ("Findings", csv_file),
+            ("Splits", splits_file),
+            ("Overlays", overlays),
+            ("Contact sheet", contact_sheet),
+        )
         for what, where in written if not as_json else ():
             if where is not None and where.exists():
                 _print(f"{what} written to {where}.")
@@ -770,8 +793,15 @@ def _check_report_options() -> None:
     if "old" in given and (others := given - {"old", "file", "as_json"}):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
-    if "as_json" in given and click.get_current_context().params["csv_file"] == _STDOUT:
-        raise click.UsageError("--json and --csv - both go to stdout: give one of them.")
+    context = click.get_current_context()
+    to_stdout = [
+        f"{_option_name(one)} -"
+        for one in ("csv_file", "splits_file")
+        if context.params[one] == _STDOUT
+    ]
+    to_stdout += ["--json"] * ("as_json" in given)
+    if len(to_stdout) > 1:
+        raise click.UsageError(f"{' and '.join(to_stdout)} both go to stdout: give one of them.")
 
 
 def _write_list(
@@ -783,6 +813,15 @@ def _write_list(
         click.echo(csv_text(dataset, findings, "\n"), nl=False)
     elif path is not None:
         write_csv(dataset, findings, path, force=force)
+
+
+def _write_splits(dataset: "Dataset", path: Path | None, *, force: bool) -> None:
+    from etl.report.table import splits_text, write_splits
+
+    if path == _STDOUT:
+        click.echo(splits_text(dataset, "\n"), nl=False)
+    elif path is not None:
+        write_splits(dataset, path, force=force)
 
 
 def _draw(
@@ -1039,7 +1078,8 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    if "same_person" in given and not given & {"split", "folds"}:
+    is_divided = given & {"split", "folds", "splits_from"}
+    if "same_person" in given and not is_divided:
         raise click.UsageError("--same-person is about --split and --folds: give one of them.")
     if "exclude_structures" in given:
         if not given & {"exclude_flagged", "exclude_file"}:
@@ -1050,7 +1090,7 @@ def _check_build_options() -> None:
             raise click.UsageError(
                 "--exclude-structures keeps pairs that lack a contour: give --partial as well."
             )
-    if "split_seed" in given and not given & {"split", "folds"}:
+    if "split_seed" in given and not is_divided:
         raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
 
 

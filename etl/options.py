@@ -76,6 +76,9 @@ class BuildOptions:
         Number of cross-validation folds over the patients that are not test.
     split_file : str, optional
         The user's own split file (patient_id,split[,fold]).
+    splits_from : str, optional
+        An older file: its patients keep their split and fold, and only new ones are assigned, by
+        `split` and `folds` or, without these, near the older file's shares. Not recorded.
     same_person : {"keep", "separate"}
         Whether `split` and `folds` keep patients together that seem to be one person; see
         `etl.quality.people`.
@@ -127,6 +130,7 @@ class BuildOptions:
     split_seed: int = 0
     folds: int | None = None
     split_file: str | None = None
+    splits_from: str | None = None
     same_person: SamePerson = "keep"
     qc: bool = True
     audit: bool = True
@@ -165,6 +169,8 @@ class BuildOptions:
                 raise TypeError(f"{name}: expected a string, found {getattr(self, name)!r}.")
         if self.split is not None and self.split_file is not None:
             raise ValueError("split: expected either split or split_file, found both.")
+        if self.splits_from is not None and self.split_file is not None:
+            raise ValueError("splits_from: expected either splits_from or split_file, found both.")
         # As frozen as before, in the one form in which the file records them.
         ordered = {
             "exclude_flagged": codes,
@@ -190,7 +196,8 @@ class BuildOptions:
     def to_json(self) -> dict[str, object]:
         """Return the options as the file records them: no path of this machine."""
         recorded = asdict(self) | {"audit": self.has_audit}
-        del recorded["split_file"], recorded["exclude_file"]
+        for name in ("split_file", "splits_from", "exclude_file"):
+            del recorded[name]
         return recorded
 
     def excludes(self, code: str, *patient: str) -> bool:

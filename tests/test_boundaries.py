@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "sources": {"contours", "dicom", "format", "records"},
     "quality": {"contours", "format", "records"},
     "workers": {"format", "records", "signals", "sources"},
-    "output": {"format", "records", "signals", "sources"},
+    "output": {"format", "loader", "records", "signals", "sources"},
     "stages": {
         "contours",
         "dicom",

@@ -3,20 +3,23 @@
 Patients that are one person move as one.
 
 Patients stand in the order of a keyed hash of their id, and the line is cut where the shares of
-samples come closest. A new patient shifts the cuts a little, so that few others change sides.
+samples come closest. A new patient shifts the cuts a little, so that few others change sides. With
+`splits_from` none does: patients of an older file stay where that file has them.
 """
 
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.sources.csv_table import parse_side, read_csv
-from loader.format import NO_FOLD, NO_SPLIT, SPLITS
+from etl.sources.csv_table import parse_side, read_csv, without_mark
+from loader import LoaderError, open_dataset
+from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
 
 _TEST: Final = SPLITS.index("test")
 
@@ -34,7 +37,7 @@ def assign(
     n_samples : mapping
         patient_id → number of rows.
     options : BuildOptions
-        `split` or `split_file`, `folds`, `split_seed`.
+        `split` or `split_file`, `folds`, `split_seed`, `splits_from`.
     sides : mapping, optional
         patient_id → (split code, fold) where the input itself says so.
     people : iterable of sequence of str
@@ -44,7 +47,7 @@ def assign(
     Raises
     ------
     EtlError
-        The split file is not usable.
+        The split file, or the file that the splits are from, is not usable.
     """
     splits = dict.fromkeys(n_samples, NO_SPLIT)
     folds = dict.fromkeys(n_samples, NO_FOLD)
@@ -55,11 +58,17 @@ def assign(
     if listed is not None:
         for patient_id in listed.keys() & n_samples.keys():
             splits[patient_id], folds[patient_id] = listed[patient_id]
-    elif options.split is not None:
-        splits |= _cut(n_samples, leaders, options.split, options.split_seed, "split")
-    if options.folds is not None:
+    old = _NO_OLD_SPLIT
+    if options.splits_from is not None and listed is None:
+        old = read_old_split(Path(options.splits_from))
+    shares, n_folds = options.split or old.shares, options.folds or old.n_folds
+    if listed is None and shares is not None:
+        divide = _divider(n_samples, leaders, options.split_seed, "split")
+        splits |= divide(old.splits, shares)
+    if n_folds is not None:
         rest = {name: n for name, n in n_samples.items() if splits[name] != _TEST}
-        folds |= _cut(rest, leaders, [1.0] * options.folds, options.split_seed, "fold")
+        divide = _divider(rest, leaders, options.split_seed, "fold")
+        folds |= divide({one: n for one, n in old.folds.items() if n < n_folds}, [1.0] * n_folds)
     return {patient_id: (splits[patient_id], folds[patient_id]) for patient_id in n_samples}
 
 
@@ -67,6 +76,94 @@ def check_split_file(options: BuildOptions) -> None:
     """Read the user's own split file, so that a bad one shows before the work."""
     if options.split_file is not None:
         read_split_file(Path(options.split_file))
+    if options.splits_from is not None:
+        read_old_split(Path(options.splits_from))
+
+
+@dataclass(frozen=True, slots=True)
+class OldSplit:
+    """The split of an older file.
+
+    Attributes
+    ----------
+    splits, folds : dict of str to int
+        patient_id → code; without patients that have none.
+    shares : sequence of float, optional
+        Of train, validation and test: as its options say, else as its rows are. None: no split.
+    n_folds : int, optional
+        None: no folds.
+    """
+
+    splits: dict[str, int]
+    folds: dict[str, int]
+    shares: Sequence[float] | None
+    n_folds: int | None
+
+
+_NO_OLD_SPLIT: Final = OldSplit({}, {}, None, None)
+
+
+def read_old_split(path: Path) -> OldSplit:
+    """Return the split that an older file has.
+
+    Raises
+    ------
+    EtlError
+        It is not a file of dicom-etl.
+    """
+    try:
+        dataset = open_dataset(path)
+    except LoaderError as error:
+        raise EtlError(str(error)) from error
+    patients, sides, fold_of = (
+        dataset.manifest[name].tolist() for name in ("patient_id", "split", "fold")
+    )
+    splits = {one: side for one, side in zip(patients, sides, strict=True) if side != NO_SPLIT}
+    folds = {one: fold for one, fold in zip(patients, fold_of, strict=True) if fold != NO_FOLD}
+    recorded = dataset.attributes[Attribute.OPTIONS]
+    n_rows = Counter(sides)
+    found = [float(n_rows[code]) for code in range(len(SPLITS))] if splits else None
+    n_folds = recorded.get("folds") or max(folds.values(), default=0) + 1
+    return OldSplit(splits, folds, recorded.get("split") or found, n_folds if folds else None)
+
+
+def notes_on_old(
+    options: BuildOptions,
+    n_samples: Mapping[str, int],
+    sides: Mapping[str, tuple[int, int]],
+) -> Iterator[str]:
+    """Yield what `splits_from` kept, and what that did to the shares."""
+    if options.splits_from is None:
+        return
+    name = Path(options.splits_from).name
+    old = read_old_split(Path(options.splits_from))
+    if not old.splits and not old.folds:
+        yield f"no patient of {name} has a split or a fold, so that none is kept."
+        return
+    splits = {one: side for one, (side, _) in sides.items() if side != NO_SPLIT}
+    folds = {one: fold for one, (_, fold) in sides.items() if fold != NO_FOLD}
+    for what, mine, before, names in (
+        ("split", splits, old.splits, SPLITS),
+        (
+            "fold",
+            folds,
+            old.folds,
+            [f"fold {n}" for n in range(max(folds.values(), default=0) + 1)],
+        ),
+    ):
+        if not mine:
+            continue
+        n_kept = sum(before.get(one) == part for one, part in mine.items())
+        n_moved = len(mine.keys() & before.keys()) - n_kept
+        moved = f", {n_moved} changed it" if n_moved else ""
+        n_rows = Counter[int]()
+        for one, part in mine.items():
+            n_rows[part] += n_samples[one]
+        parts = [f"{each} {n_rows[n] / n_rows.total():.1%}" for n, each in enumerate(names)]
+        yield (
+            f"{n_kept} of {len(mine)} patients keep the {what} that they have in {name}{moved}, "
+            f"new: {len(mine) - n_kept - n_moved}; of the rows: {', '.join(parts)}."
+        )
 
 
 def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
@@ -80,7 +177,9 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
     """
     listed: dict[str, tuple[int, int]] = {}
     for line, row in read_csv(path, required=("patient_id", "split")):
-        patient_id, split, fold = (row.get(name, "") for name in ("patient_id", "split", "fold"))
+        patient_id, split, fold = (
+            without_mark(row.get(name, "")) for name in ("patient_id", "split", "fold")
+        )
         where = f"Split file not usable: {path.name}, line {line}"
         if not patient_id:
             raise EtlError(f"{where}: patient_id is empty. Repair the line.")
@@ -88,6 +187,50 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
         if listed.setdefault(patient_id, code) != code:
             raise EtlError(f"{where}: patient {patient_id!r} is on two sides. Keep one line.")
     return listed
+
+
+def _divider(
+    n_samples: Mapping[str, int], leaders: Mapping[str, str], seed: int, purpose: str
+) -> Callable[[Mapping[str, int], Sequence[float]], dict[str, int]]:
+    """Return what divides patients, given the parts of those that stay and the shares."""
+
+    def divide(kept: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
+        if not kept.keys() & n_samples.keys():
+            return _cut(n_samples, leaders, shares, seed, purpose)
+        return _add(n_samples, leaders, kept, shares, seed, purpose)
+
+    return divide
+
+
+def _add(
+    n_samples: Mapping[str, int],
+    leaders: Mapping[str, str],
+    kept: Mapping[str, int],
+    shares: Sequence[float],
+    seed: int,
+    purpose: str,
+) -> dict[str, int]:
+    """Return patient_id → number of its part, where some have theirs already.
+
+    Each new one, in the order of its hash, joins the part that lacks most of its share, or the part
+    that another id of the same person has.
+    """
+    parts = {patient_id: kept[patient_id] for patient_id in sorted(n_samples) if patient_id in kept}
+    of_leader: dict[str, int] = {}
+    reached, together = Counter[int](), Counter[str]()
+    for patient_id, part in parts.items():
+        of_leader.setdefault(leaders.get(patient_id, patient_id), part)
+        reached[part] += n_samples[patient_id]
+    new = [patient_id for patient_id in n_samples if patient_id not in kept]
+    for patient_id in new:
+        together[leaders.get(patient_id, patient_id)] += n_samples[patient_id]
+    unit = sum(n_samples.values()) / sum(shares)
+    wanted = [part for part, share in enumerate(shares) if share > 0]
+    for leader in sorted(together, key=lambda one: _rank(one, seed, purpose)):
+        if leader not in of_leader:
+            of_leader[leader] = max(wanted, key=lambda one: unit * shares[one] - reached[one])
+        reached[of_leader[leader]] += together[leader]
+    return parts | {one: of_leader[leaders.get(one, one)] for one in new}
 
 
 def _cut(

@@ -124,3 +124,8 @@ def parse_side(split: str, fold: str, where: str) -> tuple[int, int]:
     if fold and split == "test":
         raise EtlError(f"{where}: a test patient has no fold. Leave it empty.")
     return SPLITS.index(split), int(fold) if fold else NO_FOLD
+
+
+def without_mark(cell: str) -> str:
+    """Return a cell without the quote that a report writes before what looks like a formula."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in {"=", "+", "-", "@"} else cell

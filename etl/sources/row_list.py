@@ -9,7 +9,7 @@ from etl.errors import EtlError
 from etl.findings import Finding, SampleKey, counted
 from etl.model import Link
 from etl.options import BuildOptions
-from etl.sources.csv_table import read_csv
+from etl.sources.csv_table import read_csv, without_mark
 from etl.sources.source import Discovery
 
 COLUMNS: Final = (
@@ -87,7 +87,7 @@ def read_row_list(path: Path) -> RowList:
     lines: list[Line] = []
     n_without_slice = 0
     for number, cells in read_csv(path, required=_REQUIRED):
-        texts = {name: _without_mark(cells.get(name, "")) for name in COLUMNS}
+        texts = {name: without_mark(cells.get(name, "")) for name in COLUMNS}
         where = f"Row list not usable: {path}, line {number}"
         decision = texts["decision"].casefold() or "exclude"
         if decision not in _DECISIONS:
@@ -199,8 +199,3 @@ def _whole(text: str, column: str, where: str) -> int:
     if plain.isascii() and plain.isdecimal() and len(plain) < _MAX_DIGITS:
         return sign * int(plain)
     raise EtlError(f"{where}: expected a whole number as {column}, found {text[:40]!r}.")
-
-
-def _without_mark(cell: str) -> str:
-    """Return a cell without the quote that a report writes before what looks like a formula."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in {"=", "+", "-", "@"} else cell

@@ -250,3 +250,38 @@ def test_the_command_line_types_options_where_python_has_arguments(root, out):
     assert "Build stopped by --strict: 1 finding of severity error." in result.stderr
     assert "build without --strict" in result.stderr
     assert result.stderr.endswith("See all with --verbose or --log-file FILE.\n")
+
+
+def test_the_split_of_a_file_is_written_as_a_build_reads_it(tmp_path):
+    root = write_tree(tmp_path / "data", [("P1", "A1"), ("P2", "A2"), ("-P3", "A3")])
+    out, again = tmp_path / "out.h5", tmp_path / "again.h5"
+    run("build", root, out, *SIZE, "--split", "40/30/30", "--folds", "2")
+    printed = run("report", out, "--splits-csv", "-")
+    assert printed.stdout.splitlines()[0] == "patient_id,split,fold"
+    assert len(printed.stdout.splitlines()) == 4
+    result = run("report", out, "--splits-csv", tmp_path / "split.csv")
+    assert f"Splits written to {tmp_path / 'split.csv'}." in result.stdout
+    run("build", root, again, *SIZE, "--split-file", tmp_path / "split.csv")
+    for name in ("split", "fold"):
+        one, other = (open_dataset(path).manifest[name].tolist() for path in (out, again))
+        assert one == other
+    kept = tmp_path / "kept.h5"
+    result = run("build", root, kept, *SIZE, "--splits-from", out)
+    assert "Note: 3 of 3 patients keep the split that they have in out.h5, new: 0;" in (
+        result.stderr
+    )
+    assert open_dataset(kept).manifest["split"].tolist() == one_split(out)
+    both = run("report", out, "--splits-csv", "-", "--csv", "-")
+    assert both.exit_code == 2
+    assert "both go to stdout" in both.stderr
+
+
+def one_split(path):
+    return open_dataset(path).manifest["split"].tolist()
+
+
+def test_a_file_without_a_split_has_none_to_write(out):
+    result = run("report", out, "--splits-csv", "-")
+    assert result.exit_code == 1
+    assert "Splits not listed" in result.stderr
+    assert "--split" in result.stderr

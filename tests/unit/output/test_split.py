@@ -1,9 +1,15 @@
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
+from builders import COLUMNS, ROWS, write_tree
 
+import etl
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.output.split import assign, read_split_file
+from etl.output.split import assign, read_old_split, read_split_file
+from loader import open_dataset
 
 MANY = {f"P{i:04d}": 5 + i % 11 for i in range(400)}
 
@@ -146,3 +152,101 @@ def test_what_the_user_or_the_input_says_wins_over_people(tmp_path):
     assert sides["C"][1] == sides["D"][1] != sides["A"][1]
     given = {"A": (0, 1), "B": (0, 0), "C": (1, -1), "D": (2, -1)}
     assert assign(n_samples, BuildOptions(), given, [("A", "B"), ("C", "D")]) == given
+
+
+@pytest.fixture
+def old(tmp_path):
+    """Return the path of a file of six patients with a split and folds, and its sides."""
+    root = write_tree(tmp_path / "data", [(f"P{n}", f"A{n}") for n in range(6)])
+    options = BuildOptions(rows=ROWS, columns=COLUMNS, split=(50, 25, 25), folds=2)
+    etl.build(root, tmp_path / "old.h5", options)
+    manifest = open_dataset(tmp_path / "old.h5").manifest
+    columns = (manifest[name].tolist() for name in ("patient_id", "split", "fold"))
+    return tmp_path / "old.h5", {one: side for one, *side in zip(*columns, strict=True)}
+
+
+def test_patients_of_an_older_file_keep_their_sides_and_new_ones_fill_the_shares(old):
+    path, before = old
+    n_samples = dict.fromkeys([*before, *(f"N{n}" for n in range(6))], 3)
+    for options in ({"split": (50, 25, 25), "folds": 2}, {}):  # alone: the shares of the older file
+        after = assign(n_samples, BuildOptions(splits_from=str(path), **options))
+        assert {one: list(after[one]) for one in before} == before
+        assert [Counter(side for side, _ in after.values())[code] for code in range(3)] == [6, 3, 3]
+        folds = Counter(fold for _, fold in after.values())
+        assert abs(folds[0] - folds[1]) <= 1
+        assert all((fold == -1) == (side == 2) for side, fold in after.values())
+
+
+def test_fewer_folds_than_before_reassign_those_whose_fold_is_gone(tmp_path, old):
+    _path, before = old
+    root = tmp_path / "data"
+    three = BuildOptions(rows=ROWS, columns=COLUMNS, folds=3)
+    etl.build(root, tmp_path / "three.h5", three)
+    fold_before = read_old_split(tmp_path / "three.h5").folds
+    n_samples = dict.fromkeys(before, 3)
+    after = assign(n_samples, BuildOptions(splits_from=str(tmp_path / "three.h5"), folds=2))
+    kept = {one for one, fold in fold_before.items() if fold < 2}
+    assert 0 < len(kept) < 6
+    assert all(after[one][1] == fold_before[one] for one in kept)
+    assert Counter(fold for _, fold in after.values()) == {0: 3, 1: 3}
+
+
+def test_a_new_id_of_a_known_person_joins_its_side_and_what_is_apart_stays_apart(old):
+    path, before = old
+    one, other = next((a, b) for a in before for b in before if before[a][0] != before[b][0])
+    n_samples = dict.fromkeys([*before, "N"], 3)
+    options = BuildOptions(splits_from=str(path))
+    for known in (one, other):
+        after = assign(n_samples, options, people=[sorted(("N", known))])
+        assert list(after["N"]) == before[known]
+    after = assign(n_samples, options, people=[sorted(("N", one, other))])
+    assert {patient: list(after[patient]) for patient in before} == before
+    assert list(after["N"]) == before[min(one, other)]
+
+
+def test_a_share_of_zero_gets_no_new_patient_either(old):
+    path, before = old
+    n_samples = dict.fromkeys([*before, *(f"N{n}" for n in range(30))], 3)
+    after = assign(n_samples, BuildOptions(splits_from=str(path), split=(50, 0, 50)))
+    assert {after[f"N{n}"][0] for n in range(30)} == {0, 2}
+
+
+def test_a_build_says_what_it_kept_and_does_not_record_it(tmp_path, old):
+    path, before = old
+    root = write_tree(tmp_path / "more", [(f"P{n}", f"A{n}") for n in range(7)])
+    size = {"rows": ROWS, "columns": COLUMNS}
+    options = BuildOptions(**size, splits_from=str(path), split=(50, 25, 25))
+    result = etl.build(root, tmp_path / "new.h5", options)
+    assert re.fullmatch(
+        r"6 of 7 patients keep the split that they have in old\.h5, new: 1; of the rows: "
+        r"train [\d.]+%, validation [\d.]+%, test [\d.]+%\.",
+        result.notes[0],
+    )
+    assert result.notes[1].startswith("4 of ")
+    manifest = open_dataset(tmp_path / "new.h5").manifest
+    after = dict(zip(manifest["patient_id"].tolist(), manifest["split"].tolist(), strict=True))
+    assert {one: after[one] for one in before} == {one: side for one, (side, _) in before.items()}
+    assert "splits_from" not in open_dataset(tmp_path / "new.h5").attributes["options"]
+
+
+def test_an_older_file_without_a_split_keeps_nothing(tmp_path):
+    root = write_tree(tmp_path / "data", [("P1", "A1"), ("P2", "A2")])
+    size = {"rows": ROWS, "columns": COLUMNS}
+    etl.build(root, tmp_path / "old.h5", BuildOptions(**size))
+    old = str(tmp_path / "old.h5")
+    result = etl.build(root, tmp_path / "new.h5", BuildOptions(**size, splits_from=old))
+    assert result.notes == ["no patient of old.h5 has a split or a fold, so that none is kept."]
+    same = {"split": (50, 50, 0), "folds": 2}
+    n_samples = {"P1": 3, "P2": 3}
+    assert assign(n_samples, BuildOptions(splits_from=old, **same)) == assign(
+        n_samples, BuildOptions(**same)
+    )
+
+
+def test_what_is_no_file_of_ours_is_refused_before_the_work(tmp_path):
+    (tmp_path / "old.h5").write_text("no HDF5")
+    options = BuildOptions(splits_from=str(tmp_path / "old.h5"))
+    with pytest.raises(EtlError, match="Dataset not opened"):
+        etl.build(tmp_path / "missing", tmp_path / "new.h5", options)
+    with pytest.raises(ValueError, match="splits_from"):
+        BuildOptions(splits_from="old.h5", split_file="split.csv")
