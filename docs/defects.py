@@ -280,7 +280,7 @@ def _(tree: Tree) -> Planted:
 
 def _structure_set(tree: Tree, change: Callable[[pydicom.Dataset], None]) -> Planted:
     """Write shapes with a structure set, and change the set."""
-    write_shapes(tree.root / "shapes", patients=1, slices=12)
+    write_shapes(tree.root / "shapes", patients=2, slices=12)
     path = tree.root / "shapes" / "annotations" / "SHAPES001.dcm"
     dataset = pydicom.dcmread(path)
     change(dataset)

@@ -405,10 +405,10 @@ def _left_over(one: _Set, left: Sequence[_Left]) -> Iterator[Finding]:
         n = counted(len(some), "contour")
         names = ", ".join(sorted({contour.name for contour in some})[:_EXAMPLES])
         if is_between:
-            distances = [contour.distance for contour in some]
+            nearest = min(contour.distance for contour in some)
             message = (
-                f"{n} of {names} lie between the planes of the images, {min(distances):.3g} to "
-                f"{max(distances):.3g} mm from the nearest. Draw them on the images."
+                f"{n} of {names} between the planes of the images, {nearest:.3g} mm or more from "
+                "the nearest. Draw them on the images."
             )
             yield Finding("contour-off-plane", one.path, message)
         else:
@@ -421,7 +421,7 @@ def _by_place(one: _Set, moved: Sequence[float]) -> Iterator[Finding]:
         n = counted(len(moved), "contour")
         message = (
             f"{n} refer to no image, to one that is not there, or to one in another plane; placed "
-            f"on the images in whose plane they lie, {max(moved):.2g} mm off at most."
+            f"on the images in whose plane they lie, {max(moved):.2f} mm off at most."
         )
         yield Finding("contour-by-position", one.path, message)
 

@@ -226,7 +226,7 @@ class TestMistakes:
 
         change(root, between)
         message = only(build(root)[0], "contour-off-plane").message
-        assert message.startswith("2 contours of torus lie between the planes of the images, 1.5 ")
+        assert message.startswith("2 contours of torus between the planes of the images, 1.5 mm ")
         assert codes(build(root, plane_tolerance=1.6)[0])["contour-off-plane"] == 0
 
     def test_a_tilted_contour_costs_its_row_and_says_why(self, root):
