@@ -306,6 +306,33 @@ def _(tree: Tree) -> Planted:
     return _structure_set(tree, cut)
 
 
+def _segmentation(tree: Tree, change: Callable[[pydicom.Dataset], None]) -> Planted:
+    """Write shapes with a segmentation, and change it."""
+    write_shapes(tree.root / "shapes", "seg", patients=2, slices=12)
+    path = tree.root / "shapes" / "annotations" / "SHAPES001.dcm"
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+    return Planted(data="shapes", options={})
+
+
+@plants("segmentation-unreadable")
+def _(tree: Tree) -> Planted:
+    def cut(dataset: pydicom.Dataset) -> None:
+        dataset.PixelData = dataset.PixelData[:1000]
+
+    return _segmentation(tree, cut)
+
+
+@plants("mask-grid")
+def _(tree: Tree) -> Planted:
+    def other_spacing(dataset: pydicom.Dataset) -> None:
+        groups = dataset.SharedFunctionalGroupsSequence[0]
+        groups.PixelMeasuresSequence[0].PixelSpacing = ["0.7", "0.7"]
+
+    return _segmentation(tree, other_spacing)
+
+
 @plants("structure-number-invalid")
 def _(tree: Tree) -> Planted:
     def other_number(dataset: pydicom.Dataset) -> None:

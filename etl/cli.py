@@ -281,11 +281,11 @@ def cli() -> None:
 # Of the commands that look at an input.
 _LAYOUT: Final = click.option(
     "--layout",
-    type=click.Choice(["auto", "link", "table", "rtstruct"]),
+    type=click.Choice(["auto", "link", "table", "rtstruct", "seg"]),
     default="auto",
     show_default=True,
     help="How DATA is laid out: a folder with link.csv, a table of annotations, DICOM images with "
-    "structure sets, or whichever it is.",
+    "structure sets or segmentations, or whichever it is.",
 )
 _CONTOUR_KINDS: Final = click.option(
     "--contours",
@@ -304,19 +304,22 @@ _PATIENT_ID: Final = click.option(
     type=click.Choice(["tag", "folder"]),
     default="tag",
     show_default=True,
-    help="With structure sets: patients by PatientID, or by the first folder below DATA.",
+    help="Patients of structure sets and segmentations: by PatientID, or by the first folder "
+    "below DATA.",
 )
 _STRUCTURE_SETS: Final = click.option(
     "--structure-sets",
     metavar="newest|all|UID",
     default="newest",
     show_default=True,
-    help="Which structure sets of a series to take; UID is the SOPInstanceUID of one.",
+    help="Which structure sets or segmentations of a series to take; UID is the SOPInstanceUID of "
+    "one.",
 )
 _BACKGROUND: Final = click.option(
     "--background",
     is_flag=True,
-    help="With structure sets: also write the images of their series on which nothing is drawn.",
+    help="With structure sets or segmentations: also write the images of their series on which "
+    "nothing is drawn.",
 )
 _PLANE_TOLERANCE: Final = click.option(
     "--plane-tolerance",
@@ -324,7 +327,14 @@ _PLANE_TOLERANCE: Final = click.option(
     metavar="MM",
     default=0.25,
     show_default=True,
-    help="How far a contour of a structure set may lie off the plane of its image.",
+    help="How far a contour or segment may lie off the plane of its image.",
+)
+_SEGMENT_THRESHOLD: Final = click.option(
+    "--segment-threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="With fractional segmentations: the share from which a pixel belongs to a segment.",
 )
 _SIZE: Final = click.option(
     "--size",
@@ -366,6 +376,7 @@ _WORKERS: Final = click.option(
 @_PATIENT_ID
 @_BACKGROUND
 @_PLANE_TOLERANCE
+@_SEGMENT_THRESHOLD
 @_SIZE
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
@@ -391,6 +402,7 @@ def check(
     patient_id: "PatientId",
     background: bool,
     plane_tolerance: float,
+    segment_threshold: float,
     size: tuple[int, int],
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
@@ -424,6 +436,7 @@ def check(
         patient_id=patient_id,
         background=background,
         plane_tolerance=plane_tolerance,
+        segment_threshold=segment_threshold,
         rows=size[0],
         columns=size[1],
         contour_origin=int(contour_origin),
@@ -451,6 +464,7 @@ def check(
 @_PATIENT_ID
 @_BACKGROUND
 @_PLANE_TOLERANCE
+@_SEGMENT_THRESHOLD
 @_SIZE
 @click.option(
     "--rasterizer",
@@ -548,6 +562,7 @@ def build(
     patient_id: "PatientId",
     background: bool,
     plane_tolerance: float,
+    segment_threshold: float,
     size: tuple[int, int],
     rasterizer: "Rasterizer",
     contour_origin: str,
@@ -600,6 +615,7 @@ def build(
         patient_id=patient_id,
         background=background,
         plane_tolerance=plane_tolerance,
+        segment_threshold=segment_threshold,
         rows=size[0],
         columns=size[1],
         rasterizer=rasterizer,
@@ -976,11 +992,11 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["link", "table", "rtstruct", "enhanced"]),
+    type=click.Choice(["link", "table", "rtstruct", "seg", "enhanced"]),
     default="link",
     show_default=True,
-    help="Hearts with link.csv; or shapes of known volume as a table, as RT Structure Sets, or as "
-    "those with enhanced multi-frame images.",
+    help="Hearts with link.csv; or shapes of known volume as a table, RT Structure Sets, "
+    "Segmentations, or RT Structure Sets with enhanced multi-frame images.",
 )
 @click.option("--force", is_flag=True, help="Replace a phantom that is there already.")
 def phantom(

@@ -111,6 +111,7 @@ def examine(
     for link in links:
         key = link.key
         instance: Instance | None = None
+        is_sized = False
         stamp: FileStamp | None = None
         bad: list[Finding] = []
         warnings: list[Finding] = []
@@ -118,13 +119,15 @@ def examine(
         try:
             instance, stamp = read_header(root, link.frame)
             checks.check_size(instance.pixel_format, options.rows, options.columns)
+            is_sized = True
             warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]
         except SourceError as error:
             bad.append(Finding(error.code, link.frame.path, error.message, key))
         for annotation in link.annotations:
             try:
                 region = read_region(root, annotation, instance, options)
-                warnings += _check_region(region, annotation, key, options)
+                if is_sized or region.mask is None:  # else the image's size is the one mistake
+                    warnings += _check_region(region, annotation, key, options)
                 regions.append(region)
             except SourceError as error:
                 bad.append(

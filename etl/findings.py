@@ -58,20 +58,30 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "an RT Structure Set is damaged",
         "export it again",
     ),
+    "segmentation-unreadable": FindingCode(
+        "error",
+        "a DICOM Segmentation is damaged, or its pixels cannot be decoded",
+        "export it again",
+    ),
+    "mask-grid": FindingCode(
+        "error",
+        "the pixels of a segmentation are not at the places of its image's pixels",
+        "export the segmentation of this image",
+    ),
     "structure-number-invalid": FindingCode(
         "error",
-        "contours of a structure set have a ROINumber that no structure of the set has, or two",
+        "drawings have a ROINumber or segment number that no structure of their file has, or two",
         "export the structure set again",
     ),
     "structure-ambiguous": FindingCode(
         "error",
-        "two structures of a structure set mean one of `--structures`; neither is taken",
+        "two structures of one file mean one of `--structures`; neither is taken",
         "name one of them in `--structures`",
     ),
     "contour-off-plane": FindingCode(
         "error",
-        "a contour lies between the planes of its series, or has points off the plane of its "
-        "image, by more than `--plane-tolerance`",
+        "a contour or a frame of a segmentation lies between the planes of its series, or has "
+        "points off the plane of its image, by more than `--plane-tolerance`",
         "draw it on the images, or check which series it belongs to",
     ),
     "image-no-plane": FindingCode(
@@ -204,13 +214,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "contour-no-image": FindingCode(
         "warning",
-        "a contour has no DICOM file",
+        "a contour, or a frame of a segmentation, has no DICOM file",
         "copy the image, or check the slice number",
     ),
     "contour-by-position": FindingCode(
         "warning",
-        "contours of a structure set refer to no image of the input, or to one in another plane; "
-        "they belong to the image in whose plane they lie",
+        "contours or frames of a segmentation refer to no image of the input, or to one in another "
+        "plane; they belong to the image in whose plane they lie",
         "look at the overlays",
     ),
     "contour-not-closed": FindingCode(
@@ -361,12 +371,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "structure-not-chosen": FindingCode(
         "info",
-        "a label of a table or structure set is not among `--structures`",
+        "a label of a table, structure set or segmentation is not among `--structures`",
         "add it if you want it",
     ),
     "structure-set-not-chosen": FindingCode(
         "info",
-        "a series has a newer structure set, or `--structure-sets` names another one",
+        "a series has a newer structure set or segmentation, or `--structure-sets` names another "
+        "one",
         "choose with `--structure-sets`",
     ),
     "series-not-annotated": FindingCode(

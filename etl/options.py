@@ -108,14 +108,17 @@ class BuildOptions:
         Where DICOM files in any folders have their patient from: PatientID, and the first folder
         below the input where it is empty; or always that folder.
     structure_sets : str
-        With structure sets (RTSTRUCT), which of several that a series has: "newest", "all", or the
-        SOPInstanceUID of one.
+        With structure sets (RTSTRUCT) or segmentations, which of several that a series has:
+        "newest", "all", or the SOPInstanceUID of one.
     background : bool
         With structure sets or segmentations, also write the images of an annotated series on which
         no structure is.
     plane_tolerance : float
         With structure sets or segmentations, how far off its image's plane an annotation may lie,
         mm.
+    segment_threshold : float
+        With fractional segmentations, the share of the highest value from which a pixel belongs to
+        the segment.
     """
 
     contours: tuple[Kind, ...] | None = None
@@ -144,6 +147,7 @@ class BuildOptions:
     structure_sets: str = NEWEST
     background: bool = False
     plane_tolerance: float = 0.25
+    segment_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -164,9 +168,7 @@ class BuildOptions:
         for name in ("partial", "qc", "audit", "exclude_structures", "background"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
-        for name in ("layout", "structure_sets"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: expected a string, found {getattr(self, name)!r}.")
+        _require_strings(self.layout, self.structure_sets)
         if self.split is not None and self.split_file is not None:
             raise ValueError("split: expected either split or split_file, found both.")
         if self.splits_from is not None and self.split_file is not None:
@@ -178,7 +180,8 @@ class BuildOptions:
             "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
             "split": None if self.split is None else shares(self.split),
-            "plane_tolerance": _millimetres("plane_tolerance", self.plane_tolerance),
+            "plane_tolerance": _positive("plane_tolerance", self.plane_tolerance, math.inf),
+            "segment_threshold": _positive("segment_threshold", self.segment_threshold, 1),
         }
         for name, value in ordered.items():
             object.__setattr__(self, name, value)
@@ -314,11 +317,12 @@ def _choices(structures: Mapping[object, object]) -> tuple[StructureChoice, ...]
     )
 
 
-def _millimetres(name: str, value: object) -> float:
+def _positive(name: str, value: object, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number of millimetres, found {value!r}.")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected more than 0 mm, found {value}.")
+        raise TypeError(f"{name}: expected a number, found {value!r}.")
+    if not 0 < value <= high or value == math.inf:
+        expected = "more than 0" if high == math.inf else f"more than 0, {high:g} at most"
+        raise ValueError(f"{name}: expected {expected}, found {value}.")
     return float(value)
 
 
@@ -326,6 +330,12 @@ def _strings(name: str, values: object) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected a tuple of strings, found {values!r}.")
     return tuple(map(str, values))
+
+
+def _require_strings(layout: object, structure_sets: object) -> None:
+    for name, value in (("layout", layout), ("structure_sets", structure_sets)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected a string, found {value!r}.")
 
 
 def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,7 +1,7 @@
 """Synthetic patients with shapes of known volume, as DICOM objects that clinics exchange.
 
 images/<patient>/<n>.dcm                 a series of CT images, or one enhanced MR object
-annotations/<patient>.dcm                an RT Structure Set that draws the shapes
+annotations/<patient>.dcm                an RT Structure Set or Segmentation that draws the shapes
 truth.csv                                the exact volume of each shape
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
@@ -26,7 +27,7 @@ from etl.phantom.folder import TRUTH_FILE, replacing
 from etl.phantom.heart import stable_uid
 from etl.phantom.shapes import Floats, Shape, draw_shapes
 
-Kind: TypeAlias = Literal["rtstruct", "enhanced", "table"]
+Kind: TypeAlias = Literal["rtstruct", "seg", "enhanced", "table"]
 Fixed: TypeAlias = Mapping[str, object]
 
 IMAGES: Final = "images"
@@ -123,13 +124,17 @@ class Patient:
         """Return a UID that the same phantom always has."""
         return stable_uid(f"dicom-etl shapes {self} {place}")
 
-    def pixels(self, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-        """Return the stored values of an image: 1024 more than the modality values."""
+    def mask(self, name: str, place: int) -> npt.NDArray[np.bool_]:
+        """Return the pixels of an image whose centres are inside a shape."""
         v, u = np.indices((self.rows, self.columns)) * np.array(self.spacing)[:, None, None]
         u, v = u + self.corner[0], v + self.corner[1]
+        return self.shapes[name].covers(u, v, self.height(place))
+
+    def pixels(self, place: int) -> npt.NDArray[np.uint16]:
+        """Return the stored values of an image: 1024 more than the modality values."""
         values = np.full((self.rows, self.columns), 40.0)
-        for name, shape in self.shapes.items():
-            values[shape.covers(u, v, self.height(place))] = _INTENSITY[name]
+        for name in self.shapes:
+            values[self.mask(name, place)] = _INTENSITY[name]
         values += np.random.default_rng([self.seed, self.number, place]).normal(0, 9, values.shape)
         stored = np.clip(values.round() + _WATER, 0, 4095)
         return np.asarray(stored, np.uint16)
@@ -153,9 +158,9 @@ def write_shapes(
     ----------
     folder : Path
         Made where it is missing.
-    kind : {"rtstruct", "enhanced", "table"}
-        CT images with an RT Structure Set; one enhanced MR object with an RT Structure Set; CT
-        images with text contours and a table.
+    kind : {"rtstruct", "seg", "enhanced", "table"}
+        CT images with an RT Structure Set, or a Segmentation; one enhanced MR object with an RT
+        Structure Set; CT images with text contours and a table.
     patients, slices, rows, columns : int
         The patients' orientations are axial, sagittal and oblique by turns.
     seed : int
@@ -191,7 +196,8 @@ def write_shapes(
                 if kind == "table":
                     lines += _write_texts(partial, one)
                 else:
-                    _save(structure_set(one, kind), partial / f"{ANNOTATIONS}/{one.patient_id}.dcm")
+                    drawn = segmentation(one) if kind == "seg" else structure_set(one, kind)
+                    _save(drawn, partial / f"{ANNOTATIONS}/{one.patient_id}.dcm")
                 if progress is not None:
                     progress(slices)
             if kind == "table":
@@ -352,6 +358,90 @@ def structure_set(one: Patient, kind: Kind = "rtstruct") -> Dataset:
             "ROIContourSequence": drawn,
         },
     )
+
+
+def segmentation(one: Patient, kind: str = "BINARY") -> Dataset:
+    """Return the Segmentation of all shapes on the images of a patient.
+
+    Parameters
+    ----------
+    kind : {"BINARY", "FRACTIONAL", "LABELMAP"}
+        SegmentationType.
+    """
+    names = list(one.shapes)
+    drawn = [
+        (place, number, one.mask(name, place))
+        for number, name in enumerate(names, 1)
+        for place in range(one.slices)
+    ]
+    drawn = [found for found in drawn if found[2].any()]
+    if kind == "LABELMAP":
+        maps = {place: np.zeros((one.rows, one.columns), np.uint8) for place, _, _ in drawn}
+        for place, number, mask in drawn:
+            maps[place][mask] = number
+        frames = [(place, 0, labels) for place, labels in sorted(maps.items())]
+    else:
+        frames = [(place, number, mask.astype(np.uint8)) for place, number, mask in drawn]
+    stack = np.stack([values for _, _, values in frames])
+    if kind == "BINARY":
+        data, bits = np.packbits(stack, axis=None, bitorder="little").tobytes(), 1
+    else:
+        data, bits = (stack * (200 if kind == "FRACTIONAL" else 1)).astype(np.uint8).tobytes(), 8
+    is_map = kind == "LABELMAP"
+    measures = {"PixelSpacing": _decimals(one.spacing), "SliceThickness": f"{one.thickness:.3f}"}
+    shared = {
+        "PixelMeasuresSequence": [_item(measures)],
+        "PlaneOrientationSequence": [
+            _item({"ImageOrientationPatient": _decimals(one.orientation)})
+        ],
+    }
+    fractional = {"SegmentationFractionalType": "PROBABILITY", "MaximumFractionalValue": 200}
+    return _dataset(
+        "1.2.840.10008.5.1.4.1.1.66.7" if is_map else "1.2.840.10008.5.1.4.1.1.66.4",
+        one.uid("segmentation", kind),
+        {
+            **_common(one, "SEG"),
+            **_pixel_attributes(one),
+            "SeriesInstanceUID": one.uid("segmentation series"),
+            "InstanceNumber": 1,
+            "ContentLabel": "SHAPES",
+            "ContentDate": "20000102",
+            "ContentTime": "120000",
+            "BitsAllocated": bits,
+            "BitsStored": bits,
+            "HighBit": bits - 1,
+            "SegmentationType": kind,
+            **(fractional if kind == "FRACTIONAL" else {}),
+            "NumberOfFrames": len(frames),
+            "SegmentSequence": [
+                _item({"SegmentNumber": number, "SegmentLabel": name})
+                for number, name in enumerate(names, 1)
+            ],
+            "SharedFunctionalGroupsSequence": [_item(shared)],
+            "PerFrameFunctionalGroupsSequence": [
+                _segment_frame(one, place, number) for place, number, _ in frames
+            ],
+            "PixelData": data + b"\0" * (len(data) % 2),
+        },
+    )
+
+
+def _segment_frame(one: Patient, place: int, number: int) -> Dataset:
+    """Return the functional groups of a frame; number 0: it shows all segments."""
+    source = {
+        "ReferencedSOPClassUID": CTImageStorage,
+        "ReferencedSOPInstanceUID": one.uid("image", place),
+    }
+    derivation = {"SourceImageSequence": [_item(source)]}
+    position = {"ImagePositionPatient": _decimals(one.plane(place).position)}
+    groups: dict[str, object] = {
+        "DerivationImageSequence": [_item(derivation)],
+        "PlanePositionSequence": [_item(position)],
+    }
+    if number:
+        named = {"ReferencedSegmentNumber": number}
+        groups["SegmentIdentificationSequence"] = [_item(named)]
+    return _item(groups)
 
 
 def _contours(one: Patient, shape: Shape, place: int, reference: Dataset) -> list[Dataset]:

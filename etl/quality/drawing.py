@@ -47,6 +47,7 @@ class Shape(NamedTuple):
     digest: int  # of its distinct vertices: whatever their format, first point or direction
     x: float  # centre of mass, pixels
     y: float
+    is_mask: bool = False
 
 
 def check_region(region: Region) -> tuple[Shape, list[Remark]]:
@@ -82,8 +83,8 @@ def _mask_shape(mask: Mask) -> Shape:
     row, column = np.nonzero(mask)
     digest = xxhash.xxh3_64_intdigest(np.packbits(mask).tobytes())
     if len(row) == 0:
-        return Shape(digest, np.nan, np.nan)
-    return Shape(digest, float(column.mean()), float(row.mean()))
+        return Shape(digest, np.nan, np.nan, is_mask=True)
+    return Shape(digest, float(column.mean()), float(row.mean()), is_mask=True)
 
 
 def _check_polygon(vertices: Vertices) -> tuple[Shape, list[Remark]]:

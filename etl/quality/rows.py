@@ -26,7 +26,10 @@ _Flags: TypeAlias = npt.NDArray[np.bool_]
 
 # The regions of all rows, with what the checks need of each; see `drawing.Shape`.
 SHAPES: Final = np.dtype(
-    [("row", "<i8"), ("code", "|u1"), ("digest", "<u8"), ("x", "<f8"), ("y", "<f8")]
+    [
+        *(("row", "<i8"), ("code", "|u1"), ("digest", "<u8"), ("x", "<f8"), ("y", "<f8")),
+        ("is_mask", "|b1"),
+    ]
 )
 
 # ---------------------------------------------------------------------------------- the thresholds
@@ -140,7 +143,10 @@ def _identical_contours(rows: Rows) -> Iterator[Finding]:
     groups: list[list[Twin]] = []
     for places in _equal(shapes["digest"]):
         alike = shapes[places]
-        if len(np.unique(rows.images[alike["row"]])) > 1:
+        patients = rows.manifest["patient_id"][alike["row"]]
+        # Masks of a straight body are equal in neighbouring planes; points drawn by hand are not.
+        is_natural = alike["is_mask"].all() and (patients == patients[0]).all()
+        if len(np.unique(rows.images[alike["row"]])) > 1 and not is_natural:
             codes = alike["code"].tolist()
             groups.append(
                 [

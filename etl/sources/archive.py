@@ -12,6 +12,7 @@ from typing import BinaryIO, Final, NamedTuple
 import numpy as np
 
 from etl.dicom.facts import ImageFacts, image_facts, is_dicom, object_class
+from etl.dicom.segmentation import SEGMENTATIONS
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey, counted
 from etl.geometry import Floats, ImagePlane
@@ -23,10 +24,8 @@ from etl.sources.names import is_litter
 _EXAMPLES: Final = 3
 
 
-class NotUsed(NamedTuple):
+class NotUsed:
     """A file that holds no image and no annotation."""
-
-    is_dicom: bool
 
 
 class Frame(NamedTuple):
@@ -121,9 +120,9 @@ def index_image(root: Path, path: str) -> ImageFacts | NotUsed:
     """
 
     def read(file: BinaryIO, _stamp: FileStamp) -> ImageFacts | NotUsed:
-        if not is_dicom(file):
-            return NotUsed(is_dicom=False)
-        return image_facts(file) or NotUsed(is_dicom=True)
+        if not is_dicom(file) or object_class(file) in SEGMENTATIONS:
+            return NotUsed()
+        return image_facts(file) or NotUsed()
 
     return with_file(root, path, read)
 
@@ -233,5 +232,5 @@ def without_annotation(
             yield Finding(
                 "series-not-annotated",
                 series.frames[0].ref.path,
-                f"no {what} belongs to this series of {n} of patient {series.patient_id}.",
+                f"no {what} draws on this series of {n} of patient {series.patient_id}.",
             )

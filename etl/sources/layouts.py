@@ -6,7 +6,7 @@ from typing import Final
 
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.sources import link_csv, rtstruct, table
+from etl.sources import link_csv, rtstruct, seg, table
 from etl.sources.archive import classes_in
 from etl.sources.source import Source
 from etl.sources.strays import find_near
@@ -15,7 +15,7 @@ AUTO: Final = "auto"
 
 # Add a source of your own here; the documentation's page on sources has an example.
 LAYOUTS: Final[dict[str, Source]] = {
-    source.name: source for source in (link_csv.SOURCE, table.SOURCE, rtstruct.SOURCE)
+    source.name: source for source in (link_csv.SOURCE, table.SOURCE, rtstruct.SOURCE, seg.SOURCE)
 }
 
 
@@ -63,7 +63,8 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
     if not found:
         raise EtlError(
             f"Input not usable: {data}: no layout fits. Give the folder that holds {_markers()}, "
-            f"or the table itself; or one with RT Structure Sets.{_nearby(data)}"
+            "or the table itself; or one with RT Structure Sets or DICOM Segmentations."
+            f"{_nearby(data)}"
         )
     ((name, why),) = found.items()
     return LAYOUTS[name], f"Layout {name}: found {why}."

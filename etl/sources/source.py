@@ -61,8 +61,14 @@ Index: TypeAlias = Callable[[Path, str], object]
 Resolve: TypeAlias = Callable[["Discovery", Mapping[str, object], BuildOptions], "Discovery"]
 # Of the options that only some layouts have, why another one has not.
 IN_TEXT: Final = "is for contours in text files"
-IN_OBJECTS: Final = "is for structure sets"
-OBJECT_OPTIONS: Final = ("structure_sets", "patient_id", "background", "plane_tolerance")
+IN_OBJECTS: Final = "is for structure sets and segmentations"
+OBJECT_OPTIONS: Final = (
+    "structure_sets",
+    "patient_id",
+    "background",
+    "plane_tolerance",
+    "segment_threshold",
+)
 
 ReadRegion: TypeAlias = Callable[[Path, AnnotationRef, Instance | None, BuildOptions], Region]
 

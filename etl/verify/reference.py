@@ -120,6 +120,42 @@ def structure_polygons(
     return polygons
 
 
+def is_segmentation(path: Path) -> bool:
+    """Say whether a file is a DICOM Segmentation."""
+    with path.open("rb") as file:
+        return b"1.2.840.10008.5.1.4.1.1.66." in file.read(1024)
+
+
+def segment_mask(
+    path: Path, names: set[str], image: Path, frame_number: int, threshold: float
+) -> npt.NDArray[np.bool_]:
+    """Return the pixels of the segments with these labels in the plane of a frame."""
+    drawing, dataset = pydicom.dcmread(path), pydicom.dcmread(image, stop_before_pixels=True)
+    place = _of_frame(dataset, "PlanePositionSequence", frame_number)
+    here = np.array(place.ImagePositionPatient, np.float64)
+    stack = drawing.pixel_array
+    stack = stack[None] if stack.ndim == 2 else stack  # noqa: PLR2004  one frame
+    numbers = {
+        segment.SegmentNumber
+        for segment in drawing.SegmentSequence
+        if segment.SegmentLabel.strip() in names
+    }
+    mask = np.zeros(stack.shape[1:], np.bool_)
+    for number, values in enumerate(stack, 1):
+        there = _of_frame(drawing, "PlanePositionSequence", number).ImagePositionPatient
+        if np.abs(np.array(there, np.float64) - here).max() > 0.5:  # noqa: PLR2004  mm
+            continue
+        if drawing.SegmentationType == "LABELMAP":
+            mask |= np.isin(values, list(numbers))
+            continue
+        named = _of_frame(drawing, "SegmentIdentificationSequence", number)
+        if named.ReferencedSegmentNumber in numbers:
+            highest = float(drawing.get("MaximumFractionalValue") or 1)
+            is_share = drawing.SegmentationType == "FRACTIONAL"
+            mask |= values >= threshold * highest if is_share else values > 0
+    return mask
+
+
 def transformed(
     polygons: Sequence[Polygon],
     steps: Sequence[str],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError, SourceError
@@ -17,7 +18,7 @@ from etl.verify import reference
 from etl.verify.problem import Problem
 from etl.verify.rows import key_of, place_of
 from loader import Dataset, open_dataset
-from loader.format import Attribute
+from loader.format import Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
 
@@ -104,30 +105,11 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     try:
         frame = key_of(dataset, row).frame_number
         expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
-        masks = []
-        for structure in dataset.structures:
-            if source := str(manifest[f"{structure.stem}_path"][row]):
-                image_path = root / str(manifest["dicom_path"][row])
-                if reference.is_structure_set(root / source):
-                    here = str(manifest["sop_instance_uid"][row])
-                    tolerance = float(str(options["plane_tolerance"]))
-                    polygons = reference.structure_polygons(
-                        root / source,
-                        set(structure.source_codes),
-                        image_path,
-                        frame,
-                        set(manifest["sop_instance_uid"].tolist()) - {here},
-                        tolerance,
-                    )
-                else:
-                    text = (root / source).read_text(encoding="ascii")
-                    polygons = reference.polygons_of(text, int(options["contour_origin"]))
-                    steps = tuple(map(str, options.get("contour_transform", ())))
-                    polygons = reference.transformed(
-                        polygons, steps, rows, columns, image_path, frame
-                    )
-                rule = str(options["rasterizer"])
-                masks.append((structure.code, reference.mask_of(polygons, rows, columns, rule)))
+        masks = [
+            (structure.code, _rebuilt_mask(dataset, root, row, structure))
+            for structure in dataset.structures
+            if str(manifest[f"{structure.stem}_path"][row])
+        ]
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
         yield Problem(place, f"cannot be built again ({type(error).__name__}).")
         return
@@ -143,6 +125,32 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     if not np.array_equal(labels, mask):
         n_pixels = int((labels != mask).sum())
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
+
+
+def _rebuilt_mask(
+    dataset: Dataset, root: Path, row: int, structure: Structure
+) -> npt.NDArray[np.bool_]:
+    """Return what `reference` makes of one structure's annotation."""
+    options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
+    rows, columns = dataset.images.shape[1:]
+    source = root / str(manifest[f"{structure.stem}_path"][row])
+    image = root / str(manifest["dicom_path"][row])
+    frame = key_of(dataset, row).frame_number
+    names = set(structure.source_codes)
+    if reference.is_segmentation(source):
+        threshold = float(str(options["segment_threshold"]))
+        return reference.segment_mask(source, names, image, frame, threshold)
+    if reference.is_structure_set(source):
+        uids = manifest["sop_instance_uid"]
+        others = set(uids.tolist()) - {str(uids[row])}
+        tolerance = float(str(options["plane_tolerance"]))
+        polygons = reference.structure_polygons(source, names, image, frame, others, tolerance)
+    else:
+        text = source.read_text(encoding="ascii")
+        polygons = reference.polygons_of(text, int(options["contour_origin"]))
+        steps = tuple(map(str, options.get("contour_transform", ())))
+        polygons = reference.transformed(polygons, steps, rows, columns, image, frame)
+    return reference.mask_of(polygons, rows, columns, str(options["rasterizer"]))
 
 
 def _frozen(value: object) -> object:

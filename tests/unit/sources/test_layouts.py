@@ -55,7 +55,8 @@ def test_none_that_fits_is_refused_with_what_was_looked_for(tmp_path):
     with pytest.raises(EtlError, match="no such file or folder"):
         layouts.choose(tmp_path / ("x" * 300))
     with pytest.raises(
-        ValueError, match="expected one of 'auto', 'link', 'table', 'rtstruct', found 'tabel'"
+        ValueError,
+        match="expected one of 'auto', 'link', 'table', 'rtstruct', 'seg', found 'tabel'",
     ):
         layouts.choose(tmp_path, "tabel")
 

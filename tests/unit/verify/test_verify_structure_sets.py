@@ -1,4 +1,4 @@
-"""`verify --source` and `--rebuild-check` on structure sets."""
+"""`verify --source` and `--rebuild-check` on structure sets and segmentations."""
 
 import pydicom
 import pytest
@@ -10,7 +10,7 @@ from etl.options import BuildOptions
 from etl.phantom.objects import write_shapes
 
 
-@pytest.fixture(scope="module", params=["rtstruct", "enhanced"])
+@pytest.fixture(scope="module", params=["rtstruct", "enhanced", "seg"])
 def built(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     write_shapes(root / "data", request.param, patients=2, slices=8, rows=44, columns=56)
@@ -36,7 +36,7 @@ def test_a_changed_structure_set_and_a_new_image_are_named(built, tmp_path):
     before = path.read_bytes()
     try:
         dataset = pydicom.dcmread(path)
-        dataset.StructureSetLabel = "other"
+        dataset.PatientName = "Other"
         dataset.save_as(path)
         status, text = verify(out, data)
     finally:

@@ -1,0 +1,536 @@
+"""Images in any folders, and the files that annotate them → links and findings.
+
+What a file draws on one plane, a contour or a frame of a segmentation, is a drawing. It belongs to
+the image that it refers to. Where it refers to none, to one that is not there, or to one in another
+plane, it belongs to the image of the series in whose plane it lies.
+"""
+
+import functools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+
+from etl.dicom.annotations import CLOSED, POINT, AnnotationSet, Drawing
+from etl.dicom.facts import object_class
+from etl.errors import EtlError, SourceError
+from etl.findings import Finding, SampleKey, counted
+from etl.model import AnnotationRef, FileStamp, Link
+from etl.options import ALL, NEWEST, BuildOptions
+from etl.sources import structures
+from etl.sources.archive import (
+    Archive,
+    Frame,
+    Series,
+    gather,
+    index_image,
+    list_files,
+    patient_of,
+    without_annotation,
+)
+from etl.sources.dicom_file import with_file
+from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
+
+_MAX_BYTES: Final = 1 << 30
+_EXAMPLES: Final = 3
+
+
+class _Set(NamedTuple):
+    """A file that annotates, and the series that it belongs to."""
+
+    path: str
+    content: AnnotationSet
+    series: tuple[Series, ...]  # the main one first
+
+    def __str__(self) -> str:
+        """Return what people know it by."""
+        label = f" {self.content.label!r}" if self.content.label else ""
+        return f"{self.content.what}{label}"
+
+
+class _Placed(NamedTuple):
+    """A drawing on a frame."""
+
+    frame: Frame
+    name: str  # of its structure
+    place: int  # among the drawings of its file
+
+
+class _Drawn(NamedTuple):
+    """What one file draws."""
+
+    of: _Set
+    placed: list[_Placed]
+    findings: list[Finding]
+
+
+def discover(data: Path, _options: BuildOptions) -> Discovery:
+    """Return the files of a folder; their links are known when `resolve` has seen the headers.
+
+    Raises
+    ------
+    EtlError
+        DATA is no folder, or has no file.
+    """
+    if not os.path.isdir(data):
+        raise EtlError(f"Input not usable: {data}: expected a folder with images and annotations.")
+    paths = list_files(data)
+    if not paths:
+        raise EtlError(f"Input not usable: {data}: holds no file.")
+    return Discovery(
+        root=data,
+        probe=paths[0],
+        scheme=structures.choose({}, None, "").scheme,
+        links=[],
+        findings=[],
+        counts={},
+        to_index=tuple(paths),
+    )
+
+
+def index_file(
+    root: Path,
+    path: str,
+    classes: frozenset[str],
+    read_set: Callable[[bytes], AnnotationSet],
+    code: str,
+) -> object:
+    """Return what a file says: an image's facts, its annotations, or that it is neither.
+
+    Parameters
+    ----------
+    classes : frozenset of str
+        SOP class UIDs of the files that annotate.
+    read_set : callable
+        Content of such a file → what it draws.
+    code : str
+        The finding's code where it cannot be read.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read.
+    """
+
+    def read(file: BinaryIO, stamp: FileStamp) -> AnnotationSet | None:
+        if object_class(file) not in classes:
+            return None
+        require_size(stamp.size, code)
+        file.seek(0)
+        return read_set(file.read())
+
+    return with_file(root, path, read) or index_image(root, path)
+
+
+def require_size(n_bytes: int, code: str) -> None:
+    """Refuse a file that is larger than any that people draw.
+
+    Raises
+    ------
+    SourceError
+        It is.
+    """
+    if n_bytes > _MAX_BYTES:
+        raise SourceError(code, f"has {n_bytes} bytes, expected at most {_MAX_BYTES}.")
+
+
+def resolver(what: str, drawing: str) -> Resolve:
+    """Return the `Source.resolve` of files that annotate, by what they and their parts are called.
+
+    Parameters
+    ----------
+    what, drawing : str
+        As "RT Structure Set" and "contour", for messages.
+    """
+    return functools.partial(_resolve, what=what, drawing=drawing)
+
+
+def _resolve(
+    found: Discovery,
+    indexed: Mapping[str, object],
+    options: BuildOptions,
+    *,
+    what: str,
+    drawing: str,
+) -> Discovery:
+    """Return the discovery with a link for each frame on which a chosen structure is drawn."""
+    archive = gather(indexed, options.patient_id)
+    findings = list(archive.findings)
+    sets = [
+        _Set(path, content, _series_of(path, content, archive, options))
+        for path, content in indexed.items()
+        if isinstance(content, AnnotationSet)
+    ]
+    chosen_sets, left = _choose_sets(sets, options)
+    findings += left
+    drawn = [_drawn_by(one, archive, options, drawing) for one in chosen_sets]
+    findings += (finding for one in drawn for finding in one.findings)
+    n_of_name = Counter(placed.name for one in drawn for placed in one.placed)
+    chosen = structures.choose(n_of_name, options.structures, found.root.name)
+    findings += structures.say_what_is_left(n_of_name, chosen, "")
+    links = _links(drawn, chosen, options, findings)
+    annotated = {placed.frame.key[:2] for one in drawn for placed in one.placed}
+    findings += without_annotation(archive, annotated, what)
+    counts = {
+        "patients": len({series.patient_id for series in archive.series}),
+        "series": len(archive.series),
+        "images": sum(len(series.frames) for series in archive.series),
+        sets[0].content.what.replace(" ", "_") + "s" if sets else "annotation_sets": len(sets),
+        "annotations": n_of_name.total(),
+        "pairs": len(links),
+    }
+    missing = ""
+    if not sets:
+        missing = f"No file is a {what}."
+    elif not archive.series:
+        missing = "No file is an image."
+    return replace(
+        found,
+        scheme=chosen.scheme,
+        links=links,
+        findings=found.findings + findings,
+        counts=counts,
+        missing=missing,
+    )
+
+
+# ----------------------------------------------------------------------- structure sets and series
+
+
+def _series_of(
+    path: str, content: AnnotationSet, archive: Archive, options: BuildOptions
+) -> tuple[Series, ...]:
+    """Return the series of a set: of the images that it refers to, else of its own references."""
+    n_times: Counter[tuple[str, str]] = Counter()
+    by_key = {series.key: series for series in archive.series}
+    for contour in content.drawings:
+        if contour.sop_instance_uid in archive.by_instance:
+            n_times[archive.by_instance[contour.sop_instance_uid][0].key] += 1
+    if n_times:
+        return tuple(by_key[key] for key, _ in n_times.most_common())
+    patient = patient_of(path, content.patient_id, options.patient_id)
+    named = [one for one in archive.series if one.uid in content.series]
+    if not named:
+        frames = {one.frame_of_reference_uid for one in content.structures}
+        frames |= {content.frame_of_reference_uid}
+        named = [one for one in archive.series if one.frame_of_reference_uid in frames - {""}]
+    return tuple(sorted(named, key=lambda one: (one.patient_id != patient, one.key)))
+
+
+def _choose_sets(
+    sets: Sequence[_Set], options: BuildOptions
+) -> tuple[list[_Set], Iterable[Finding]]:
+    """Return the sets to take, and findings on the others."""
+    rule = options.structure_sets
+    if rule == ALL:
+        return list(sets), []
+    if rule != NEWEST:
+        taken = [one for one in sets if one.content.sop_instance_uid == rule]
+        if not taken and sets:
+            known = ", ".join(one.content.sop_instance_uid for one in sets[:_EXAMPLES])
+            raise EtlError(
+                f"Option not usable: --structure-sets {rule}: no structure set has that "
+                f"SOPInstanceUID. There are {known}{', ...' * (len(sets) > _EXAMPLES)}."
+            )
+        return taken, [_not_chosen(one, taken[0]) for one in sets if one not in taken]
+    newest: dict[tuple[str, str], _Set] = {}
+    for one in sets:
+        key = one.series[0].key if one.series else ("", one.path)
+        if key not in newest or _age(newest[key]) < _age(one):
+            newest[key] = one
+    taken = [one for one in sets if one in newest.values()]
+    left = [one for one in sets if one not in taken]
+    return taken, [_not_chosen(one, newest[one.series[0].key]) for one in left]
+
+
+def _age(one: _Set) -> tuple[str, str, str]:
+    return one.content.when, one.content.sop_instance_uid, one.path
+
+
+def _not_chosen(one: _Set, instead: _Set) -> Finding:
+    return Finding(
+        "structure-set-not-chosen",
+        one.path,
+        f"{one} is left out; {instead.path} is taken. Choose with --structure-sets: newest, all or "
+        "a SOPInstanceUID.",
+    )
+
+
+# ------------------------------------------------------------------------------ contours and frames
+
+
+class _Left(NamedTuple):
+    """A contour that belongs to no frame, and how far the nearest plane is, mm."""
+
+    name: str
+    distance: float
+    is_between: bool  # two planes of the series
+
+
+def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) -> _Drawn:
+    """Place the drawings of a file on frames."""
+    names, findings = _names(one)
+    placed: list[_Placed] = []
+    left: list[_Left] = []
+    kinds: Counter[tuple[str, str]] = Counter()
+    unread: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    moved: list[float] = []
+    for place, contour in enumerate(one.content.drawings):
+        name = names.get(contour.number)
+        if name is None or contour.strength < options.segment_threshold:
+            continue
+        if contour.kind not in CLOSED:
+            kinds[name, contour.kind] += 1
+        elif contour.problem:
+            unread[name, contour.problem].append(place)
+        else:
+            frame, distance = _frame_of(contour, one.series, archive, options.plane_tolerance)
+            if isinstance(frame, Frame):
+                placed.append(_Placed(frame, name, place))
+                if distance is not None:
+                    moved.append(distance)
+            else:
+                left.append(_Left(name, distance or 0.0, frame))
+    for (name, problem), places in unread.items():
+        n = counted(len(places), drawing)
+        message = f"{name!r}: {n} cannot be read: the first {problem}. Export it again."
+        findings.append(Finding("contour-unreadable", one.path, message))
+    findings += _other_kinds(one, kinds)
+    findings += _left_over(one, left, drawing)
+    findings += _by_place(one, moved, drawing)
+    findings += _other_frame_of_reference(one, placed, archive)
+    return _Drawn(one, placed, findings)
+
+
+def _names(one: _Set) -> tuple[dict[str, str], list[Finding]]:
+    """Return number → name of the structures, and findings on numbers that name none or two."""
+    names: dict[str, str] = {}
+    twice: set[str] = set()
+    for structure in one.content.structures:
+        if structure.number in names:
+            twice.add(structure.number)
+        names[structure.number] = structure.name or f"ROI {structure.number}"
+    findings: list[Finding] = []
+    n_contours = Counter(contour.number for contour in one.content.drawings)
+    for number, n_times in n_contours.items():
+        if number in twice or number not in names:
+            what = "two structures" if number in twice else "no structure"
+            n = counted(n_times, "contour")
+            message = f"{n} of ROINumber {number!r}, which {what} of the set has; not read."
+            findings.append(Finding("structure-number-invalid", one.path, message))
+    return {number: name for number, name in names.items() if number not in twice}, findings
+
+
+def _frame_of(
+    contour: Drawing, series: tuple[Series, ...], archive: Archive, tolerance: float
+) -> tuple[Frame | bool, float | None]:
+    """Return the frame of a contour, and how far it lies off its plane if only the place tells.
+
+    Without a frame: whether it lies between two planes, and how far it is from the nearest.
+    """
+    referred: Frame | None = None
+    if contour.sop_instance_uid in archive.by_instance:
+        _, frames = archive.by_instance[contour.sop_instance_uid]
+        number = contour.frame_number or 1
+        if number <= len(frames):
+            referred = frames[number - 1]
+    if referred is not None and _is_in_plane(referred, contour, tolerance):
+        return referred, None
+    near = [(one, *found) for one in series if (found := one.nearest(contour.centre)) is not None]
+    if not near:
+        return False, None
+    nearest, frame, distance = min(near, key=lambda found: found[2])
+    if distance <= tolerance:
+        return frame, distance
+    return distance < nearest.largest_gap, distance
+
+
+def _is_in_plane(frame: Frame, contour: Drawing, tolerance: float) -> bool:
+    """Say whether a contour may be where it says; of an image without place nothing tells."""
+    centre = np.array([contour.centre])
+    return not frame.plane.is_known or bool(abs(frame.plane.distances(centre)[0]) <= tolerance)
+
+
+def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Finding]:
+    for (name, kind), n_times in sorted(kinds.items()):
+        if kind == POINT:
+            message = f"{name!r}: {counted(n_times, 'point')}, which no mask shows."
+            yield Finding("contour-point", one.path, message)
+        else:
+            shown = kind if kind.isascii() and kind.isprintable() else "unknown"
+            n = counted(n_times, "contour")
+            message = f"{name!r}: {n} of type {shown or 'unknown'}, expected CLOSED_PLANAR."
+            yield Finding("contour-not-closed", one.path, message)
+
+
+def _left_over(one: _Set, left: Sequence[_Left], drawing: str) -> Iterator[Finding]:
+    """Say which contours lie on no image: one finding of each kind."""
+    for is_between in (True, False):
+        some = [contour for contour in left if contour.is_between == is_between]
+        if not some:
+            continue
+        n = counted(len(some), drawing)
+        names = ", ".join(sorted({contour.name for contour in some})[:_EXAMPLES])
+        if is_between:
+            nearest = min(contour.distance for contour in some)
+            message = (
+                f"{n} of {names} between the planes of the images, {nearest:.3g} mm or more from "
+                "the nearest. Draw them on the images."
+            )
+            yield Finding("contour-off-plane", one.path, message)
+        else:
+            message = f"{n} of {names} belong to images that are not there. Copy the series."
+            yield Finding("contour-no-image", one.path, message)
+
+
+def _by_place(one: _Set, moved: Sequence[float], drawing: str) -> Iterator[Finding]:
+    if moved:
+        n = counted(len(moved), drawing)
+        message = (
+            f"{n} refer to no image, to one that is not there, or to one in another plane; placed "
+            f"on the images in whose plane they lie, {max(moved):.2f} mm off at most."
+        )
+        yield Finding("contour-by-position", one.path, message)
+
+
+def _other_frame_of_reference(
+    one: _Set, placed: Sequence[_Placed], archive: Archive
+) -> Iterator[Finding]:
+    """Warn where structures are in another frame of reference than their images."""
+    of_name = {s.name: s.frame_of_reference_uid for s in one.content.structures}
+    of_series = {series.key: series.frame_of_reference_uid for series in archive.series}
+    differ = {
+        contour.name
+        for contour in placed
+        if of_name.get(contour.name)
+        and of_series[contour.frame.key[:2]]
+        and of_name[contour.name] != of_series[contour.frame.key[:2]]
+    }
+    if differ:
+        names = ", ".join(sorted(differ)[:_EXAMPLES])
+        message = (
+            f"{names}: drawn in another frame of reference than that of the images. Look at the "
+            "overlays: is it another scan's?"
+        )
+        yield Finding("frame-of-reference-differs", one.path, message)
+
+
+# -------------------------------------------------------------------------------------------- links
+
+
+def _links(
+    drawn: Sequence[_Drawn],
+    chosen: structures.Chosen,
+    options: BuildOptions,
+    findings: list[Finding],
+) -> list[Link]:
+    """Return the links of all sets, in order; append findings on what becomes none."""
+    book = _Book()
+    # The newest first: where two sets draw one structure on one frame, its drawings are taken.
+    for one in sorted(drawn, key=lambda one: _age(one.of), reverse=True):
+        twice = _ambiguous(one, chosen)
+        findings += twice.values()
+        taken = [
+            (placed, code)
+            for placed in one.placed
+            if (code := chosen.codes.get(placed.name)) is not None
+            and (placed.frame.key[:2], code) not in twice
+        ]
+        again = book.enter(one.of, taken)
+        findings += _drawn_twice(one.of, {chosen.scheme[code].name: n for code, n in again.items()})
+    links, bare = book.links()
+    if options.background:
+        links += bare
+    else:
+        why = "no structure is drawn on this image."
+        findings += (Finding("image-no-contour", one.frame.path, why, one.key) for one in bare)
+    return sorted(links, key=lambda link: link.key)
+
+
+class _Book:
+    """What is drawn on which frame, over all structure sets."""
+
+    def __init__(self) -> None:
+        self._annotations: dict[SampleKey, dict[int, AnnotationRef]] = {}
+        self._codes: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+        self._frames: dict[SampleKey, Frame] = {}  # of all series that a set has drawn in
+
+    def enter(self, one: _Set, taken: Iterable[tuple[_Placed, int]]) -> Counter[int]:
+        """Add the contours of a set; return on how many frames a structure was drawn already."""
+        places: defaultdict[tuple[SampleKey, int], list[int]] = defaultdict(list)
+        for placed, code in taken:
+            places[placed.frame.key, code].append(placed.place)
+            self._frames[placed.frame.key] = placed.frame
+        for series in one.series:
+            self._frames |= {frame.key: frame for frame in series.frames}
+        again: Counter[int] = Counter()
+        for (key, code), numbers in places.items():
+            mine = self._annotations.setdefault(key, {})
+            self._codes[key[:2]].add(code)
+            if code in mine:
+                again[code] += 1
+            else:
+                mine[code] = AnnotationRef(code, one.path, " ".join(map(str, numbers)))
+        return again
+
+    def links(self) -> tuple[list[Link], list[Link]]:
+        """Return the links of frames with annotations, and of the others of their series."""
+        links: list[Link] = []
+        bare: list[Link] = []
+        for key, frame in self._frames.items():
+            if not (codes := self._codes[key[:2]]):
+                continue
+            mine = self._annotations.get(key, {})
+            annotations = tuple(mine[code] for code in sorted(mine))
+            link = Link(key, "", frame.ref, annotations, looked_for=tuple(sorted(codes)))
+            (links if mine else bare).append(link)
+        return links, bare
+
+
+def _ambiguous(
+    one: _Drawn, chosen: structures.Chosen
+) -> dict[tuple[tuple[str, str], int], Finding]:
+    """Return what two structures of a set mean, by series and code, and a finding on each."""
+    names: defaultdict[tuple[tuple[str, str], int], set[str]] = defaultdict(set)
+    for placed in one.placed:
+        if (code := chosen.codes.get(placed.name)) is not None:
+            names[placed.frame.key[:2], code].add(placed.name)
+    return {
+        key: Finding(
+            "structure-ambiguous",
+            one.of.path,
+            f"{' and '.join(map(repr, sorted(found)))} both mean {chosen.scheme[key[1]].name!r}; "
+            "neither is taken. Name one of them in --structures.",
+            label=key[1],
+        )
+        for key, found in names.items()
+        if len(found) > 1
+    }
+
+
+def _drawn_twice(one: _Set, others: Mapping[str, int]) -> Iterator[Finding]:
+    for name, n_times in sorted(others.items()):
+        n = counted(n_times, "image")
+        message = f"{name!r}: a newer structure set draws it on {n} too; that one is taken."
+        yield Finding("structure-set-not-chosen", one.path, message)
+
+
+def settle(options: BuildOptions) -> BuildOptions:
+    """Refuse the options of other layouts.
+
+    Raises
+    ------
+    EtlError
+        One of them is given.
+    """
+    refuse(options, ("contours", "partial", "contour_origin"), IN_TEXT)
+    return options
+
+
+def unnamed(_data: Path) -> str:
+    """Return nothing: no name tells this layout."""
+    return ""

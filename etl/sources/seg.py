@@ -1,0 +1,118 @@
+"""The seg layout: DICOM images and Segmentations, whose frames are masks of single planes."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xxhash
+
+from etl.dicom.annotations import AnnotationSet
+from etl.dicom.segmentation import SEGMENTATIONS, Segmentation
+from etl.errors import ContourError, SourceError
+from etl.geometry import ImagePlane
+from etl.model import AnnotationRef, FileStamp, Instance, Region
+from etl.options import BuildOptions
+from etl.sources.annotation_sets import (
+    discover,
+    index_file,
+    require_size,
+    resolver,
+    settle,
+    unnamed,
+)
+from etl.sources.files import open_source, read_all
+from etl.sources.source import Source
+
+_CODE: Final = "segmentation-unreadable"
+_TOLERANCE: Final = 0.01  # pixels that the corners of two equal grids may differ
+
+
+def index(root: Path, path: str) -> object:
+    """Return what a file says: an image's facts, a segmentation, or that it is neither.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read.
+    """
+    return index_file(root, path, SEGMENTATIONS, _read, _CODE)
+
+
+def _read(data: bytes) -> AnnotationSet:
+    return Segmentation(data).contents()
+
+
+def read_region(
+    root: Path, annotation: AnnotationRef, instance: Instance | None, options: BuildOptions
+) -> Region:
+    """Return the pixels of one segment on one frame.
+
+    Raises
+    ------
+    SourceError
+        The segmentation cannot be read or has changed, or its pixels are not those of the image.
+    """
+    segmentation, digest = _opened(root, annotation.path)
+    if instance is None:
+        return Region(annotation.code, (), digest)
+    pixels = instance.pixel_format
+    mask = np.zeros((pixels.rows, pixels.columns), np.bool_)
+    for place in map(int, annotation.locator.split()):
+        if place >= len(segmentation.drawings):
+            raise SourceError("image-changed", "changed during the build. Build again.")
+        part = segmentation.mask(place, options.segment_threshold)
+        if part.shape != mask.shape:
+            return Region(annotation.code, (), digest, part)  # the check of sizes says so
+        _require_grid(segmentation.drawings[place].plane, instance.plane, part.shape)
+        mask |= part
+    return Region(annotation.code, (), digest, mask)
+
+
+def _require_grid(drawn: ImagePlane, image: ImagePlane, size: tuple[int, ...]) -> None:
+    """Require that the pixels of two planes of one size are at the same places.
+
+    Where the image has no place, its segmentation names it, and nothing speaks against it.
+    """
+    if not image.is_known:
+        return
+    rows, columns = size
+    corners = np.array([(0, 0), (columns - 1, 0), (0, rows - 1)], np.float64)
+    off = np.abs(image.to_pixels(drawn.to_patient(corners)) - corners).max()
+    if off > _TOLERANCE * max(size):
+        raise ContourError(
+            "mask-grid",
+            f"its pixels are up to {off:.3g} pixels off those of the image, by the positions of "
+            "both. Export the segmentation of this image.",
+        )
+
+
+# The latest segmentations: the rows of a series come together.
+_latest: Final[dict[tuple[Path, str, FileStamp], tuple[Segmentation, str]]] = {}
+_MAX_LATEST: Final = 2
+
+
+def _opened(root: Path, path: str) -> tuple[Segmentation, str]:
+    """Return a segmentation, and the digest of its file."""
+    with open_source(root, path, _CODE) as (descriptor, stamp):
+        key = root, path, stamp
+        if (known := _latest.get(key)) is not None:
+            return known
+        require_size(stamp.size, _CODE)
+        data = read_all(descriptor, stamp, _CODE)
+    opened = Segmentation(data), xxhash.xxh3_128_hexdigest(data)
+    while len(_latest) >= _MAX_LATEST:
+        _latest.pop(next(iter(_latest)), None)
+    _latest[key] = opened
+    return opened
+
+
+SOURCE: Final = Source(
+    name="seg",
+    recognises=unnamed,
+    settle=settle,
+    discover=discover,
+    read_region=read_region,
+    index=index,
+    resolve=resolver("DICOM Segmentation", "frame"),
+    object_classes=SEGMENTATIONS,
+)
