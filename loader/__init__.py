@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING
 from loader.format import VERSION as __version__  # noqa: N811 the customary name
 
 if TYPE_CHECKING:
+    from loader.augment.settings import Augment
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
 
-__all__ = ["Batches", "Dataset", "LoaderError", "__version__", "open_dataset"]
+__all__ = ["Augment", "Batches", "Dataset", "LoaderError", "__version__", "open_dataset"]
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: the command line needs `loader.format` only."""
     match name:
+        case "Augment":
+            from loader.augment.settings import Augment
+
+            return Augment
         case "Batches":
             from loader.batches import Batches
 

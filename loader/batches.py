@@ -11,6 +11,7 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 import numpy as np
 
 from loader.arguments import check_bool, choice, whole
+from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
 from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
@@ -93,6 +94,9 @@ class Batches:
     normalize : "minmax", "percentile", "zscore" or "dataset", optional
         Scale each image by its minimum and maximum to 0..1; by its 1st and 99th percentile,
         clipped, to 0..1; by its mean and deviation; or by those of all rows of the file.
+    augment : Augment, optional
+        Random changes of images, which become float32, and masks, after `normalize`. The seed, the
+        epoch and the row decide them, and nothing else.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -142,6 +146,7 @@ class Batches:
         layout: Layout = "HWN",
         dtype: Values | None = None,
         normalize: Normalize | None = None,
+        augment: Augment | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -160,7 +165,7 @@ class Batches:
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
-        form = _form(layout, dtype, normalize)
+        form = _form(layout, dtype, normalize, augment)
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         self._criteria = Criteria(split, fold, fold_role)
@@ -184,6 +189,7 @@ class Batches:
         self._position: Position = (0, 0)
         self._start()
         warn_left_out(order)
+        _warn_augmented(self._criteria, augment)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -350,6 +356,7 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
+        state = {"augment": None} | dict(state)  # of before there was augmentation
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -367,7 +374,7 @@ class Batches:
             )
         binding = [*self._identity(), *(["world_size"] if batch else [])]
         differing = [
-            f"{name} (expected {own[name]!r}, found {state[name]!r})"
+            self._difference(name, own[name], state[name])
             for name in binding
             if (type(state[name]), state[name]) != (type(own[name]), own[name])
         ]
@@ -384,8 +391,14 @@ class Batches:
             )
         self._go_to((epoch, batch))
 
+    def _difference(self, name: str, own: object, found: object) -> str:
+        augment = self._feed.form.augment
+        if name == "augment" and augment is not None:
+            return augment.difference(found if isinstance(found, str) else None)
+        return f"{name} (expected {own!r}, found {found!r})"
+
     def _identity(self) -> dict[str, str | int | None]:
-        order, criteria = self._feed.order, self._criteria
+        order, criteria, augment = self._feed.order, self._criteria, self._feed.form.augment
         return {
             "dataset_id": self.dataset.dataset_id,
             "seed": order.seed,
@@ -398,6 +411,7 @@ class Batches:
             "shuffle": order.shuffle,
             "dtype": str(self._feed.image_dtype),
             "normalize": self._feed.form.normalize,
+            "augment": None if augment is None else augment.to_json(),
         }
 
     @property
@@ -492,7 +506,9 @@ class _Runtime:
         self.stream = self.prefetcher = None
 
 
-def _form(layout: Layout, dtype: Values | None, normalize: Normalize | None) -> Form:
+def _form(
+    layout: Layout, dtype: Values | None, normalize: Normalize | None, augment: Augment | None
+) -> Form:
     layout = choice("layout", layout, get_args(Layout))
     if dtype is not None:
         dtype = choice("dtype", dtype, get_args(Values))
@@ -503,7 +519,16 @@ def _form(layout: Layout, dtype: Values | None, normalize: Normalize | None) -> 
                 'dtype: normalised images are float32, found "stored". Leave dtype out, or use '
                 "normalize=None."
             )
-    return Form(layout, dtype == "float32" or normalize is not None, normalize)
+    if augment is not None:
+        if not isinstance(augment, Augment):
+            raise TypeError(f"augment: expected a loader.Augment or None, found {augment!r}.")
+        if dtype == "stored":
+            raise ValueError(
+                'dtype: augmented images are float32, found "stored". Leave dtype out, or use '
+                "augment=None."
+            )
+    is_float32 = dtype == "float32" or normalize is not None or augment is not None
+    return Form(layout, is_float32, normalize, augment)
 
 
 def _check_weighting(weights: Weights | None, balance: Balance | None, *, shuffle: bool) -> None:
@@ -538,16 +563,28 @@ def warn_left_out(order: Order) -> None:
     plan = order.plan
     if plan.remainder != "sample" or not plan.n_left_out or order.table is not None:
         return
+    _warn(
+        f"{plan.n_left_out} of {plan.n_samples} rows fill no whole batch and are left out, other "
+        'ones at random in each epoch. remainder="keep" hands them out in a short last batch, '
+        '"pad" fills that batch up.'
+    )
+
+
+def _warn_augmented(criteria: Criteria, augment: Augment | None) -> None:
+    """Tell the user once that rows which judge a model are changed at random."""
+    roles = {criteria.split, criteria.fold_role} & {"validation", "test"}
+    if augment is not None and roles:
+        _warn(
+            f"Rows for {roles.pop()} are augmented, so that a figure of them is not of the images "
+            "in the file. Leave augment out; or this is test-time augmentation, and meant."
+        )
+
+
+def _warn(message: str) -> None:
     depth, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == "loader":
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(
-        f"{plan.n_left_out} of {plan.n_samples} rows fill no whole batch and are left out, other "
-        'ones at random in each epoch. remainder="keep" hands them out in a short last batch, '
-        '"pad" fills that batch up.',
-        UserWarning,
-        stacklevel=depth,  # the caller's own line
-    )
+    warnings.warn(message, UserWarning, stacklevel=depth)  # the caller's own line
 
 
 def _count(value: object) -> int | None:

@@ -8,9 +8,11 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from loader.augment.parameters import draw_parameters
+from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
-from loader.normalise import Floats, Normalize, convert, scale
+from loader.normalise import Floats, Normalize, convert, scale, scaler
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
 
@@ -56,13 +58,24 @@ class Order:
             drawn = draw_weighted(self.plan, positions, self.table, seed=self.seed, epoch=epoch)
         return self.selection.take(drawn), positions >= self.plan.n_samples
 
+    def copies(self, batches: range) -> Indices:
+        """Return the copy of each sample of some batches, which tells augmentations apart.
+
+        Draws with replacement have their position in the epoch. Otherwise it is 0, as an epoch has
+        each row once; a row that pads is the same sample again.
+        """
+        positions = self.plan.positions(self.rank, batches.start, batches.stop)
+        return positions % (1 if self.table is None else self.plan.n_samples)
+
 
 class Drawn(NamedTuple):
-    """One batch's rows and padding, and the position after it."""
+    """One batch's rows and padding, the position after it, and what augmentation needs."""
 
     rows: Indices
     is_padding: Padding
     after: Position
+    epoch: int
+    copies: Indices
 
 
 class _Block(NamedTuple):
@@ -72,6 +85,7 @@ class _Block(NamedTuple):
     batches: range
     rows: Indices
     is_padding: Padding
+    copies: Indices
 
 
 class Walk:
@@ -96,13 +110,15 @@ class Walk:
         taken = slice(start, start + plan.batch_size)
         following = batch + self._stride
         self._position = (epoch, following) if following < plan.n_batches else (epoch + 1, 0)
-        return Drawn(block.rows[taken], block.is_padding[taken], self._position)
+        rows, is_padding = block.rows[taken], block.is_padding[taken]
+        return Drawn(rows, is_padding, self._position, epoch, block.copies[taken])
 
     def _draw_block(self, epoch: int, first: int) -> _Block:
         plan = self._order.plan
         stop = min(plan.n_batches, first + max(1, _BLOCK // plan.batch_size))
         batches = range(first, stop)
-        return _Block(epoch, batches, *self._order.rows(epoch, batches))
+        order = self._order
+        return _Block(epoch, batches, *order.rows(epoch, batches), order.copies(batches))
 
 
 class Form(NamedTuple):
@@ -115,15 +131,24 @@ class Form(NamedTuple):
         Images as float32 rather than as stored.
     normalize : str, optional
         A kind of `scale`.
+    augment : Augment, optional
     """
 
     layout: Layout
     is_float32: bool
     normalize: Normalize | None
+    augment: Augment | None = None
 
 
 class Gatherer:
     """Copies rows of a dataset into batches; any thread may use it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    form : Form
+    seed : int
+        Of the augmentation.
 
     Attributes
     ----------
@@ -131,16 +156,19 @@ class Gatherer:
         Of the images handed out.
     """
 
-    def __init__(self, dataset: Dataset, form: Form) -> None:
+    def __init__(self, dataset: Dataset, form: Form, seed: int) -> None:
         self._dataset = dataset
         self._form = form
+        self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
         self._image_bytes = _memory_of(dataset.images)
 
-    def gather(self, rows: Indices, out: Arrays | None) -> Arrays:
+    def gather(
+        self, rows: Indices, out: Arrays | None, epoch: int = 0, copies: Indices | None = None
+    ) -> Arrays:
         """Return the images and masks of some rows.
 
         Parameters
@@ -148,15 +176,21 @@ class Gatherer:
         rows : int64 array, shape (n,)
         out : pair of arrays, optional
             What `samples_of` returned, n samples or more of it; otherwise fresh arrays are filled.
+        epoch : int
+        copies : int64 array, shape (n,), optional
+            What augmentation depends on, see `draw_parameters`.
         """
         shape = (len(rows), *self._dataset.images.shape[1:])
         if out is None:
             images, masks = np.empty(shape, self.image_dtype), np.empty(shape, np.uint8)
         else:
             images, masks = (array[: len(rows)] for array in out)
-        self._fill_images(rows, images)
-        # Every row is valid; "clip" spares the buffer that "raise" needs.
-        self._dataset.masks.take(rows, 0, masks, "clip")
+        if self._form.augment is not None:
+            self._fill_augmented(self._form.augment, rows, epoch, copies, images, masks)
+        else:
+            self._fill_images(rows, images)
+            # Every row is valid; "clip" spares the buffer that "raise" needs.
+            self._dataset.masks.take(rows, 0, masks, "clip")
         return self._arrange(images), self._arrange(masks)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
@@ -189,6 +223,36 @@ class Gatherer:
             convert(self._dataset.images, rows, cast("Floats", images))
         else:
             scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
+
+    def _fill_augmented(
+        self,
+        augment: Augment,
+        rows: Indices,
+        epoch: int,
+        copies: Indices | None,
+        images: Images,
+        masks: Masks,
+    ) -> None:
+        """Fill in sample by sample, each while it is in the processor's cache."""
+        from loader.augment.arrays import SampleAugmenter
+
+        dataset, shape = self._dataset, self._dataset.images.shape[1:]
+        parameters = draw_parameters(
+            augment, shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
+        )
+        augmenter = SampleAugmenter(parameters)
+        plain = np.empty(shape, np.float32)
+        normalize = self._form.normalize
+        scaled = None if normalize is None else scaler(dataset, normalize, rows)
+        for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
+            before = plain if augmenter.is_moved[i] else image
+            if scaled is None:
+                np.copyto(before, dataset.images[rows[i]], casting="same_kind")
+            else:
+                scaled(i, before)
+            augmenter.move(i, before, image)
+            augmenter.move_mask(i, dataset.masks[rows[i]], mask)
+            augmenter.shade(i, image)
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
         if self._form.layout == "HWN":
@@ -251,7 +315,7 @@ class Stream:
 
     def gather(self, drawn: Drawn, out: Arrays | None = None) -> Arrays:
         """Return the pixels of a batch."""
-        arrays = self._gatherer.gather(drawn.rows, out)
+        arrays = self._gatherer.gather(drawn.rows, out, drawn.epoch, drawn.copies)
         self._look_ahead.note()
         return arrays
 
@@ -288,7 +352,7 @@ class Feed:
         self.ranks: Callable[[], tuple[int, int]] | None = None
         self.on_new_ranks: Callable[[Order], None] | None = None
         self._order = order
-        self._gatherer = Gatherer(dataset, form)
+        self._gatherer = Gatherer(dataset, form, order.seed)
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle without what the dataset holds."""
@@ -297,7 +361,7 @@ class Feed:
     def __setstate__(self, state: dict[str, object]) -> None:
         """Gather from the dataset of this process."""
         self.__dict__.update(state)
-        self._gatherer = Gatherer(self.dataset, self.form)
+        self._gatherer = Gatherer(self.dataset, self.form, self._order.seed)
 
     @property
     def order(self) -> Order:
@@ -344,9 +408,9 @@ class Feed:
         """Return the rows of the file that some samples of the selection are."""
         return self._order.selection.take(samples)
 
-    def arrays(self, rows: Indices, out: Arrays | None = None) -> Arrays:
+    def arrays(self, rows: Indices, out: Arrays | None = None, epoch: int = 0) -> Arrays:
         """Return images and masks of some rows of the file; see `Gatherer.gather`."""
-        return self._gatherer.gather(rows, out)
+        return self._gatherer.gather(rows, out, epoch)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
         """Check the caller's buffers; see `Gatherer.samples_of`."""

@@ -1,6 +1,6 @@
 """Images as float32, scaled by the statistics that the manifest holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +23,14 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None:
-    """Write the images of some rows into `out`, (values - shift) * factor, as float32.
+    """Write the images of some rows into `out`; see `scaler`."""
+    write = scaler(dataset, kind, rows)
+    for i, scaled in enumerate(out):
+        write(i, scaled)
+
+
+def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, Floats], None]:
+    """Return a function that writes the image of rows[i] as (values - shift) * factor, float32.
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
@@ -45,16 +52,19 @@ def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None
     shifts, factors = _shifts_and_factors(dataset, kind, rows)
     is_clipped = kind == "percentile"
     is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
-    # A row fits the processor's cache, so that it travels from and to memory once.
-    for row, shift, factor, scaled in zip(rows.tolist(), shifts, factors, out, strict=True):
+
+    def write(i: int, scaled: Floats) -> None:
+        # A row fits the processor's cache, so that it travels from and to memory once.
         if is_short:
-            np.copyto(scaled, images[row], casting="same_kind")
-            np.subtract(scaled, np.float32(shift), out=scaled)
+            np.copyto(scaled, images[rows[i]], casting="same_kind")
+            np.subtract(scaled, np.float32(shifts[i]), out=scaled)
         else:
-            np.subtract(images[row], shift, out=scaled, dtype="f8", casting="same_kind")
-        np.multiply(scaled, factor, out=scaled)
+            np.subtract(images[rows[i]], shifts[i], out=scaled, dtype="f8", casting="same_kind")
+        np.multiply(scaled, factors[i], out=scaled)
         if is_clipped:
             np.clip(scaled, 0, 1, out=scaled)
+
+    return write
 
 
 def _shifts_and_factors(

@@ -44,17 +44,17 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 Table: TypeAlias = npt.NDArray[np.float64]
 Remainder: TypeAlias = Literal["sample", "keep", "pad", "error"]
 
-_Words: TypeAlias = npt.NDArray[np.uint64]
+Words: TypeAlias = npt.NDArray[np.uint64]
 _Round: TypeAlias = Callable[[Indices], Indices]
 
-_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS: Final = (np.uint64(30), np.uint64(27), np.uint64(31))
 _N_ROUNDS: Final = 8
 _MIN_BITS: Final = 6  # with fewer, some orders of a few samples would come up more than others
 _TABLE_BITS: Final = 8
 _TABLE_BITS_OF_HALF: Final = 12
-_DROP_TO_53: Final = np.uint64(11)  # a float64 holds 53 bits
+DROP_TO_53: Final = np.uint64(11)  # a float64 holds 53 bits
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def draw_weighted(
     int64 array, shape (m,)
         From 0 to n_samples - 1; never a sample of weight 0.
     """
-    key = _keys(seed, epoch, np.array([_N_ROUNDS + 1], np.uint64))
-    counters = (positions % plan.n_samples + 1).astype(np.uint64) * _GOLDEN
-    uniform = (_mix(counters + key) >> _DROP_TO_53) * 2.0**-53
+    key = keys_of(seed, epoch, np.array([_N_ROUNDS + 1], np.uint64))
+    counters = (positions % plan.n_samples + 1).astype(np.uint64) * GOLDEN
+    uniform = (mix(counters + key) >> DROP_TO_53) * 2.0**-53
     return np.searchsorted(table, uniform, side="right")
 
 
@@ -207,8 +207,9 @@ def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indice
     return values
 
 
-def _keys(seed: int, epoch: int, numbers: _Words) -> _Words:
-    return _mix(_mix(numbers * _GOLDEN + np.uint64(seed)) + np.uint64(epoch % 2**64))
+def keys_of(seed: int, epoch: int, numbers: Words) -> Words:
+    """Return keys of an epoch by their numbers: 1 to 8 the rounds, 9 weights, 10 augmentation."""
+    return mix(mix(numbers * GOLDEN + np.uint64(seed)) + np.uint64(epoch % 2**64))
 
 
 def _encrypt(values: Indices, n_bits: int, rounds: tuple[_Round, ...]) -> Indices:
@@ -227,7 +228,7 @@ def _rounds(seed: int, epoch: int, n_bits: int) -> tuple[_Round, ...]:
 
     Half of the bits have few values, so each function is a table; of many samples it is not.
     """
-    keys = _keys(seed, epoch, np.arange(1, _N_ROUNDS + 1, dtype=np.uint64))
+    keys = keys_of(seed, epoch, np.arange(1, _N_ROUNDS + 1, dtype=np.uint64))
     sizes = n_bits - n_bits // 2, n_bits // 2  # of left and right
     rounds: list[_Round] = []
     for i, key in enumerate(keys):
@@ -239,12 +240,12 @@ def _rounds(seed: int, epoch: int, n_bits: int) -> tuple[_Round, ...]:
 
 
 def _scramble(half: Indices, key: np.uint64, n_bits: int) -> Indices:
-    words = _mix(half.astype(np.uint64) + key)
+    words = mix(half.astype(np.uint64) + key)
     np.right_shift(words, np.uint64(64 - n_bits), out=words)
     return words.astype(np.int64)
 
 
-def _mix(words: _Words) -> _Words:
+def mix(words: Words) -> Words:
     """Scramble 64-bit words in place (the finaliser of splitmix64) and return them."""
     for shift, multiplier in zip(_SHIFTS[:2], _MULTIPLIERS, strict=True):
         words ^= words >> shift

@@ -26,7 +26,7 @@ from loader.torch.options import (
     as_tensors,
     ranked_batches,
 )
-from loader.torch.passes import Passes
+from loader.torch.passes import Passes, SharedEpoch
 
 _SINGLE_SAMPLES: Final = (
     "Give batch_size, shuffle, or a sampler such as torch's WeightedRandomSampler, to the "
@@ -214,7 +214,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype and normalize.
+        dtype, normalize, augment, and the seed of `augment`.
 
     Raises
     ------
@@ -227,11 +227,29 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
     ) -> None:
         super().__init__()
         self._refuse_others(options, Selecting, _SINGLE_SAMPLES)
+        if "seed" in options and options.get("augment") is None:
+            raise TypeError(
+                "loader.torch.Dataset: seed: it decides augmentation only, and there is no "
+                f"augment. {_SINGLE_SAMPLES}"
+            )
         self._batches = Batches(source, batch_size=1, layout="NCHW", **options)
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return self._batches.feed.n_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have samples augmented as in an epoch, in workers of a DataLoader as well.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0. With `augment`, name each epoch before it begins: a sample is augmented in the
+            same way until then.
+        """
+        self._batches.set_epoch(epoch)  # checks it
+        self._epoch.set(epoch)
 
     def __getitem__(self, index: int) -> Tensors:
         """Return one image and its mask, each (1, rows, columns)."""
@@ -248,5 +266,11 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         samples = np.array(whole, np.int64)
         feed = self._batches.feed
         feed.dataset.check_whole()
-        images, masks = as_tensors(feed.arrays(feed.rows(samples % n_samples)))
+        epoch = self._epoch.get()
+        if epoch < 0 and feed.form.augment is not None:
+            raise LoaderError(
+                f"Sample not augmented: {feed.dataset.path}: the epoch decides how, and is not "
+                "known. Call set_epoch of the data set before each epoch."
+            )
+        images, masks = as_tensors(feed.arrays(feed.rows(samples % n_samples), epoch=epoch))
         return list(zip(images, masks, strict=True))

@@ -7,6 +7,7 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 from torch import distributed  # type: ignore[import-not-found, unused-ignore]
 
 import loader
+from loader.augment.settings import Augment
 from loader.batches import Batches, Values, check_plan, warn_left_out
 from loader.feed import Arrays, Order
 from loader.normalise import Normalize
@@ -30,6 +31,8 @@ class Selecting(TypedDict):
     allow_shared_patients: NotRequired[bool]
     dtype: NotRequired[Values | None]
     normalize: NotRequired[Normalize | None]
+    augment: NotRequired[Augment | None]
+    seed: NotRequired[int]
 
 
 class Batching(Selecting):
@@ -41,7 +44,6 @@ class Batching(Selecting):
     batch_size: int
     weights: NotRequired[Weights | None]
     balance: NotRequired[Balance | None]
-    seed: NotRequired[int]
     shuffle: NotRequired[bool]
     remainder: NotRequired[Remainder]
     prefetch: NotRequired[int]

@@ -25,6 +25,31 @@ class _Count(NamedTuple):
     first: int = 0  # of the passes that as many workers shared without a break
 
 
+class SharedEpoch:
+    """An epoch that a process names, for the workers of its DataLoaders too; -1 before that."""
+
+    def __init__(self) -> None:
+        self._shared = RawArray(c_int64, [-1])
+
+    def __getstate__(self) -> dict[str, object]:
+        """Share the memory with a process that is being started; copy it otherwise."""
+        is_copy = multiprocessing.context.get_spawning_popen() is None
+        return {"_shared": list(self._shared) if is_copy else self._shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up the memory, or the copy."""
+        shared = state["_shared"]
+        self._shared = RawArray(c_int64, shared) if isinstance(shared, list) else shared
+
+    def set(self, epoch: int) -> None:
+        """Name the epoch."""
+        self._shared[0] = epoch
+
+    def get(self) -> int:
+        """Return the epoch."""
+        return int(self._shared[0])
+
+
 class Passes:
     """Counts the passes that have begun, in memory that a process and its workers share.
 

@@ -457,6 +457,7 @@ def test_state_names_what_it_belongs_to(path):
         "shuffle": True,
         "dtype": "int16",
         "normalize": None,
+        "augment": None,
         "world_size": 2,
         "epoch": 0,
         "batch": 1,

@@ -1,0 +1,301 @@
+"""Augmentation of NumPy arrays: OpenCV where pixels are resampled, NumPy for all else."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.augment.parameters import (
+    N_NORMALS,
+    Parameters,
+    kept_pixels,
+    normals,
+    power_basis,
+    spline_basis,
+)
+from loader.errors import LoaderError
+from loader.normalise import Floats
+from loader.sampler import Table
+
+if TYPE_CHECKING:
+    import types
+
+_MASK_TYPES: Final = ("uint8", "uint16", "int16")
+_STRIP: Final = 64  # rows that are transposed at a time, so that they stay in the nearest cache
+_BAND: Final = 2**16  # pixels that are resampled at a time, so that their sources stay in the cache
+
+
+def augment_batch(
+    images: Floats, masks: npt.NDArray[np.integer], parameters: Parameters
+) -> tuple[Floats, npt.NDArray[np.integer]]:
+    """Return augmented copies of a batch.
+
+    Parameters
+    ----------
+    images : float32 array, shape (n, rows, columns)
+    masks : uint8, uint16 or int16 array, shape (n, rows, columns)
+    parameters : Parameters
+        Of as many samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another type or shape.
+    LoaderError
+        OpenCV is needed and not installed.
+    """
+    expected = (len(parameters), *parameters.shape)
+    if images.shape != expected or masks.shape != expected:
+        raise ValueError(
+            f"images, masks: expected {expected}, found {images.shape} and {masks.shape}."
+        )
+    if images.dtype != np.float32 or masks.dtype.name not in _MASK_TYPES:
+        raise TypeError(
+            f"images, masks: expected float32 and one of {', '.join(_MASK_TYPES)}, found "
+            f"{images.dtype} and {masks.dtype}."
+        )
+    changed = np.empty_like(images), np.empty_like(masks)
+    augmenter = SampleAugmenter(parameters)
+    for i in range(len(images)):
+        augmenter.move(i, images[i], changed[0][i])
+        augmenter.move_mask(i, masks[i], changed[1][i])
+        augmenter.shade(i, changed[0][i])
+    return changed
+
+
+class SampleAugmenter:
+    """Changes the samples of a batch one by one, while each is in the processor's cache.
+
+    Parameters
+    ----------
+    parameters : Parameters
+
+    Attributes
+    ----------
+    is_moved : bool array, shape (n,)
+        Whether a sample's pixels change their places, so that `move` needs another array.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        n, self._parts = len(parameters), parameters.parts()
+        self._shape = parameters.shape
+        turn = self._parts.get("turn", np.zeros((n, 3))).astype(np.int64)
+        self._turns = [tuple(one) for one in turn.tolist()]
+        is_resampled = self._parts.get("is_resampled", np.zeros(n)) > 0
+        self._is_resampled = is_resampled.tolist()
+        self.is_moved = turn.any(1) | is_resampled
+        if is_resampled.any():
+            self._maps = _Maps(parameters, turn)
+            self._cv2 = _opencv()
+            cubic = parameters.interpolation == "cubic"
+            self._image_flag = self._cv2.INTER_CUBIC if cubic else self._cv2.INTER_LINEAR
+        self._buffers = np.empty((2, *self._shape), np.float32)
+
+    def move(self, i: int, image: npt.NDArray[np.generic], out: npt.NDArray[np.generic]) -> None:
+        """Write sample i's image into `out`, flipped, turned and resampled."""
+        if self._is_resampled[i]:
+            self._remap(i, image, out, self._image_flag)
+        elif image is not out:
+            copy_turned(image, out, *self._turns[i])
+
+    def move_mask(
+        self, i: int, mask: npt.NDArray[np.generic], out: npt.NDArray[np.generic]
+    ) -> None:
+        """Write sample i's mask into `out`, of the nearest pixels."""
+        if self._is_resampled[i]:
+            self._remap(i, mask, out, self._cv2.INTER_NEAREST)
+        else:
+            copy_turned(mask, out, *self._turns[i])
+
+    def shade(self, i: int, image: Floats) -> None:
+        """Change the values of sample i's image in place."""
+        mine = {name: part[i] for name, part in self._parts.items()}
+        gamma, contrast, brightness = (
+            float(mine.get(name, neutral))
+            for name, neutral in (("gamma", 1), ("contrast", 1), ("brightness", 0))
+        )
+        deviation = float(mine["noise"][0]) if "noise" in mine else 0.0
+        has_field = "bias_field" in mine and bool(mine["bias_field"].any())
+        lowest = image.min() if has_field or gamma != 1 else np.float32(0)
+        highest = image.max() if gamma != 1 else np.float32(0)
+        mean = std = np.float32(0)
+        if contrast != 1 or brightness or deviation:
+            mean, std = self._mean_and_std(image)
+        if has_field:
+            self._multiply_field(image, lowest, mine["bias_field"])
+        if "blur" in mine and mine["blur"][0] != 1:
+            self._blur(image, mine["blur"])
+        if "low_resolution" in mine and tuple(mine["low_resolution"]) != self._shape:
+            self._keep_pixels(image, mine["low_resolution"])
+        if gamma != 1:
+            _raise_to(image, lowest, highest, np.float32(gamma))
+        if contrast != 1 or brightness:
+            np.multiply(image, np.float32(contrast), out=image)
+            image += mean * np.float32(1 - contrast) + np.float32(brightness) * std
+        if deviation:
+            self._add_noise(image, np.float32(deviation) * std, *mine["noise"][1:].tolist())
+
+    def _remap(
+        self,
+        i: int,
+        samples: npt.NDArray[np.generic],
+        out: npt.NDArray[np.generic],
+        flag: int,
+    ) -> None:
+        border = self._cv2.BORDER_REPLICATE
+        n_rows = max(1, _BAND // self._shape[1])
+        for start in range(0, self._shape[0], n_rows):
+            band = slice(start, start + n_rows)
+            maps = self._maps.of(i, band)
+            self._cv2.remap(samples, *maps, flag, dst=out[band], borderMode=border)
+
+    def _mean_and_std(self, image: Floats) -> tuple[np.float32, np.float32]:
+        mean = image.mean()
+        apart = np.subtract(image, mean, out=self._buffers[0]).reshape(-1)
+        return mean, np.sqrt(np.dot(apart, apart) / np.float32(apart.size))
+
+    def _multiply_field(self, image: Floats, lowest: np.float32, coefficients: Table) -> None:
+        rows, columns = (power_basis(side).astype(np.float32) for side in self._shape)
+        field = np.matmul(rows @ coefficients.astype(np.float32), columns.T, out=self._buffers[0])
+        np.exp(field, out=field)
+        image -= lowest
+        image *= field
+        image += lowest
+
+    def _blur(self, image: Floats, kernel: Table) -> None:
+        half = np.trim_zeros(kernel, "b").astype(np.float32)
+        for axis in (0, 1):
+            _convolve(image, half, axis, self._buffers[0])
+
+    def _keep_pixels(self, image: Floats, n_kept: Table) -> None:
+        for axis, (side, kept) in enumerate(zip(self._shape, n_kept[:, np.newaxis], strict=True)):
+            low, high, share = kept_pixels(np.arange(side, dtype=np.float64), kept)
+            first = image.take(low.astype(np.int64), axis)
+            second = image.take(high.astype(np.int64), axis)
+            second -= first
+            second *= np.expand_dims(share.astype(np.float32), 1 - axis)
+            np.add(first, second, out=image)
+
+    def _add_noise(self, image: Floats, deviation: np.float32, start: float, stride: float) -> None:
+        rows, columns = self._shape
+        begins = (int(start) + np.arange(rows) * int(stride)) % N_NORMALS
+        noise = np.take(_windows(columns), begins, 0, self._buffers[0], "clip")
+        noise *= deviation
+        image += noise
+
+
+class _Maps:
+    """Where each pixel of a resampled sample comes from, flips and turns included."""
+
+    def __init__(self, parameters: Parameters, turn: npt.NDArray[np.int64]) -> None:
+        parts, (rows, columns) = parameters.parts(), parameters.shape
+        back = _before_turns(turn)
+        affine = back @ parts["affine"]
+        centre = np.array([columns - 1, rows - 1]) / 2
+        along = np.arange(columns) - centre[0], np.arange(rows) - centre[1]
+        # As float32 only at the end: the torch backend takes the same steps.
+        origin = (affine[:, :, 2] + centre)[:, :, np.newaxis]
+        self._of_columns = (affine[:, :, :1] * along[0] + origin).astype(np.float32)
+        self._of_rows = (affine[:, :, 1:2] * along[1]).astype(np.float32)
+        self._buffers = np.empty((2, min(rows, max(1, _BAND // columns)), columns), np.float32)
+        if "elastic" in parts:
+            moved = parts["elastic"]
+            self._moved = np.einsum("nij,njkl->nikl", back, moved).astype(np.float32)
+            self._is_bent = [bool(one.any()) for one in moved]
+            self._bases = [spline_basis(side).astype(np.float32) for side in (rows, columns)]
+        else:
+            self._is_bent = [False] * len(parameters)
+        self._held: tuple[int, int, int] | None = None
+
+    def of(self, i: int, band: slice) -> list[Floats]:
+        """Return the columns and the rows that the pixels of some rows come from."""
+        n_rows = len(range(*band.indices(len(self._of_rows[i, 0]))))
+        maps = [buffer[:n_rows] for buffer in self._buffers]
+        if self._held == (i, band.start, n_rows):
+            return maps
+        for axis, coordinates in enumerate(maps):
+            of_columns = self._of_columns[i, axis]
+            of_rows = self._of_rows[i, axis, band, np.newaxis]
+            if self._is_bent[i]:
+                rows, columns = self._bases
+                np.matmul(rows[band] @ self._moved[i, axis], columns.T, out=coordinates)
+                np.add(coordinates, of_columns, out=coordinates)
+                np.add(coordinates, of_rows, out=coordinates)
+            else:
+                np.add(of_columns, of_rows, out=coordinates)
+        self._held = i, band.start, n_rows
+        return maps
+
+
+def copy_turned(
+    samples: npt.NDArray[np.generic],
+    out: npt.NDArray[np.generic],
+    flips_rows: int,
+    flips_columns: int,
+    n_turns: int,
+) -> None:
+    """Copy an image, flipped and then turned anticlockwise, without changing a value."""
+    turned = samples[:: -1 if flips_rows else 1, :: -1 if flips_columns else 1]
+    turned = np.rot90(turned, n_turns)
+    if n_turns % 2 == 0:
+        np.copyto(out, turned)
+        return
+    for start in range(0, len(out), _STRIP):
+        strip = slice(start, start + _STRIP)
+        out[:, strip] = turned[:, strip]
+
+
+def _before_turns(turn: npt.NDArray[np.int64]) -> Table:
+    """Return the matrices (n, 2, 2) that take (column, row) from the centre back before turns."""
+    cosine, sine = np.array([1, 0, -1, 0])[turn[:, 2]], np.array([0, 1, 0, -1])[turn[:, 2]]
+    back = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2).astype(np.float64)
+    back *= (1 - 2 * turn[:, 1::-1])[:, :, np.newaxis]
+    return back
+
+
+def _raise_to(image: Floats, lowest: np.float32, highest: np.float32, gamma: np.float32) -> None:
+    extent = highest - lowest
+    image -= lowest
+    image *= np.float32(1) / extent if extent > 0 else np.float32(1)
+    np.maximum(image, 0, out=image)  # blurring may end a rounding below the lowest
+    np.power(image, gamma, out=image)
+    image *= extent
+    image += lowest
+
+
+def _convolve(image: Floats, half: Floats, axis: int, buffer: Floats) -> None:
+    """Convolve with a symmetric kernel along an axis, in place; the border's pixels go on."""
+    radius = len(half) - 1
+    padded = np.pad(image, [(radius, radius) if axis == a else (0, 0) for a in (0, 1)], "edge")
+    side = image.shape[axis]
+
+    def shifted(by: int) -> Floats:
+        part = slice(radius + by, radius + by + side)
+        return padded[part] if axis == 0 else padded[:, part]
+
+    np.multiply(image, half[0], out=image)
+    for distance in range(1, radius + 1):
+        np.add(shifted(-distance), shifted(distance), out=buffer)
+        np.multiply(buffer, half[distance], out=buffer)
+        np.add(image, buffer, out=image)
+
+
+@lru_cache(4)
+def _windows(columns: int) -> Floats:
+    """Return, as a view, the numbers that a row of noise has from each start on."""
+    table = normals()
+    endless = np.concatenate([table, table[:columns]])
+    return np.lib.stride_tricks.sliding_window_view(endless, columns)
+
+
+def _opencv() -> "types.ModuleType":
+    try:
+        import cv2
+    except ImportError as error:
+        raise LoaderError(
+            "Batch not augmented: rotate, scale, shift, shear and elastic need OpenCV (expected "
+            "cv2, found none). Install it: pip install 'dicom-etl[augment]'; or leave them out, or "
+            "augment on a device."
+        ) from error
+    return cv2
