@@ -376,6 +376,13 @@ class Feed:
                     self.on_new_ranks(self._order)
         return self._order
 
+    def as_stored(self) -> "Feed":
+        """Return the same feed of images as the file has them, for who changes them elsewhere."""
+        form = Form("NHW", is_float32=False, normalize=None)
+        feed = Feed(self.dataset, self._order, form, self.prefetch)
+        feed.ranks, feed.on_new_ranks = self.ranks, self.on_new_ranks
+        return feed
+
     def selecting(self, selection: Selection) -> "Feed":
         """Return the same feed of another selection of as many rows."""
         feed = Feed(

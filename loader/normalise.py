@@ -22,6 +22,10 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+# Kinds whose values are clipped to 0 to 1.
+CLIPPED: Final = frozenset({"percentile"})
+
+
 def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None:
     """Write the images of some rows into `out`; see `scaler`."""
     write = scaler(dataset, kind, rows)
@@ -49,8 +53,8 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, F
         The statistics of a row are not numbers.
     """
     images = dataset.images
-    shifts, factors = _shifts_and_factors(dataset, kind, rows)
-    is_clipped = kind == "percentile"
+    shifts, factors = shifts_and_factors(dataset, kind, rows)
+    is_clipped = kind in CLIPPED
     is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
 
     def write(i: int, scaled: Floats) -> None:
@@ -67,9 +71,19 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, F
     return write
 
 
-def _shifts_and_factors(
-    dataset: Dataset, kind: Normalize, rows: Indices
-) -> tuple[_Doubles, Floats]:
+def shifts_and_factors(dataset: Dataset, kind: Normalize, rows: Indices) -> tuple[_Doubles, Floats]:
+    """Return what `scaler` takes from each image, and what it multiplies by.
+
+    Returns
+    -------
+    shifts : float64 array, shape (n,)
+    factors : float32 array, shape (n,)
+
+    Raises
+    ------
+    LoaderError
+        The statistics of a row are not numbers.
+    """
     shifts, divisors = _shifts_and_divisors(dataset, kind, rows)
     with np.errstate(over="ignore"):  # beyond its range: infinite
         divisors = divisors.astype(np.float32)

@@ -298,4 +298,5 @@ def _opencv() -> "types.ModuleType":
             "cv2, found none). Install it: pip install 'dicom-etl[augment]'; or leave them out, or "
             "augment on a device."
         ) from error
-    return cv2
+    module: types.ModuleType = cv2
+    return module
