@@ -1,7 +1,7 @@
 """Augmentation of NumPy arrays: OpenCV where pixels are resampled, NumPy for all else."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from loader.sampler import Table
 
 if TYPE_CHECKING:
     import types
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 _MASK_TYPES: Final = ("uint8", "uint16", "int16")
 _OF_VALUES: Final = ("gamma", "contrast", "brightness", "noise")
@@ -59,7 +61,10 @@ def augment_batch(
     changed = np.empty_like(images), np.empty_like(masks)
     augmenter = SampleAugmenter(parameters)
     for i in range(len(images)):
-        augmenter.move(i, images[i], changed[0][i])
+        if augmenter.is_resampled[i]:
+            augmenter.resample(i, images[i], changed[0][i])
+        else:
+            np.copyto(changed[0][i], augmenter.turned(i, images[i]))
         augmenter.move_mask(i, masks[i], changed[1][i])
         augmenter.shade(i, changed[0][i])
     return changed
@@ -74,8 +79,8 @@ class SampleAugmenter:
 
     Attributes
     ----------
-    is_moved : bool array, shape (n,)
-        Whether a sample's pixels change their places, so that `move` needs another array.
+    is_resampled : list of bool
+        Whether a sample needs `resample`; otherwise `turned`.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -84,8 +89,7 @@ class SampleAugmenter:
         turn = self._parts.get("turn", np.zeros((n, 3))).astype(np.int64)
         self._turns = [tuple(one) for one in turn.tolist()]
         is_resampled = self._parts.get("is_resampled", np.zeros(n)) > 0
-        self._is_resampled = is_resampled.tolist()
-        self.is_moved = turn.any(1) | is_resampled
+        self.is_resampled = is_resampled.tolist()
         if is_resampled.any():
             self._maps = _Maps(parameters, turn)
             self._cv2 = _opencv()
@@ -98,19 +102,27 @@ class SampleAugmenter:
         ]
         self._values = np.concatenate(columns, 1).tolist()
         self._buffer = np.empty(self._shape, np.float32)
+        self._turned: npt.NDArray[np.generic] | None = None
 
-    def move(self, i: int, image: npt.NDArray[np.generic], out: npt.NDArray[np.generic]) -> None:
-        """Write sample i's image into `out`, flipped, turned and resampled."""
-        if self._is_resampled[i]:
-            self._remap(i, image, out, self._image_flag)
-        elif image is not out:
-            copy_turned(image, out, *self._turns[i])
+    def turned(self, i: int, image: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+        """Return sample i's image, flipped and turned: itself, or an array that is used again."""
+        if not any(self._turns[i]):
+            return image
+        if self._turned is None:
+            self._turned = np.empty(image.shape, image.dtype)
+        turned = cast("npt.NDArray[_Value]", self._turned)
+        copy_turned(image, turned, *self._turns[i])
+        return turned
+
+    def resample(self, i: int, image: Floats, out: Floats) -> None:
+        """Write sample i's image into `out`, flips and turns included."""
+        self._remap(i, image, out, self._image_flag)
 
     def move_mask(
         self, i: int, mask: npt.NDArray[np.generic], out: npt.NDArray[np.generic]
     ) -> None:
         """Write sample i's mask into `out`, of the nearest pixels."""
-        if self._is_resampled[i]:
+        if self.is_resampled[i]:
             self._remap(i, mask, out, self._cv2.INTER_NEAREST)
         else:
             copy_turned(mask, out, *self._turns[i])

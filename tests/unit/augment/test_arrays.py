@@ -6,7 +6,7 @@ import pytest
 import loader
 from loader import Augment
 from loader.augment import arrays, draw_parameters
-from loader.augment.arrays import SampleAugmenter, augment_batch
+from loader.augment.arrays import augment_batch
 from loader.augment.parameters import N_NORMALS, normals, power_basis, spline_basis
 
 N = 6
@@ -285,11 +285,3 @@ def test_without_opencv_only_resampling_is_refused(monkeypatch):
     changed(plain, images, masks)
     with pytest.raises(loader.LoaderError, match=r"pip install 'dicom-etl\[augment\]'"):
         changed(Augment.none(rotate=(1, -5, 5)), images, masks)
-
-
-def test_what_moves_is_known_before():
-    parameters = draw_parameters(
-        Augment.none(flip_rows=0.5, gamma=(1, 0.5, 2)), (8, 8), seed=0, epoch=0, rows=np.arange(20)
-    )
-    moved = SampleAugmenter(parameters).is_moved
-    np.testing.assert_array_equal(moved, parameters.parts()["turn"][:, 0] > 0)
