@@ -243,14 +243,14 @@ class Gatherer:
         augmenter = SampleAugmenter(parameters)
         plain = np.empty(shape, np.float32)
         normalize = self._form.normalize
-        scaled = None if normalize is None else scaler(dataset, normalize, rows)
+        write = _convert if normalize is None else scaler(dataset, normalize, rows)
         for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
-            before = plain if augmenter.is_moved[i] else image
-            if scaled is None:
-                np.copyto(before, dataset.images[rows[i]], casting="same_kind")
-            else:
-                scaled(i, before)
-            augmenter.move(i, before, image)
+            stored = dataset.images[rows[i]]
+            if augmenter.is_resampled[i]:
+                write(i, stored, plain)
+                augmenter.resample(i, plain, image)
+            else:  # stored values are turned, because they may be half as large
+                write(i, augmenter.turned(i, stored), image)
             augmenter.move_mask(i, dataset.masks[rows[i]], mask)
             augmenter.shade(i, image)
 
@@ -430,6 +430,10 @@ class Feed:
     def stream(self, start: Position, stride: int = 1) -> Stream:
         """Return batch after batch from a position on, or every `stride`-th of them."""
         return Stream(self.dataset, self.order, self._gatherer, start, stride)
+
+
+def _convert(_: int, stored: Images, converted: Floats) -> None:
+    np.copyto(converted, stored, casting="same_kind")
 
 
 def _memory_of(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

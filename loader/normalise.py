@@ -13,6 +13,7 @@ from loader.sampler import Indices
 
 Normalize: TypeAlias = Literal["minmax", "zscore", "percentile", "dataset"]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Scaler: TypeAlias = Callable[[int, Images, Floats], None]
 _Doubles: TypeAlias = npt.NDArray[np.float64]
 
 # The manifest columns of what becomes 0 and 1.
@@ -29,12 +30,14 @@ CLIPPED: Final = frozenset({"percentile"})
 def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None:
     """Write the images of some rows into `out`; see `scaler`."""
     write = scaler(dataset, kind, rows)
-    for i, scaled in enumerate(out):
-        write(i, scaled)
+    for i, (row, scaled) in enumerate(zip(rows.tolist(), out, strict=True)):
+        write(i, dataset.images[row], scaled)
 
 
-def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, Floats], None]:
-    """Return a function that writes the image of rows[i] as (values - shift) * factor, float32.
+def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
+    """Return a function of i and the image of rows[i], in any order of its pixels, and where to.
+
+    It writes (values - shift) * factor as float32.
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
@@ -52,18 +55,17 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, F
     LoaderError
         The statistics of a row are not numbers.
     """
-    images = dataset.images
     shifts, factors = shifts_and_factors(dataset, kind, rows)
     is_clipped = kind in CLIPPED
-    is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
+    is_short = dataset.images.dtype.itemsize == 2  # noqa: PLR2004 bytes
 
-    def write(i: int, scaled: Floats) -> None:
+    def write(i: int, stored: Images, scaled: Floats) -> None:
         # A row fits the processor's cache, so that it travels from and to memory once.
         if is_short:
-            np.copyto(scaled, images[rows[i]], casting="same_kind")
+            np.copyto(scaled, stored, casting="same_kind")
             np.subtract(scaled, np.float32(shifts[i]), out=scaled)
         else:
-            np.subtract(images[rows[i]], shifts[i], out=scaled, dtype="f8", casting="same_kind")
+            np.subtract(stored, shifts[i], out=scaled, dtype="f8", casting="same_kind")
         np.multiply(scaled, factors[i], out=scaled)
         if is_clipped:
             np.clip(scaled, 0, 1, out=scaled)
