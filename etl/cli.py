@@ -543,6 +543,17 @@ def check(
     metavar="ADDRESS",
     help="Work on a Dask cluster instead, over a shared file system.",
 )
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Take over the rows of OUT whose sources are unchanged, parse only the rest, and replace "
+    "OUT; patients keep their split.",
+)
+@click.option(
+    "--paranoid",
+    is_flag=True,
+    help="With --update: tell by the digest of every source whether it is unchanged.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -583,6 +594,8 @@ def build(
     exclude_structures: bool,
     workers: int | None,
     scheduler: str | None,
+    update: bool,
+    paranoid: bool,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -649,6 +662,8 @@ def build(
                 force=force,
                 strict=strict,
                 progress=not quiet,
+                update=update,
+                paranoid=paranoid,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
@@ -1094,9 +1109,11 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    is_divided = given & {"split", "folds", "splits_from"}
+    is_divided = given & {"split", "folds", "splits_from", "update"}
     if "same_person" in given and not is_divided:
         raise click.UsageError("--same-person is about --split and --folds: give one of them.")
+    if "paranoid" in given and "update" not in given:
+        raise click.UsageError("--paranoid is about --update: give both.")
     if "exclude_structures" in given:
         if not given & {"exclude_flagged", "exclude_file"}:
             raise click.UsageError(
