@@ -4,11 +4,8 @@ It is written after OUT and belongs to exactly one OUT. No byte of OUT depends o
 update parses everything.
 """
 
-import contextlib
 import io
 import json
-import os
-import secrets
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import xxhash
 
 from etl.errors import ReuseError
 from etl.findings import Finding, SampleKey
+from etl.output import target
 from etl.quality.rows import SHAPES
 from etl.render import MARKS
 from loader import Dataset
@@ -109,7 +107,7 @@ def write_cache(path: Path, cache: Cache) -> None:
 
     Raises
     ------
-    OSError
+    EtlError
         It cannot be written.
     """
     texts = [cache.out, cache.basis, cache.key.hex(), cache.paths, cache.remarks]
@@ -124,16 +122,9 @@ def write_cache(path: Path, cache: Cache) -> None:
     )
     payload = content.getvalue()
     digest = xxhash.xxh3_128_digest(payload)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(_MAGIC + digest + payload)
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with target.replacing(path, force=True) as partial:
+        partial.chmod(0o600)
+        partial.write_bytes(_MAGIC + digest + payload)
 
 
 def read_cache(path: Path) -> Cache:

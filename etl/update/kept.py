@@ -15,14 +15,23 @@ from etl.errors import ReuseError
 from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import Examined, Link, Region, ValueRange, Vertices
-from etl.output.row_writer import Plan, begin_writeback, open_rows, read_at, row_digest, write_rows
+from etl.output.row_writer import (
+    Plan,
+    begin_writeback,
+    open_rows,
+    read_into,
+    row_digest,
+    write_rows,
+)
 from etl.quality.alignment import NOT_AUDITED, audited, measure
 from etl.render import ManifestTable, Rendered
 from etl.update.cache import EXAMINED, RENDERED, Cache, Remark, trimmed
 from loader import Dataset
 from loader import format as file_format
 
-_BLOCK_BYTES: Final = 8 << 20  # of images that are copied at a time
+_BLOCK_BYTES: Final = (
+    1 << 20
+)  # of images that are copied at a time: they stay in the processor's cache
 _LATER_COLUMNS: Final = ("split", "fold", "flags")  # that depend on the other rows
 
 
@@ -67,7 +76,10 @@ class Kept:
         rows = cache.rows["row"][taken]
         stored = dataset.manifest.stored
         manifest: ManifestTable = {}
-        for name, kind in file_format.manifest_columns(scheme).items():
+        columns = file_format.manifest_columns(scheme)
+        if missing := sorted(columns.keys() - stored.keys()):
+            raise ReuseError(f"it lacks the column {missing[0]}")
+        for name, kind in columns.items():
             if name not in _LATER_COLUMNS:
                 values = stored[name][rows]
                 manifest[name] = trimmed(values) if kind == file_format.STRING else values
@@ -154,6 +166,7 @@ class Kept:
         arrays = {file_format.IMAGES: self.dataset.images, file_format.MASKS: self.dataset.masks}
         size = plan.rows, plan.columns
         most = max(1, _BLOCK_BYTES // plan.row_bytes[file_format.IMAGES])
+        buffers = {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in arrays}
         n_done = 0
         with open_rows(plan) as target, open(self.dataset.path, "rb", buffering=0) as source:
             for row, n_rows in _runs(rows, most):
@@ -161,8 +174,9 @@ class Kept:
                 for name, array in arrays.items():
                     n_bytes = plan.row_bytes[name]
                     offset = array.ctypes.data - base + row * n_bytes
-                    data = read_at(source.fileno(), n_rows * n_bytes, offset)
-                    blocks[name] = np.frombuffer(data, array.dtype).reshape(n_rows, *size)
+                    view = buffers[name][: n_rows * n_bytes]
+                    read_into(source.fileno(), view, offset)
+                    blocks[name] = np.frombuffer(view, array.dtype).reshape(n_rows, *size)
                 images, masks = blocks.values()
                 for n in range(n_rows):
                     found = row_digest(links[n_done + n].key, images[n], masks[n])

@@ -183,12 +183,11 @@ class Memory:
             out = fingerprint(open_dataset(self.out))
             values = {**vars(self._cache), "out": out}
             write_cache(cache_path(self.out), Cache(**values))
-        except (OSError, LoaderError) as error:
-            reason = (getattr(error, "strerror", None) or "input/output error").lower()
+        except (EtlError, LoaderError) as error:
             return [
                 *self._notes,
-                f"{self.out} is written, but not {cache_path(self.out).name} ({reason}): the next "
-                "update parses everything.",
+                f"{self.out} is written, but its cache is not, so that the next update parses "
+                f"everything. {error}",
             ]
         return self._notes
 
