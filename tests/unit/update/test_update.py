@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import os
 import shutil
 
 import h5py
 import numpy as np
+import pydicom
 import pytest
 from builders import (
     COLUMNS,
@@ -321,3 +323,36 @@ def test_the_command_updates_without_force_from_several_workers(root, tmp_path):
     assert run(full, "--splits-from", tmp_path / "old.h5").exit_code == 0
     assert out.read_bytes() == full.read_bytes()
     assert run(out, "--paranoid").exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["table", "rtstruct", "seg", "enhanced"])
+def test_every_layout_is_updated_to_the_bytes_of_a_full_build(tmp_path, monkeypatch, kind):
+    from etl.phantom.objects import write_shapes
+
+    root, out, full = tmp_path / "data", tmp_path / "out.h5", tmp_path / "full.h5"
+    write_shapes(root, kind, patients=3, slices=6, rows=64, columns=64)
+    images = [path for path in sorted(root.rglob("*.dcm")) if modality(path) in {"CT", "MR"}]
+    options = BuildOptions(rows=64, columns=64, split=(50, 25, 25))
+    etl.build(root, out, options, update=True)
+    n_rows = len(open_dataset(out))
+    frames = []
+    monkeypatch.setattr(
+        render, "read_frame", lambda *a, real=render.read_frame: (frames.append(1), real(*a))[1]
+    )
+    before = out.read_bytes()
+    etl.build(root, out, options, update=True)
+    assert (out.read_bytes(), frames) == (before, [])
+    data = bytearray(images[-1].read_bytes())
+    data[-100] ^= 1
+    images[-1].write_bytes(data)
+    shutil.copy(out, tmp_path / "old.h5")
+    etl.build(root, out, options, update=True)
+    assert 0 < len(frames) < n_rows
+    old = dataclasses.replace(options, splits_from=str(tmp_path / "old.h5"))
+    etl.build(root, full, old)
+    assert out.read_bytes() == full.read_bytes()
+    assert out.read_bytes() != before
+
+
+def modality(path):
+    return pydicom.dcmread(path, stop_before_pixels=True).Modality
