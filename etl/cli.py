@@ -47,6 +47,23 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
+_DIVIDES: Final = {"split", "folds", "splits_from", "update"}
+_NEEDS: Final = (  # option, options of which it needs one, why
+    (
+        "same_person",
+        _DIVIDES,
+        "--same-person is about --split and --folds: give one of them.",
+    ),
+    ("split_seed", _DIVIDES, "--split-seed is about --split and --folds: give one of them."),
+    ("stratify", _DIVIDES, "--stratify is about --split and --folds: give one of them."),
+    ("patients_csv", {"stratify"}, "--patients-csv is about --stratify: name its column."),
+    ("paranoid", {"update"}, "--paranoid is about --update: give both."),
+    (
+        "exclude_structures",
+        {"exclude_flagged", "exclude_file"},
+        "--exclude-structures is about --exclude-flagged and --exclude-file: give one.",
+    ),
+)
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
 _STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
@@ -504,6 +521,18 @@ def check(
     help="Patients keep the split and fold that this file has; only new ones are assigned.",
 )
 @click.option(
+    "--stratify",
+    metavar="COLUMN",
+    help="Give each part its share of each value of this column of the manifest, or of "
+    "--patients-csv.",
+)
+@click.option(
+    "--patients-csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="With --stratify: your own table, with patient_id and that column.",
+)
+@click.option(
     "--same-person",
     type=click.Choice(["keep", "separate"]),
     default="keep",
@@ -585,6 +614,8 @@ def build(
     folds: int | None,
     split_file: Path | None,
     splits_from: Path | None,
+    stratify: str | None,
+    patients_csv: Path | None,
     same_person: "SamePerson",
     no_qc: bool,
     no_audit: bool,
@@ -641,6 +672,8 @@ def build(
         folds=folds,
         split_file=str(split_file) if split_file else None,
         splits_from=str(splits_from) if splits_from else None,
+        stratify=stratify,
+        patients_csv=str(patients_csv) if patients_csv else None,
         same_person=same_person,
         qc=not no_qc,
         audit=not no_audit,
@@ -1109,22 +1142,14 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    is_divided = given & {"split", "folds", "splits_from", "update"}
-    if "same_person" in given and not is_divided:
-        raise click.UsageError("--same-person is about --split and --folds: give one of them.")
-    if "paranoid" in given and "update" not in given:
-        raise click.UsageError("--paranoid is about --update: give both.")
-    if "exclude_structures" in given:
-        if not given & {"exclude_flagged", "exclude_file"}:
-            raise click.UsageError(
-                "--exclude-structures is about --exclude-flagged and --exclude-file: give one."
-            )
-        if len(_CONTOURS[context.params["contours"] or "i"]) > 1 and "partial" not in given:
-            raise click.UsageError(
-                "--exclude-structures keeps pairs that lack a contour: give --partial as well."
-            )
-    if "split_seed" in given and not is_divided:
-        raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
+    for name, others, why in _NEEDS:
+        if name in given and not given & others:
+            raise click.UsageError(why)
+    has_two = len(_CONTOURS[context.params["contours"] or "i"]) > 1
+    if has_two and "exclude_structures" in given and "partial" not in given:
+        raise click.UsageError(
+            "--exclude-structures keeps pairs that lack a contour: give --partial as well."
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from etl.options import BuildOptions
 from etl.output import target
 from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
+from etl.output.strata import check_stratify
 from etl.render import render_again, render_samples
 from etl.review import can_go_on, keep_good, require_rows, review
 from etl.sources import layouts
@@ -94,6 +95,7 @@ def build(
     source, _ = layouts.choose(Path(data), options.layout)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
+    check_stratify(options, found.scheme)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     notes: list[str] = []  # on what did not succeed once OUT was replaced
     with (

@@ -45,6 +45,7 @@ _KEY_BYTES: Final = 16
 # Options on which no row depends: they choose rows, or divide them.
 _NOT_OF_ROWS: Final = {
     *("split", "split_seed", "folds", "same_person", "exclude_flagged", "exclude_structures"),
+    "stratify",
     *("audit", "audit_contours"),
 }
 
