@@ -644,7 +644,8 @@ def build(
         from etl.workers import local_pool
 
         n_workers = workers or local_pool.available_cores()
-        if scheduler is None:
+        is_quick = update and os.path.exists(f"{out}.cache")  # it may parse next to nothing
+        if scheduler is None and not is_quick:
             local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.errors import RejectedError
         from etl.findings import counted

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -29,7 +30,10 @@ from etl.sources.source import Discovery, Source
 from etl.spool import Spool
 from etl.update.memory import Memory, for_update
 from etl.workers.chunks import n_chunks
-from etl.workers.engine import Engine, engine_for
+from etl.workers.engine import Engine, engine_for, in_process
+
+# That an update parses sooner in its own process than others have started.
+_FEW_PAIRS: Final = 64
 
 
 def build(
@@ -138,6 +142,8 @@ def _make(
         kept = None
         if memory is not None:
             kept = memory.keep(engine, found, options, is_used=is_reused)
+        if kept is not None and kept.n_parsed <= _FEW_PAIRS:
+            engine = in_process()
         n_before = len(spool.findings)
         examine_links(engine, source, found, options, spool, progress=progress, kept=kept)
         examined = spool.findings[n_before:]

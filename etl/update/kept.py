@@ -58,6 +58,11 @@ class Kept:
     remarks: dict[tuple[int, str], list[Remark]]
     manifest: ManifestTable  # of the kept rows
 
+    @property
+    def n_parsed(self) -> int:
+        """The number of the other links."""
+        return len(self.is_kept) - len(self.links)
+
     @classmethod
     def of(
         cls,

@@ -158,7 +158,7 @@ class Memory:
         if kept is not None:
             self._notes = [
                 f"{is_kept.sum()} of {reviewed.n_rows} rows were taken over from the older file; "
-                f"{counted(len(kept.is_kept) - sum(kept.is_kept), 'pair')} parsed."
+                f"{counted(kept.n_parsed, 'pair')} parsed."
             ]
         self._cache = Cache(
             out="",
