@@ -23,7 +23,7 @@ from etl.findings import (
     printable,
 )
 from etl.options import BuildOptions
-from etl.output import hdf5_file, split
+from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.quality.patients import Patient, Patients
@@ -98,7 +98,8 @@ def assemble(
     people = _people(patients, manifest, identities[reviewed.is_good])
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
-    sides = split.assign(Counter(patients), options, found.sides, ids)
+    alike = strata.strata(options, manifest)
+    sides = split.assign(Counter(patients), options, found.sides, ids, alike)
     same = [same_person(person, sides, options) for person in people]
     findings = sorted(reviewed.findings + same, key=finding_order)
     rows, other_rows = _rows(findings, manifest)
@@ -154,6 +155,7 @@ def assemble(
     n_samples = Counter(patients)
     old = split.notes_on_old(options, n_samples, sides) if found.sides is None else ()
     notes = [*found.notes, *reviewed.notes, *_notes(options, sides), *old]
+    notes += strata.notes_on_strata(options, alike, n_samples, sides)
     told = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(told, manifest, scheme.structures)
     return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)
@@ -237,7 +239,7 @@ def _with_patients(
 def _recorded(options: BuildOptions) -> dict[str, object]:
     """Return the options as the file records them; of files their content, not their place."""
     recorded = options.to_json()
-    for name in ("split_file", "exclude_file"):
+    for name in ("split_file", "patients_csv", "exclude_file"):
         path = getattr(options, name)
         if path is not None:
             recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())

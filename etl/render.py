@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from etl.quality.statistics import image_statistics
 from etl.sources.files import open_source, read_all, unchanged_since
 from etl.sources.source import Discovery
 from etl.spool import Spool
-from etl.workers.chunks import chunk_length
+from etl.workers.chunks import chunk_length, interleaved
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
 from loader import format as file_format
@@ -61,6 +61,14 @@ class Rendered:
     findings: list[Finding]
 
 
+class KeptRows(Protocol):
+    """Rows that an older file has."""
+
+    def rendered(self, first: int, stop: int, plan: Plan, place: int) -> Rendered:
+        """Write some of them from a place on, and return what `render` would give of them."""
+        ...
+
+
 def render_samples(
     engine: Engine,
     spool: Spool,
@@ -69,11 +77,25 @@ def render_samples(
     plan: Plan,
     *,
     progress: bool,
+    kept: KeptRows | None = None,
 ) -> Rendered:
-    """Write the rows of all samples and return their manifest columns."""
-    tasks = spool.tasks(chunk_length(options))
+    """Write the rows of all samples and return their manifest columns.
+
+    Parameters
+    ----------
+    kept : KeptRows, optional
+        The rows whose samples are empty in the spool.
+    """
+    parts = engine.run(_work(found, options, plan), spool.tasks(chunk_length(options)))
+    if kept is not None:
+        parts = interleaved(
+            parts,
+            lambda part: len(part.is_good),
+            spool.is_kept().tolist(),
+            lambda first, stop, place: kept.rendered(first, stop, plan, place),
+        )
     with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
-        return gather(_shown(engine.run(_work(found, options, plan), tasks), shown))
+        return gather(_shown(parts, shown))
 
 
 def render_again(
