@@ -120,7 +120,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
-    *("--pairs", "--rounds", "--rows", "--cold-rows"),  # bench/
+    *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
 
 
