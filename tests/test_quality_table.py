@@ -397,6 +397,18 @@ def test_every_code_of_the_checks_stands_in_the_table():
     assert {code for code, *_ in TABLE} == {*QUALITY_CODES, "contour-partly-outside"} | alignment
 
 
+@pytest.mark.parametrize("n_images", [0, 1, 5])
+def test_missing_geometry_is_one_info_however_many_images_lack_it(stacks, tmp_path, n_images):
+    for place in stacks.places(2)[:n_images]:
+        stacks.edit(place, lambda dataset: delattr(dataset, "PixelSpacing"))
+    data = build(stacks, tmp_path)
+    assert findings(data) == []
+    told = messages(data, "geometry-missing")
+    assert len(told) == bool(n_images)
+    for message in told:
+        assert f"no usable PixelSpacing in {n_images} of 48 rows (1 patient)." in message
+
+
 # ------------------------------------------------------------------------------- copies
 
 
