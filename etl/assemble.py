@@ -22,6 +22,7 @@ from etl.findings import (
     counted,
     printable,
 )
+from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split
 from etl.output.row_writer import Plan, strings
@@ -158,6 +159,14 @@ def assemble(
     by_patient = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(by_patient, manifest, scheme.structures)
     return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)
+
+
+def diagnosed(
+    findings: Sequence[Finding], manifest: ManifestTable, scheme: LabelScheme
+) -> list[Diagnosis]:
+    """Return the causes of findings; the manifest of no row is one with empty columns."""
+    by_patient = _with_patients(findings, *_rows(findings, manifest), manifest)
+    return diagnose(by_patient, manifest, scheme.structures)
 
 
 def finding_order(finding: Finding) -> tuple[object, ...]:
