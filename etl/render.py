@@ -27,6 +27,7 @@ from etl.options import BuildOptions, NotDrawn
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region
+from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
 from etl.sources.files import open_source, read_all, unchanged_since
@@ -47,7 +48,7 @@ _MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
 _BLOCK_PARTS: Final = 256  # of some dozen rows each
 
 # What the checks keep of each row until all rows are known.
-MARKS: Final = np.dtype([("image", "<u8"), ("alignment", ALIGNMENT)])
+MARKS: Final = np.dtype([("image", "<u8"), ("hash", "<u8", (2,)), ("alignment", ALIGNMENT)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ class _Row(NamedTuple):
     findings: list[Finding]
     image: Image | None = None
     manifest: Mapping[str, str | int | float] = {}  # never changed
-    marks: tuple[int, Alignment] | None = None  # a row of MARKS
+    marks: tuple[int, Hash, Alignment] | None = None  # a row of MARKS
     shapes: Mapping[int, Shape] = {}  # by code
 
 
@@ -321,7 +322,8 @@ def _render_one(
     if not options.qc:
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme)
-    marks = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    marks = digest, image_hash(image), alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 
