@@ -1,7 +1,7 @@
-"""The stages of a build, in order: discover → examine → reserve → render → review → assemble.
+"""The stages of a build: discover → examine → reserve → render → diagnose → review → assemble.
 
-The coordinator holds one line per pair: pixels go from the worker that made them straight into the
-file.
+The main process holds the columns of each pair; its pixels go from the worker that made them
+straight into the file.
 """
 
 import contextlib
