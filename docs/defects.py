@@ -562,7 +562,7 @@ def _(tree: Tree) -> Planted:
     first, second = tree.patients[1:3]
     number = tree.middle(with_outer=False)[1]
     pixels = tree.pixels((first, number)).reshape(256, 256).astype(np.float64)
-    darker = np.roll(0.6 * pixels + 20, 2, axis=1).astype(np.uint16)
+    darker = (0.6 * pixels + 20).astype(np.uint16)
     tree.edit((second, number), PixelData=darker.tobytes())
     return Planted(((first, number), (second, number)), options={"split": (50, 25, 25)})
 
