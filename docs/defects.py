@@ -564,7 +564,8 @@ def _(tree: Tree) -> Planted:
     pixels = tree.pixels((first, number)).reshape(256, 256).astype(np.float64)
     darker = (0.6 * pixels + 20).astype(np.uint16)
     tree.edit((second, number), PixelData=darker.tobytes())
-    return Planted(((first, number), (second, number)), options={"split": (50, 25, 25)})
+    options = {"split": (50, 25, 25), "near_duplicates": True}
+    return Planted(((first, number), (second, number)), options=options)
 
 
 def _one_series(tree: Tree, patient: str) -> None:

@@ -43,6 +43,7 @@ _EXCLUSIVE: Final = (
     ("splits_from", "split_file"),
     ("no_qc", "exclude_flagged"),
     ("no_qc", "audit_contours"),
+    ("no_qc", "near_duplicates"),
     ("no_audit", "audit_contours"),
     ("workers", "scheduler"),
     ("quiet", "verbose"),
@@ -550,6 +551,11 @@ def check(
     help="How many contours of each patient the audit measures.",
 )
 @click.option(
+    "--near-duplicates",
+    is_flag=True,
+    help="Look for images of different patients that show the same, with other values or edges.",
+)
+@click.option(
     "--exclude-flagged",
     type=_Flags(),
     help="Leave out rows with such a warning, of all patients or of one: area-jump,"
@@ -620,6 +626,7 @@ def build(
     no_qc: bool,
     no_audit: bool,
     audit_contours: int | None,
+    near_duplicates: bool,
     exclude_flagged: tuple[str, ...] | None,
     exclude_file: Path | None,
     exclude_structures: bool,
@@ -679,6 +686,7 @@ def build(
         qc=not no_qc,
         audit=not no_audit,
         audit_contours=audit_contours,
+        near_duplicates=near_duplicates,
         exclude_flagged=exclude_flagged or (),
         exclude_file=str(exclude_file) if exclude_file else None,
         exclude_structures=exclude_structures,

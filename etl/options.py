@@ -28,6 +28,9 @@ _RANGES: Final = (  # of the options that are whole numbers
     ("folds", 2, 9999),
     ("audit_contours", 1, math.inf),
 )
+_SWITCHES: Final = (
+    *("partial", "qc", "audit", "near_duplicates", "exclude_structures", "background"),
+)
 NEWEST: Final = "newest"
 ALL: Final = "all"
 
@@ -93,6 +96,9 @@ class BuildOptions:
         Measure how far contours lie off the images' edges as well; see `etl.quality.alignment`.
     audit_contours : int, optional
         How many contours of each patient; None measures all.
+    near_duplicates : bool
+        Look for images of different patients that show the same as well; see
+        `etl.quality.near_copies`.
     exclude_flagged : tuple of str
         Codes of `FLAG_CODES`: rows with such a finding are left out. "CODE:PATIENT" leaves out
         those of one patient, by either id.
@@ -145,6 +151,7 @@ class BuildOptions:
     qc: bool = True
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
+    near_duplicates: bool = False
     exclude_flagged: tuple[str, ...] = ()
     exclude_file: str | None = None
     exclude_structures: bool = False
@@ -172,7 +179,14 @@ class BuildOptions:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
         _require_among("patient_id", self.patient_id, get_args(PatientId))
-        for name in ("partial", "qc", "audit", "exclude_structures", "background"):
+        for name in (
+            "partial",
+            "qc",
+            "audit",
+            "exclude_structures",
+            "background",
+            "near_duplicates",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
         _require_strings(self.layout, self.structure_sets)

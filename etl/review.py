@@ -86,7 +86,8 @@ def review(
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
         marks = rendered.marks
-        rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
+        hashes = marks["hash"] if options.near_duplicates else None
+        rows = Rows(manifest, marks["image"], shapes, scheme, written, hashes)
         findings += check_rows(rows)
     if options.has_audit and scheme.has_contrast:
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")

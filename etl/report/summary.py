@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from etl.errors import EtlError
-from etl.findings import AUDIT_CODES, QUALITY_CODES, FindingRow, counted
+from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, QUALITY_CODES, FindingRow, counted
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
 from loader import Dataset
@@ -174,9 +174,11 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
 
 def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
     """Return the codes of findings that the build did not look for."""
-    if not dict(_items(attributes[Attribute.OPTIONS])).get("qc", True):
+    options = dict(_items(attributes[Attribute.OPTIONS]))
+    if not options.get("qc", True):
         return QUALITY_CODES
-    return () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
+    unchecked = () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
+    return unchecked if options.get("near_duplicates") else (*unchecked, *ASKED_FOR_CODES)
 
 
 def _items(value: object) -> list[tuple[str, object]]:
