@@ -774,6 +774,26 @@ def _print_result(result: "BuildResult", out: Path) -> None:
     help="Draw contour and mask over the images, one PNG per row.",
 )
 @click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PAGE",
+    help="Write all of it as one page with pictures, in which rows can be accepted or excluded.",
+)
+@click.option(
+    "--gallery",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=300,
+    show_default=True,
+    help="With --html: rows with a picture; flagged ones first, then a spread of the others.",
+)
+@click.option(
+    "--pseudonyms",
+    is_flag=True,
+    help="With --html: show P001 and so on instead of ids, and no paths or messages.",
+)
+@click.option(
     "--contact-sheet",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PNG",
@@ -819,6 +839,9 @@ def report(
     csv_file: Path | None,
     splits_file: Path | None,
     overlays: Path | None,
+    page: Path | None,
+    gallery: int,
+    pseudonyms: bool,
     contact_sheet: Path | None,
     severity: tuple[str, ...],
     code: tuple[str, ...],
@@ -847,6 +870,12 @@ def report(
     _write_list(dataset, chosen, csv_file, force=force)
     _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
+    if page is not None:
+        from etl.report.page import write_page
+
+        write_page(
+            dataset, summary, chosen, page, n_pictures=gallery, pseudonyms=pseudonyms, force=force
+        )
     if _STDOUT not in {csv_file, splits_file}:
         _print_summary(summary, as_json=as_json)
         written = (
@@ -854,6 +883,7 @@ def report(
             ("Splits", splits_file),
             ("Overlays", overlays),
             ("Contact sheet", contact_sheet),
+            ("Page", page),
         )
         for what, where in written if not as_json else ():
             if where is not None and where.exists():

@@ -28,7 +28,7 @@ _RANGES: Final = (  # of the options that are whole numbers
     ("folds", 2, 9999),
     ("audit_contours", 1, math.inf),
 )
-_SWITCHES: Final = (
+_SWITCHES: Final = (  # options that are on or off
     *("partial", "qc", "audit", "near_duplicates", "exclude_structures", "background"),
 )
 NEWEST: Final = "newest"
@@ -179,14 +179,7 @@ class BuildOptions:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
         _require_among("patient_id", self.patient_id, get_args(PatientId))
-        for name in (
-            "partial",
-            "qc",
-            "audit",
-            "exclude_structures",
-            "background",
-            "near_duplicates",
-        ):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}.")
         _require_strings(self.layout, self.structure_sets)

@@ -172,7 +172,7 @@ def overlay(
         Pixels that the picture has at least.
     """
     scale = max(1, min(-(-width // image.shape[1]), _LONGEST // max(image.shape)))
-    gray = PillowImage.fromarray(_windowed(image))
+    gray = PillowImage.fromarray(windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")
     if (mask == IGNORE).any():
@@ -184,13 +184,13 @@ def overlay(
         # A structure ends where those that lie in it end, or outside of them: their union's edge.
         codes = [structure.code, *_inside(structure, structures)]
         for line in (_edges(np.isin(mask, codes)) * scale).tolist():
-            draw.line(line, fill=_colours(structure)[1])
+            draw.line(line, fill=colours(structure)[1])
     for structure in shown:
         for vertices in (vertices for label, vertices in contours if label == structure.label):
             # A pixel's centre is half a pixel inside its square.
             points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
-            draw.line(list(map(tuple, points.tolist())), fill=_colours(structure)[0])
-    words = [(one.name, _colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
+            draw.line(list(map(tuple, points.tolist())), fill=colours(structure)[0])
+    words = [(one.name, colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
     words += [("ignored", _HATCH_COLOUR)] * bool((mask == IGNORE).any())
     _write_line(draw, 0, [(caption, _WHITE), *words])
     _write_line(draw, 1, remarks)
@@ -218,7 +218,7 @@ def _inside(outer: Structure, structures: Sequence[Structure]) -> list[int]:
     return [structure.code for structure in found[1:]]
 
 
-def _colours(structure: Structure) -> tuple[_Colour, _Colour]:
+def colours(structure: Structure) -> tuple[_Colour, _Colour]:
     """Return the colour of a structure's contour, and of its mask's edge."""
     if structure.label in _COLOURS:
         return _COLOURS[structure.label]
@@ -232,7 +232,7 @@ def _bytes(colour: tuple[float, float, float]) -> _Colour:
     return red, green, blue
 
 
-def _windowed(image: Image) -> npt.NDArray[np.uint8]:
+def windowed(image: Image) -> npt.NDArray[np.uint8]:
     """Return an image as gray values, from its 1st to its 99.5th percentile."""
     low, high = np.percentile(image, (1, 99.5))
     scaled = (image.astype(np.float64) - low) / max(high - low, 1e-9)

@@ -199,12 +199,12 @@ def test_the_outer_structure_ends_where_the_union_with_the_inner_one_does():
 
 def test_every_structure_has_a_colour_of_its_own():
     scheme = named_scheme(f"organ {number}" for number in range(12))
-    colours = {colour for one in scheme for colour in overlays._colours(one)}
+    colours = {colour for one in scheme for colour in overlays.colours(one)}
     assert len(colours) == 24
     mask = np.arange(13, dtype=np.uint8)[None].repeat(4, axis=0)
     picture = overlays.overlay(mask.astype(np.int16), mask, [], "", scheme.structures)
     shown = {colour for _, colour in picture.getcolors(1 << 20)}
-    assert shown >= {overlays._colours(one)[1] for one in scheme}
+    assert shown >= {overlays.colours(one)[1] for one in scheme}
 
 
 @pytest.mark.parametrize(
