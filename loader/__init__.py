@@ -9,8 +9,17 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
+    from loader.patches import GridPatches
 
-__all__ = ["Augment", "Batches", "Dataset", "LoaderError", "__version__", "open_dataset"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Dataset",
+    "GridPatches",
+    "LoaderError",
+    "__version__",
+    "open_dataset",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -28,6 +37,10 @@ def __getattr__(name: str) -> object:
             from loader.dataset import Dataset
 
             return Dataset
+        case "GridPatches":
+            from loader.patches import GridPatches
+
+            return GridPatches
         case "LoaderError":
             from loader.errors import LoaderError
 
