@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
-    from loader.patches import GridPatches
+    from loader.patches import GridPatches, Patches
 
 __all__ = [
     "Augment",
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "GridPatches",
     "LoaderError",
+    "Patches",
     "__version__",
     "open_dataset",
 ]
@@ -37,10 +38,10 @@ def __getattr__(name: str) -> object:
             from loader.dataset import Dataset
 
             return Dataset
-        case "GridPatches":
-            from loader.patches import GridPatches
+        case "GridPatches" | "Patches":
+            from loader import patches
 
-            return GridPatches
+            return getattr(patches, name)
         case "LoaderError":
             from loader.errors import LoaderError
 

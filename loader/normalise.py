@@ -29,8 +29,10 @@ def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None
         write(i, scaled)
 
 
-def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, Floats], None]:
+def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[..., None]:
     """Return a function that writes the image of rows[i] as (values - shift) * factor, float32.
+
+    It takes i, where to write, and, if it is not the whole image, the part of it to write.
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
@@ -53,13 +55,14 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[[int, F
     is_clipped = kind == "percentile"
     is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
 
-    def write(i: int, scaled: Floats) -> None:
+    def write(i: int, scaled: Floats, part: Images | None = None) -> None:
+        image = images[rows[i]] if part is None else part
         # A row fits the processor's cache, so that it travels from and to memory once.
         if is_short:
-            np.copyto(scaled, images[rows[i]], casting="same_kind")
+            np.copyto(scaled, image, casting="same_kind")
             np.subtract(scaled, np.float32(shifts[i]), out=scaled)
         else:
-            np.subtract(images[rows[i]], shifts[i], out=scaled, dtype="f8", casting="same_kind")
+            np.subtract(image, shifts[i], out=scaled, dtype="f8", casting="same_kind")
         np.multiply(scaled, factors[i], out=scaled)
         if is_clipped:
             np.clip(scaled, 0, 1, out=scaled)

@@ -1,18 +1,178 @@
-"""An image in patches that cover it, and their predictions as one image again."""
+"""Random patches for training; patches that cover an image, and their predictions as one again."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from loader.arguments import choice, whole
+from loader.arguments import check_bool, choice, whole
+from loader.dataset import Dataset, Images, Masks
+from loader.errors import LoaderError
+from loader.format import MAX_CODE
+from loader.sampler import DROP_TO_53, GOLDEN, Indices, keys_of, mix
 
 Blend: TypeAlias = Literal["average", "gaussian"]
 _Array: TypeAlias = npt.NDArray[np.generic]
 
+_KEY_NUMBER: Final = 11  # of `keys_of`
 _MAX_SIDE: Final = 2**31
 _SIDES_PER_SIGMA: Final = 8  # the Gaussian has fallen to exp(-8) at the middle of a side
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One random patch of each sample, given to `Batches`.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Rows and columns of a patch.
+    foreground : float
+        The share of patches, from 0 to 1, that are centred on a random pixel of the structures, as
+        far as the image allows.
+    structures : tuple of str, optional
+        Names of structures; by default all of the file.
+    pad : bool
+        Allow patches larger than the image, which is then in their middle: around it images have
+        the minimum of their row, masks 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another type, or a share outside of 0 to 1.
+    """
+
+    size: tuple[int, int]
+    foreground: float = 0.0
+    structures: tuple[str, ...] | None = None
+    pad: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        object.__setattr__(self, "size", _pair("size", self.size))
+        share = self.foreground
+        if isinstance(share, bool) or not isinstance(share, int | float | np.number):
+            raise TypeError(f"foreground: expected a number, found {share!r}.")
+        if not 0 <= share <= 1:
+            raise ValueError(f"foreground: expected a share from 0 to 1, found {share!r}.")
+        object.__setattr__(self, "foreground", float(share))
+        if self.structures is not None:
+            if isinstance(self.structures, str):
+                raise TypeError(f"structures: expected names, found {self.structures!r}.")
+            object.__setattr__(self, "structures", tuple(self.structures))
+        check_bool("pad", self.pad)
+
+
+def check_patches(patches: Patches | None, dataset: Dataset) -> None:
+    """Refuse patches that the images of a file cannot give."""
+    if patches is None:
+        return
+    if not isinstance(patches, Patches):
+        raise TypeError(f"patches: expected a loader.Patches or None, found {patches!r}.")
+    shape = dataset.images.shape[1:]
+    if not patches.pad and any(a > b for a, b in zip(patches.size, shape, strict=True)):
+        raise LoaderError(
+            f"Batches not made: {dataset.path}: patches are larger than the images (expected at "
+            f"most {shape}, found {patches.size}). Choose a smaller size, or pad=True."
+        )
+    names = [structure.name for structure in dataset.structures]
+    unknown = [name for name in patches.structures or () if name not in names]
+    if unknown or patches.structures == ():
+        raise LoaderError(
+            f"Batches not made: {dataset.path}: patches of structures that the file lacks "
+            f"(expected some of {', '.join(names)}; found {', '.join(unknown) or 'none'})."
+            " Name structures of the file."
+        )
+
+
+def rows_without(patches: Patches, dataset: Dataset, rows: Indices) -> Indices:
+    """Return the rows that have nothing to centre a patch on."""
+    if not patches.foreground:
+        return rows[:0]
+    columns = [dataset.manifest[f"n_pixels_{code}"][rows] for code in _codes(patches, dataset)]
+    lacking: Indices = rows[np.sum(columns, axis=0) == 0]
+    return lacking
+
+
+def cut_patches(
+    dataset: Dataset, patches: Patches, seed: int, epoch: int, rows: Indices, copies: Indices
+) -> tuple[Images, Masks]:
+    """Return the patches of some rows in an epoch, as stored; only their pixels are read.
+
+    With `mix`, G and key[11] as in `loader.sampler`, and key(row, copy) and uniform(i) made of them
+    as in `loader.augment.parameters`: uniform(0) decides whether a patch is centred on the
+    foreground, uniform(1) on which of its pixels, in the order of the mask; otherwise uniform(2)
+    and uniform(3) are its place down and across.
+    """
+    uniform = _uniform(seed, epoch, rows, copies)
+    codes = _codes(patches, dataset)
+    images = np.empty((len(rows), *patches.size), dataset.images.dtype)
+    masks = np.empty(images.shape, np.uint8)
+    minima = dataset.manifest["minimum"][rows]
+    for i, row in enumerate(rows.tolist()):
+        image, mask = dataset[row]
+        corner = None
+        if uniform[0, i] < patches.foreground:
+            corner = _around_foreground(mask, codes, uniform[1, i], patches.size)
+        if corner is None:
+            corner = tuple(
+                _from_middle(n, side) if side > n else int(place * (n - side + 1))
+                for n, side, place in zip(image.shape, patches.size, uniform[2:, i], strict=True)
+            )
+        _copy_part(image, corner, images[i], minima[i])
+        _copy_part(mask, corner, masks[i], 0)
+    return images, masks
+
+
+def _codes(patches: Patches, dataset: Dataset) -> list[int]:
+    names = patches.structures
+    return [one.code for one in dataset.structures if names is None or one.name in names]
+
+
+def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> npt.NDArray[np.float64]:
+    """Return the four numbers of each sample, in [0, 1); shape (4, n)."""
+    key = keys_of(seed, epoch, np.array([_KEY_NUMBER], np.uint64))
+    for number in (rows, copies):
+        key = mix(key + (number.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+    counters = np.arange(1, 5, dtype=np.uint64)[:, np.newaxis] * GOLDEN
+    words = mix(key + counters) >> DROP_TO_53
+    return words.astype(np.float64) * 2.0**-53
+
+
+def _around_foreground(
+    mask: Masks, codes: list[int], place: float, size: tuple[int, int]
+) -> tuple[int, ...] | None:
+    wanted = np.zeros(MAX_CODE + 2, np.bool_)
+    wanted[codes] = True
+    pixels = np.flatnonzero(wanted[mask])
+    if not len(pixels):
+        return None
+    centre = divmod(int(pixels[int(place * len(pixels))]), mask.shape[1])
+    return tuple(
+        _from_middle(n, side) if side > n else min(max(middle - side // 2, 0), n - side)
+        for n, side, middle in zip(mask.shape, size, centre, strict=True)
+    )
+
+
+def _from_middle(length: int, side: int) -> int:
+    """Return where a patch begins, before the image, that has the image in its middle."""
+    return -((side - length) // 2)
+
+
+def _copy_part(source: _Array, corner: tuple[int, ...], out: _Array, padding: float) -> None:
+    places = [
+        (max(first, 0), min(first + side, n))
+        for first, side, n in zip(corner, out.shape, source.shape, strict=True)
+    ]
+    inside = tuple(
+        slice(start - first, stop - first)
+        for (start, stop), first in zip(places, corner, strict=True)
+    )
+    if out[inside].shape != out.shape:
+        out[...] = padding
+    out[inside] = source[tuple(slice(*place) for place in places)]
 
 
 class GridPatches:

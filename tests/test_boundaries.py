@@ -209,7 +209,15 @@ def test_importing_loader_loads_nothing_of_the_build_and_nothing_heavy():
     run = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     loaded, heavy, public = run.stdout.splitlines()
     assert (loaded, heavy) == ("[]", "[]")
-    names = ["Augment", "Batches", "Dataset", "GridPatches", "LoaderError", "__version__"]
+    names = [
+        "Augment",
+        "Batches",
+        "Dataset",
+        "GridPatches",
+        "LoaderError",
+        "Patches",
+        "__version__",
+    ]
     assert public == str([*names, "open_dataset"])
 
 
