@@ -39,7 +39,9 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/build.py --pairs 1000 --rounds 3
+	$(BIN)/python bench/update.py --pairs 1000 --rounds 3
 	$(BIN)/python bench/loader.py --rows 500 --rounds 1
+	$(BIN)/python bench/augment.py --rows 500 --rounds 1
 
 format: $(VENV)/.installed-check
 	$(BIN)/ruff format .

@@ -557,6 +557,16 @@ def _(tree: Tree) -> Planted:
     return Planted(((patient, number), twin))
 
 
+@plants("near-duplicate")
+def _(tree: Tree) -> Planted:
+    first, second = tree.patients[1:3]
+    number = tree.middle(with_outer=False)[1]
+    pixels = tree.pixels((first, number)).reshape(256, 256).astype(np.float64)
+    darker = np.roll(0.6 * pixels + 20, 2, axis=1).astype(np.uint16)
+    tree.edit((second, number), PixelData=darker.tobytes())
+    return Planted(((first, number), (second, number)), options={"split": (50, 25, 25)})
+
+
 def _one_series(tree: Tree, patient: str) -> None:
     for number in tree.slices(patient):
         tree.edit((patient, number), SeriesInstanceUID="2.25.1")
@@ -567,6 +577,14 @@ def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)
     _one_series(tree, pair[0])
     tree.edit(pair, PixelSpacing=["1.5000", "1.5000"])
+    return Planted()
+
+
+@plants("geometry-missing")
+def _(tree: Tree) -> Planted:
+    patient = tree.patients[1]
+    for number in tree.slices(patient):
+        tree.edit((patient, number), PixelSpacing=None, ImagePositionPatient=None)
     return Planted()
 
 

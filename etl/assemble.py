@@ -22,12 +22,13 @@ from etl.findings import (
     counted,
     printable,
 )
+from etl.labels import LabelScheme
 from etl.options import BuildOptions
-from etl.output import hdf5_file, split
+from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.quality.patients import Patient, Patients
-from etl.quality.people import Person, identifiers, same_people
+from etl.quality.people import Person, identifiers, same_people, with_leak
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import ManifestTable
@@ -98,9 +99,11 @@ def assemble(
     people = _people(patients, manifest, identities[reviewed.is_good])
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
-    sides = split.assign(Counter(patients), options, found.sides, ids)
+    alike = strata.strata(options, manifest)
+    sides = split.assign(Counter(patients), options, found.sides, ids, alike)
     same = [same_person(person, sides, options) for person in people]
-    findings = sorted(reviewed.findings + same, key=finding_order)
+    told = [with_leak(finding, sides) for finding in reviewed.findings]
+    findings = sorted(told + same, key=finding_order)
     rows, other_rows = _rows(findings, manifest)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
@@ -154,9 +157,18 @@ def assemble(
     n_samples = Counter(patients)
     old = split.notes_on_old(options, n_samples, sides) if found.sides is None else ()
     notes = [*found.notes, *reviewed.notes, *_notes(options, sides), *old]
-    told = _with_patients(findings, rows, other_rows, manifest)
-    diagnoses = diagnose(told, manifest, scheme.structures)
+    notes += strata.notes_on_strata(options, alike, n_samples, sides)
+    by_patient = _with_patients(findings, rows, other_rows, manifest)
+    diagnoses = diagnose(by_patient, manifest, scheme.structures)
     return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)
+
+
+def diagnosed(
+    findings: Sequence[Finding], manifest: ManifestTable, scheme: LabelScheme
+) -> list[Diagnosis]:
+    """Return the causes of findings; the manifest of no row is one with empty columns."""
+    by_patient = _with_patients(findings, *_rows(findings, manifest), manifest)
+    return diagnose(by_patient, manifest, scheme.structures)
 
 
 def finding_order(finding: Finding) -> tuple[object, ...]:
@@ -237,7 +249,7 @@ def _with_patients(
 def _recorded(options: BuildOptions) -> dict[str, object]:
     """Return the options as the file records them; of files their content, not their place."""
     recorded = options.to_json()
-    for name in ("split_file", "exclude_file"):
+    for name in ("split_file", "patients_csv", "exclude_file"):
         path = getattr(options, name)
         if path is not None:
             recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())

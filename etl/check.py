@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from etl.assemble import finding_order
+from etl.assemble import diagnosed, finding_order
 from etl.diagnose import choose_audited, diagnose
 from etl.dicom.codecs import CODECS
 from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
@@ -20,12 +20,14 @@ from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError
 from etl.examine import examine_links, index_headers
 from etl.findings import Finding
+from etl.labels import LabelScheme
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
+from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
 from etl.quality.people import identifiers, same_people
-from etl.render import render_samples
+from etl.render import ManifestTable, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.review import Reviewed, review
 from etl.sources import layouts
@@ -35,6 +37,7 @@ from etl.spool import Spool
 from etl.workers.chunks import chunks, n_chunks
 from etl.workers.engine import Engine, Work, local_engine
 from etl.workers.progress import bar
+from loader import format as file_format
 
 _BLOCK_SAMPLES: Final = 1024
 _BIG_DATASETS: Final = ("images", "masks")
@@ -123,7 +126,12 @@ def check(
         summary = _summary(found, images, rows, dtype, options)
         findings = spool.findings if reviewed is None else reviewed.findings
         findings = findings + _same_people(rows, spool, reviewed, options)
-        return Checked(str(data), why, full, summary, sorted(findings, key=finding_order))
+        findings = sorted(findings, key=finding_order)
+        diagnoses: list[Cause] = []
+        if full:
+            manifest = reviewed.manifest if reviewed is not None else {}
+            diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
+        return Checked(str(data), why, full, summary, findings, diagnoses)
 
 
 def survey(root: Path, paths: Sequence[str]) -> list[ImageFacts | None]:
@@ -173,6 +181,15 @@ def _nowhere(spool: Spool, options: BuildOptions) -> Plan:
     offsets = dict.fromkeys(_BIG_DATASETS, 0)
     size = options.rows, options.columns
     return Plan(os.devnull, len(spool), *size, image_dtype(spool.values), 0, offsets)
+
+
+def _of_no_row(scheme: LabelScheme) -> ManifestTable:
+    """Return the manifest of an input of which nothing becomes a row."""
+    kinds = file_format.manifest_columns(scheme)
+    return {
+        name: np.empty(0, "S1" if kind == file_format.STRING else kind)
+        for name, kind in kinds.items()
+    }
 
 
 def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:

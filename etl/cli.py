@@ -47,6 +47,23 @@ _EXCLUSIVE: Final = (
     ("workers", "scheduler"),
     ("quiet", "verbose"),
 )
+_DIVIDES: Final = {"split", "folds", "splits_from", "update"}
+_NEEDS: Final = (  # option, options of which it needs one, why
+    (
+        "same_person",
+        _DIVIDES,
+        "--same-person is about --split and --folds: give one of them.",
+    ),
+    ("split_seed", _DIVIDES, "--split-seed is about --split and --folds: give one of them."),
+    ("stratify", _DIVIDES, "--stratify is about --split and --folds: give one of them."),
+    ("patients_csv", {"stratify"}, "--patients-csv is about --stratify: name its column."),
+    ("paranoid", {"update"}, "--paranoid is about --update: give both."),
+    (
+        "exclude_structures",
+        {"exclude_flagged", "exclude_file"},
+        "--exclude-structures is about --exclude-flagged and --exclude-file: give one.",
+    ),
+)
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
 _STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
@@ -504,6 +521,18 @@ def check(
     help="Patients keep the split and fold that this file has; only new ones are assigned.",
 )
 @click.option(
+    "--stratify",
+    metavar="COLUMN",
+    help="Give each part its share of each value of this column of the manifest, or of "
+    "--patients-csv.",
+)
+@click.option(
+    "--patients-csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="With --stratify: your own table, with patient_id and that column.",
+)
+@click.option(
     "--same-person",
     type=click.Choice(["keep", "separate"]),
     default="keep",
@@ -543,6 +572,17 @@ def check(
     metavar="ADDRESS",
     help="Work on a Dask cluster instead, over a shared file system.",
 )
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Take over the rows of OUT whose sources are unchanged, parse only the rest, and replace "
+    "OUT; patients keep their split.",
+)
+@click.option(
+    "--paranoid",
+    is_flag=True,
+    help="With --update: tell by the digest of every source whether it is unchanged.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -574,6 +614,8 @@ def build(
     folds: int | None,
     split_file: Path | None,
     splits_from: Path | None,
+    stratify: str | None,
+    patients_csv: Path | None,
     same_person: "SamePerson",
     no_qc: bool,
     no_audit: bool,
@@ -583,6 +625,8 @@ def build(
     exclude_structures: bool,
     workers: int | None,
     scheduler: str | None,
+    update: bool,
+    paranoid: bool,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -600,7 +644,8 @@ def build(
         from etl.workers import local_pool
 
         n_workers = workers or local_pool.available_cores()
-        if scheduler is None:
+        is_quick = update and os.path.exists(f"{out}.cache")  # it may parse next to nothing
+        if scheduler is None and not is_quick:
             local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.errors import RejectedError
         from etl.findings import counted
@@ -628,6 +673,8 @@ def build(
         folds=folds,
         split_file=str(split_file) if split_file else None,
         splits_from=str(splits_from) if splits_from else None,
+        stratify=stratify,
+        patients_csv=str(patients_csv) if patients_csv else None,
         same_person=same_person,
         qc=not no_qc,
         audit=not no_audit,
@@ -649,6 +696,8 @@ def build(
                 force=force,
                 strict=strict,
                 progress=not quiet,
+                update=update,
+                paranoid=paranoid,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
@@ -960,6 +1009,67 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
+    "--augment",
+    required=True,
+    metavar="PRESET|FILE",
+    help="default, cardiac-mr or ct; or a file with the JSON of Augment.to_json.",
+)
+@click.option(
+    "--png",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="SHEET",
+    help="The picture to write.",
+)
+@click.option(
+    "--n-rows",
+    type=click.IntRange(1, 30),
+    default=6,
+    show_default=True,
+    help="Rows of FILE to show, evenly spaced.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the loader.",
+)
+@click.option("--force", is_flag=True, help="Replace what --png finds in its place.")
+def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: bool) -> None:
+    """Draw what an augmentation makes of rows of FILE: each as it is, and in five epochs.
+
+    Needs the extra dicom-etl[augment] for parts that move pixels other than by flips and turns.
+    """
+    with signals.stop_deferred():
+        import loader
+        from etl.report.preview import write_preview
+
+    presets: dict[str, Callable[[], loader.Augment]] = {
+        "default": loader.Augment,
+        "cardiac-mr": loader.Augment.cardiac_mr,
+        "ct": loader.Augment.ct,
+    }
+    if augment in presets:
+        chosen = presets[augment]()
+    else:
+        try:
+            text = Path(augment).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(
+                f"--augment: expected {', '.join(presets)} or a file with JSON, found {augment}."
+            ) from error
+        chosen = loader.Augment.from_json(text)
+    dataset = loader.open_dataset(file)
+    rows = write_preview(dataset, png, chosen, n_rows=n_rows, seed=seed, force=force)
+    for line in chosen.describe().splitlines():
+        _print(line)
+    _print(f"Preview: {png}: {len(rows)} row{'s' * (len(rows) != 1)}.")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--patients",
@@ -1094,20 +1204,14 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
-    is_divided = given & {"split", "folds", "splits_from"}
-    if "same_person" in given and not is_divided:
-        raise click.UsageError("--same-person is about --split and --folds: give one of them.")
-    if "exclude_structures" in given:
-        if not given & {"exclude_flagged", "exclude_file"}:
-            raise click.UsageError(
-                "--exclude-structures is about --exclude-flagged and --exclude-file: give one."
-            )
-        if len(_CONTOURS[context.params["contours"] or "i"]) > 1 and "partial" not in given:
-            raise click.UsageError(
-                "--exclude-structures keeps pairs that lack a contour: give --partial as well."
-            )
-    if "split_seed" in given and not is_divided:
-        raise click.UsageError("--split-seed is about --split and --folds: give one of them.")
+    for name, others, why in _NEEDS:
+        if name in given and not given & others:
+            raise click.UsageError(why)
+    has_two = len(_CONTOURS[context.params["contours"] or "i"]) > 1
+    if has_two and "exclude_structures" in given and "partial" not in given:
+        raise click.UsageError(
+            "--exclude-structures keeps pairs that lack a contour: give --partial as well."
+        )
 
 
 @contextmanager

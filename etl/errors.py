@@ -27,6 +27,10 @@ class SourceError(EtlError):
         self.message = message
 
 
+class ReuseError(EtlError):
+    """Rows of an older file cannot be taken over: everything is to be parsed."""
+
+
 class RejectedError(EtlError):
     """No row can be written, or with `strict` none may; `findings` tell why."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from etl.options import BuildOptions
 from etl.sources.dicom_file import read_header
 from etl.sources.source import Discovery, Index, ReadRegion, Source
 from etl.spool import Spool
-from etl.workers.chunks import chunks
+from etl.workers.chunks import chunks, interleaved, runs
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
 
@@ -58,6 +58,19 @@ def index_headers(
     return source.resolve(found, dict(zip(found.to_index, indexed, strict=True)), options)
 
 
+class KeptLinks(Protocol):
+    """Links that an older file has rows of."""
+
+    @property
+    def is_kept(self) -> Sequence[bool]:
+        """Which of all links they are."""
+        ...
+
+    def examined(self, first: int, stop: int) -> Examined:
+        """Return what `examine` would give of some of them."""
+        ...
+
+
 def examine_links(
     engine: Engine,
     source: Source,
@@ -66,10 +79,16 @@ def examine_links(
     spool: Spool,
     *,
     progress: bool,
+    kept: KeptLinks | None = None,
 ) -> None:
     """Put the samples that the links give, and the findings on them, into the spool.
 
     The links are emptied: what is needed of them is in the spool.
+
+    Parameters
+    ----------
+    kept : KeptLinks, optional
+        Links that need no examination.
     """
     work: Work[Sequence[Link], Examined] = Work(
         run=functools.partial(examine, found.root, source.read_region, found.scheme, options),
@@ -78,7 +97,22 @@ def examine_links(
         names=lambda links: [link.frame.path for link in links],
     )
     with bar("1/2 headers and contours", "pairs", len(found.links), shown=progress) as shown:
-        for examined in engine.run(work, chunks(found.links, options)):
+        if kept is None:
+            parts = engine.run(work, chunks(found.links, options))
+        else:
+            tasks = (
+                task
+                for flag, first, stop in runs(kept.is_kept)
+                if not flag
+                for task in chunks(found.links[first:stop], options)
+            )
+            parts = interleaved(
+                engine.run(work, tasks),
+                lambda part: part.n_links,
+                kept.is_kept,
+                lambda first, stop, _: kept.examined(first, stop),
+            )
+        for examined in parts:
             spool.add(examined)
             shown(examined.n_links)
     found.links.clear()

@@ -285,6 +285,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "remove one",
         flag=6,
     ),
+    "near-duplicate": FindingCode(
+        "warning",
+        "images of two patients show the same with other values, compression, or a shift or zoom "
+        "of some pixels",
+        "leave one patient out, or give both one side of your split",
+        flag=17,
+    ),
     "area-jump": FindingCode(
         "warning",
         "the radius is over 15 % of the patient's median radius off the line through its "
@@ -410,6 +417,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "info",
         "the pixels were compressed with loss, by LossyImageCompression or by the encoding",
         "use the original if there is one",
+    ),
+    "geometry-missing": FindingCode(
+        "info",
+        "images have no usable PixelSpacing, ImagePositionPatient or ImageOrientationPatient; one "
+        "finding counts their rows and patients, and it has no row",
+        "export the images again with these attributes",
     ),
     "contour-missing": FindingCode(
         "info",

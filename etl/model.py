@@ -126,7 +126,7 @@ PixelStorage: TypeAlias = NativePixels | EncapsulatedPixels
 
 
 class Identity(NamedTuple):
-    """Digests of what tells people apart; 0 where a header tells nothing. Never written."""
+    """Digests of what tells people apart; 0 where a header tells nothing. Never in OUT."""
 
     patient: int  # PatientID
     study: int  # StudyInstanceUID

@@ -79,6 +79,11 @@ class BuildOptions:
     splits_from : str, optional
         An older file: its patients keep their split and fold, and only new ones are assigned, by
         `split` and `folds` or, without these, near the older file's shares. Not recorded.
+    stratify : str, optional
+        Column of the manifest, or of `patients_csv`: each part of `split` and `folds` gets its
+        share of each value. A number with more than 8 values is cut into quarters.
+    patients_csv : str, optional
+        The user's own table with patient_id and the column that `stratify` names.
     same_person : {"keep", "separate"}
         Whether `split` and `folds` keep patients together that seem to be one person; see
         `etl.quality.people`.
@@ -134,6 +139,8 @@ class BuildOptions:
     folds: int | None = None
     split_file: str | None = None
     splits_from: str | None = None
+    stratify: str | None = None
+    patients_csv: str | None = None
     same_person: SamePerson = "keep"
     qc: bool = True
     audit: bool = True
@@ -173,6 +180,8 @@ class BuildOptions:
             raise ValueError("split: expected either split or split_file, found both.")
         if self.splits_from is not None and self.split_file is not None:
             raise ValueError("splits_from: expected either splits_from or split_file, found both.")
+        if self.patients_csv is not None and self.stratify is None:
+            raise ValueError("patients_csv: expected stratify, the name of its column, found None.")
         # As frozen as before, in the one form in which the file records them.
         ordered = {
             "exclude_flagged": codes,
@@ -199,7 +208,7 @@ class BuildOptions:
     def to_json(self) -> dict[str, object]:
         """Return the options as the file records them: no path of this machine."""
         recorded = asdict(self) | {"audit": self.has_audit}
-        for name in ("split_file", "splits_from", "exclude_file"):
+        for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
         return recorded
 

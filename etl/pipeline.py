@@ -1,7 +1,7 @@
-"""The stages of a build, in order: discover → examine → reserve → render → review → assemble.
+"""The stages of a build: discover → examine → reserve → render → diagnose → review → assemble.
 
-The coordinator holds one line per pair: pixels go from the worker that made them straight into the
-file.
+The main process holds the columns of each pair; its pixels go from the worker that made them
+straight into the file.
 """
 
 import contextlib
@@ -9,23 +9,31 @@ import dataclasses
 import functools
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from etl.assemble import BuildResult, assemble
 from etl.diagnose import choose_audited, diagnose
+from etl.errors import ReuseError
 from etl.examine import examine_links, index_headers
 from etl.options import BuildOptions
 from etl.output import target
 from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
+from etl.output.strata import check_stratify
 from etl.render import render_again, render_samples
 from etl.review import can_go_on, keep_good, require_rows, review
 from etl.sources import layouts
 from etl.sources.row_list import check_row_list, exclude_listed
+from etl.sources.source import Discovery, Source
 from etl.spool import Spool
+from etl.update.memory import Memory, for_update
 from etl.workers.chunks import n_chunks
-from etl.workers.engine import engine_for
+from etl.workers.engine import Engine, engine_for, in_process
+
+# That an update parses sooner in its own process than others have started.
+_FEW_PAIRS: Final = 64
 
 
 def build(
@@ -38,6 +46,8 @@ def build(
     force: bool = False,
     strict: bool = False,
     progress: bool = False,
+    update: bool = False,
+    paranoid: bool = False,
 ) -> BuildResult:
     """Parse every DICOM and annotation once and write one HDF5 file.
 
@@ -60,6 +70,12 @@ def build(
         Fail on any finding of severity error.
     progress : bool
         Show a progress bar on stderr where that is a terminal.
+    update : bool
+        Take over the rows of an existing `out` whose sources, options and version are unchanged,
+        parse only the rest, and replace `out`. Patients keep their split, as with
+        `BuildOptions.splits_from`. The file is the one that a full build would write.
+    paranoid : bool
+        With `update`, read every source to tell by its digest whether it is unchanged.
 
     Returns
     -------
@@ -73,31 +89,70 @@ def build(
         An argument is not what it should be; no file was opened.
     """
     options = _checked(options, workers)
-    out = target.check_target(Path(out), force=force)
+    out = target.check_target(Path(out), force=force or update)
+    memory = None
+    if update:
+        memory, force = Memory(out, paranoid=paranoid), force or out.exists()
+        options = for_update(options, out)
     check_split_file(options)
     check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
+    check_stratify(options, found.scheme)
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
     notes: list[str] = []  # on what did not succeed once OUT was replaced
     with (
-        contextlib.closing(Spool()) as spool,
         target.replacing(out, force=force, notes=notes) as path,
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
     ):
+        make = functools.partial(
+            _make, engine, source, options, out, path, memory, strict=strict, progress=progress
+        )
+        try:
+            result = make(found, is_reused=True)
+        except ReuseError as why:
+            notes.append(f"every source was parsed, because {out.name} cannot be updated: {why}.")
+            result = make(source.discover(Path(data), options), is_reused=False)
+    if memory is not None:
+        notes += memory.write()
+    return dataclasses.replace(result, notes=[*result.notes, *notes])
+
+
+def _make(
+    engine: Engine,
+    source: Source,
+    options: BuildOptions,
+    out: Path,
+    path: Path,
+    memory: Memory | None,
+    found: Discovery,
+    *,
+    is_reused: bool,
+    strict: bool,
+    progress: bool,
+) -> BuildResult:
+    """Make the new file at `path`, by all stages after the discovery."""
+    with contextlib.closing(Spool()) as spool:
         found = index_headers(engine, source, found, options, progress=progress)
         found = exclude_listed(found, options)
         spool.findings += found.findings
         target.check_space(out, len(found.links) * options.rows * options.columns)
         chosen = choose_audited(source, found, options)
-        examine_links(engine, source, found, options, spool, progress=progress)
+        kept = None
+        if memory is not None:
+            kept = memory.keep(engine, found, options, is_used=is_reused)
+        if kept is not None and kept.n_parsed <= _FEW_PAIRS:
+            engine = in_process()
+        n_before = len(spool.findings)
+        examine_links(engine, source, found, options, spool, progress=progress, kept=kept)
+        examined = spool.findings[n_before:]
         look = functools.partial(diagnose, engine, source, found, options, chosen)
         if not can_go_on(len(spool), spool.findings, strict=strict):
             spool.findings += look(spool.findings).findings
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
         plan = spool.reserve(path, options)
-        rendered = render_samples(engine, spool, found, options, plan, progress=progress)
+        rendered = render_samples(engine, spool, found, options, plan, progress=progress, kept=kept)
         contours = spool.contours()
         written = WrittenRows(plan, np.flatnonzero(rendered.is_good), contours)
         again = functools.partial(render_again, engine, spool, found, options, plan)
@@ -107,8 +162,13 @@ def build(
         )
         require_rows(reviewed.n_rows, reviewed.findings, found.missing, strict=strict)
         plan = keep_good(plan, reviewed, contours)
-        result = assemble(plan, reviewed, contours, found, options, spool.identities())
-    return dataclasses.replace(result, notes=[*result.notes, *notes])
+        identities = spool.identities()
+        if kept is not None:
+            identities = kept.keyed(identities, spool.is_kept())
+        result = assemble(plan, reviewed, contours, found, options, identities)
+        if memory is not None:
+            memory.remember(kept, spool, examined, rendered, reviewed, identities)
+    return result
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,13 @@ from etl.options import BuildOptions, NotDrawn
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region
+from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
 from etl.sources.files import open_source, read_all, unchanged_since
 from etl.sources.source import Discovery
 from etl.spool import Spool
-from etl.workers.chunks import chunk_length
+from etl.workers.chunks import chunk_length, interleaved
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
 from loader import format as file_format
@@ -47,7 +48,7 @@ _MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
 _BLOCK_PARTS: Final = 256  # of some dozen rows each
 
 # What the checks keep of each row until all rows are known.
-MARKS: Final = np.dtype([("image", "<u8"), ("alignment", ALIGNMENT)])
+MARKS: Final = np.dtype([("image", "<u8"), ("hash", "<u8", (2,)), ("alignment", ALIGNMENT)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,14 @@ class Rendered:
     findings: list[Finding]
 
 
+class KeptRows(Protocol):
+    """Rows that an older file has."""
+
+    def rendered(self, first: int, stop: int, plan: Plan, place: int) -> Rendered:
+        """Write some of them from a place on, and return what `render` would give of them."""
+        ...
+
+
 def render_samples(
     engine: Engine,
     spool: Spool,
@@ -69,11 +78,25 @@ def render_samples(
     plan: Plan,
     *,
     progress: bool,
+    kept: KeptRows | None = None,
 ) -> Rendered:
-    """Write the rows of all samples and return their manifest columns."""
-    tasks = spool.tasks(chunk_length(options))
+    """Write the rows of all samples and return their manifest columns.
+
+    Parameters
+    ----------
+    kept : KeptRows, optional
+        The rows whose samples are empty in the spool.
+    """
+    parts = engine.run(_work(found, options, plan), spool.tasks(chunk_length(options)))
+    if kept is not None:
+        parts = interleaved(
+            parts,
+            lambda part: len(part.is_good),
+            spool.is_kept().tolist(),
+            lambda first, stop, place: kept.rendered(first, stop, plan, place),
+        )
     with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
-        return gather(_shown(engine.run(_work(found, options, plan), tasks), shown))
+        return gather(_shown(parts, shown))
 
 
 def render_again(
@@ -241,7 +264,7 @@ class _Row(NamedTuple):
     findings: list[Finding]
     image: Image | None = None
     manifest: Mapping[str, str | int | float] = {}  # never changed
-    marks: tuple[int, Alignment] | None = None  # a row of MARKS
+    marks: tuple[int, Hash, Alignment] | None = None  # a row of MARKS
     shapes: Mapping[int, Shape] = {}  # by code
 
 
@@ -299,7 +322,8 @@ def _render_one(
     if not options.qc:
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme)
-    marks = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    marks = digest, image_hash(image), alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 

@@ -85,7 +85,9 @@ def review(
     if options.qc:
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
-        findings += check_rows(Rows(manifest, rendered.marks["image"], shapes, scheme, written))
+        marks = rendered.marks
+        rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
+        findings += check_rows(rows)
     if options.has_audit and scheme.has_contrast:
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
         alignments = rendered.marks["alignment"]

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import xxhash
 
 from etl.dicom.pixels import image_dtype
+from etl.errors import ReuseError
 from etl.findings import Finding
 from etl.model import EMPTY_RANGE, Examined, ValueRange
 from etl.options import BuildOptions
 from etl.output import hdf5_file
 from etl.output.row_writer import Plan, open_rows, write_rows
+from etl.workers.chunks import runs
 
 _SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools
 _BLOCK_VERTICES: Final = 1 << 16
@@ -68,18 +70,33 @@ class Spool:
         return np.concatenate([np.empty((0, 2), np.uint64), *self._identities])
 
     def tasks(self, n_rows: int) -> Iterator[tuple[list[bytes], int]]:
-        """Yield (packed samples, first row) of one chunk of rows after the other."""
+        """Yield (packed samples, first row) of one chunk of rows after the other.
+
+        Without kept rows; no chunk has rows on both sides of one.
+        """
         self._samples.seek(0)
-        for first in itertools.count(step=n_rows):
-            sizes = self._n_bytes[first : first + n_rows]
-            if not sizes:
-                return
-            yield [self._samples.read(size) for size in sizes], first
+        for is_kept, start, stop in runs(self.is_kept().tolist()):
+            for first in range(start, stop, n_rows) if not is_kept else ():
+                sizes = self._n_bytes[first : min(first + n_rows, stop)]
+                yield [self._samples.read(size) for size in sizes], first
+
+    def is_kept(self) -> npt.NDArray[np.bool_]:
+        """Return which rows are taken over from an older file: those of empty samples."""
+        is_kept: npt.NDArray[np.bool_] = np.array(self._n_bytes, np.int64) == 0
+        return is_kept
 
     def samples(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """Yield the packed samples of some rows."""
+        """Yield the packed samples of some rows.
+
+        Raises
+        ------
+        ReuseError
+            A row is kept.
+        """
         ends = list(itertools.accumulate(self._n_bytes))
         for row in rows:
+            if not self._n_bytes[row]:
+                raise ReuseError("a row that it has loses a structure")
             self._samples.seek(ends[row] - self._n_bytes[row])
             yield self._samples.read(self._n_bytes[row])
 

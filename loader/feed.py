@@ -239,9 +239,9 @@ class Gatherer:
         if self._form.normalize is None:
             np.copyto(images, patches, casting="same_kind")
             return
-        scaled = scaler(self._dataset, self._form.normalize, rows)
-        for i, (image, patch) in enumerate(zip(images, patches, strict=True)):
-            scaled(i, image, patch)
+        write = scaler(self._dataset, self._form.normalize, rows)
+        for i, (image, patch) in enumerate(zip(cast("Floats", images), patches, strict=True)):
+            write(i, patch, image)
 
     def _fill_augmented(
         self,
@@ -263,18 +263,15 @@ class Gatherer:
         augmenter = SampleAugmenter(parameters)
         plain = np.empty(shape, np.float32)
         normalize = self._form.normalize
-        scaled = None if normalize is None else scaler(dataset, normalize, rows)
+        write = _convert if normalize is None else scaler(dataset, normalize, rows)
         for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
-            before = plain if augmenter.is_moved[i] else image
-            source, mask_before = (
-                dataset[rows[i]] if samples is None else (one[i] for one in samples)
-            )
-            if scaled is None:
-                np.copyto(before, source, casting="same_kind")
-            else:
-                scaled(i, before, source)
-            augmenter.move(i, before, image)
-            augmenter.move_mask(i, mask_before, mask)
+            stored, drawn = dataset[rows[i]] if samples is None else (one[i] for one in samples)
+            if augmenter.is_resampled[i]:
+                write(i, stored, plain)
+                augmenter.resample(i, plain, image)
+            else:  # stored values are turned, because they may be half as large
+                write(i, augmenter.turned(i, stored), image)
+            augmenter.move_mask(i, drawn, mask)
             augmenter.shade(i, image)
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
@@ -399,6 +396,13 @@ class Feed:
                     self.on_new_ranks(self._order)
         return self._order
 
+    def as_stored(self) -> "Feed":
+        """Return the same feed of images as the file has them, for who changes them elsewhere."""
+        form = Form("NHW", is_float32=False, normalize=None)
+        feed = Feed(self.dataset, self._order, form, self.prefetch)
+        feed.ranks, feed.on_new_ranks = self.ranks, self.on_new_ranks
+        return feed
+
     def selecting(self, selection: Selection) -> "Feed":
         """Return the same feed of another selection of as many rows."""
         feed = Feed(
@@ -446,6 +450,10 @@ class Feed:
     def stream(self, start: Position, stride: int = 1) -> Stream:
         """Return batch after batch from a position on, or every `stride`-th of them."""
         return Stream(self.dataset, self.order, self._gatherer, start, stride)
+
+
+def _convert(_: int, stored: Images, converted: Floats) -> None:
+    np.copyto(converted, stored, casting="same_kind")
 
 
 def _memory_of(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

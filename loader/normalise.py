@@ -13,6 +13,7 @@ from loader.sampler import Indices
 
 Normalize: TypeAlias = Literal["minmax", "zscore", "percentile", "dataset"]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Scaler: TypeAlias = Callable[[int, Images, Floats], None]
 _Doubles: TypeAlias = npt.NDArray[np.float64]
 
 # The manifest columns of what becomes 0 and 1.
@@ -22,17 +23,21 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+# Kinds whose values are clipped to 0 to 1.
+CLIPPED: Final = frozenset({"percentile"})
+
+
 def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None:
     """Write the images of some rows into `out`; see `scaler`."""
     write = scaler(dataset, kind, rows)
-    for i, scaled in enumerate(out):
-        write(i, scaled)
+    for i, (row, scaled) in enumerate(zip(rows.tolist(), out, strict=True)):
+        write(i, dataset.images[row], scaled)
 
 
-def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[..., None]:
-    """Return a function that writes the image of rows[i] as (values - shift) * factor, float32.
+def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
+    """Return a function of i and the image of rows[i], in any order of its pixels, and where to.
 
-    It takes i, where to write, and, if it is not the whole image, the part of it to write.
+    It writes (values - shift) * factor as float32.
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
@@ -50,19 +55,17 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[..., No
     LoaderError
         The statistics of a row are not numbers.
     """
-    images = dataset.images
-    shifts, factors = _shifts_and_factors(dataset, kind, rows)
-    is_clipped = kind == "percentile"
-    is_short = images.dtype.itemsize == 2  # noqa: PLR2004 bytes
+    shifts, factors = shifts_and_factors(dataset, kind, rows)
+    is_clipped = kind in CLIPPED
+    is_short = dataset.images.dtype.itemsize == 2  # noqa: PLR2004 bytes
 
-    def write(i: int, scaled: Floats, part: Images | None = None) -> None:
-        image = images[rows[i]] if part is None else part
+    def write(i: int, stored: Images, scaled: Floats) -> None:
         # A row fits the processor's cache, so that it travels from and to memory once.
         if is_short:
-            np.copyto(scaled, image, casting="same_kind")
+            np.copyto(scaled, stored, casting="same_kind")
             np.subtract(scaled, np.float32(shifts[i]), out=scaled)
         else:
-            np.subtract(image, shifts[i], out=scaled, dtype="f8", casting="same_kind")
+            np.subtract(stored, shifts[i], out=scaled, dtype="f8", casting="same_kind")
         np.multiply(scaled, factors[i], out=scaled)
         if is_clipped:
             np.clip(scaled, 0, 1, out=scaled)
@@ -70,9 +73,19 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Callable[..., No
     return write
 
 
-def _shifts_and_factors(
-    dataset: Dataset, kind: Normalize, rows: Indices
-) -> tuple[_Doubles, Floats]:
+def shifts_and_factors(dataset: Dataset, kind: Normalize, rows: Indices) -> tuple[_Doubles, Floats]:
+    """Return what `scaler` takes from each image, and what it multiplies by.
+
+    Returns
+    -------
+    shifts : float64 array, shape (n,)
+    factors : float32 array, shape (n,)
+
+    Raises
+    ------
+    LoaderError
+        The statistics of a row are not numbers.
+    """
     shifts, divisors = _shifts_and_divisors(dataset, kind, rows)
     with np.errstate(over="ignore"):  # beyond its range: infinite
         divisors = divisors.astype(np.float32)

@@ -238,6 +238,18 @@ def copy_of_an_image(tree, brighter):
     return [place, tree.dicom((1, 4, SYSTOLE))]
 
 
+def copy_of_another_patients_image(tree, shift):
+    """Give one image another patient's pixels, in 8 bits, moved by some pixels."""
+    other = 2, *PLACE[1:]
+    pixels = np.frombuffer(pydicom.dcmread(tree.root / tree.dicom(other)).PixelData, "<u2")
+    scaled = np.rint(pixels.reshape(256, 256) * (255 / pixels.max()))
+    moved = np.roll(scaled, int(shift), axis=(0, 1)).astype("<u2").tobytes()
+    return [
+        tree.edit(PLACE, lambda dataset: setattr(dataset, "PixelData", moved)),
+        tree.dicom(other),
+    ]
+
+
 def other_size(tree, change, place=PLACE):
     """Change the contour's radius by such a share of the patient's median radius."""
     vertices = tree.vertices(place)
@@ -347,6 +359,7 @@ TABLE = [
     ("inner-outside-outer", bump, [0.001, 0.006], [0.0125, 0.04]),
     ("identical-contour", copy_of_a_contour, [0.03, 0.5], [0.0, 0.003]),
     ("identical-image", copy_of_an_image, [1], [0]),
+    ("near-duplicate", copy_of_another_patients_image, [30], [0, 1]),
     ("area-jump", other_size, [-0.1, 0.1], [-0.2, 0.2, 0.5]),
     ("area-jump", other_size_at_the_end, [-0.3, 0.3], [0.6]),
     ("centroid-jump", other_place, [0.18], [0.32, 0.5]),
@@ -384,6 +397,18 @@ def test_every_code_of_the_checks_stands_in_the_table():
     assert {code for code, *_ in TABLE} == {*QUALITY_CODES, "contour-partly-outside"} | alignment
 
 
+@pytest.mark.parametrize("n_images", [0, 1, 5])
+def test_missing_geometry_is_one_info_however_many_images_lack_it(stacks, tmp_path, n_images):
+    for place in stacks.places(2)[:n_images]:
+        stacks.edit(place, lambda dataset: delattr(dataset, "PixelSpacing"))
+    data = build(stacks, tmp_path)
+    assert findings(data) == []
+    told = messages(data, "geometry-missing")
+    assert len(told) == bool(n_images)
+    for message in told:
+        assert f"no usable PixelSpacing in {n_images} of 48 rows (1 patient)." in message
+
+
 # ------------------------------------------------------------------------------- copies
 
 
@@ -415,6 +440,48 @@ def test_images_and_contours_copied_together_are_identical_images_alone(stacks, 
     paths = copy_of_an_image(stacks, 0)
     stacks.draw(PLACE, stacks.vertices(other))
     assert findings(build(stacks, tmp_path)) == [("identical-image", p) for p in sorted(paths)]
+
+
+@pytest.mark.parametrize("code", ["identical-image", "near-duplicate"])
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"split": (50, 25, 25)}, "on two sides of the split: "),
+        ({"folds": 4}, "in two folds: "),
+        ({}, ""),
+    ],
+    ids=["split", "folds", "neither"],
+)
+def test_two_patients_with_one_image_in_two_splits_or_folds_are_a_leak(
+    stacks, tmp_path, code, options, where
+):
+    first, second = (stacks.cine(k).patient_id for k in (1, 2))
+    pixels = pydicom.dcmread(stacks.root / stacks.dicom((2, *PLACE[1:]))).PixelData
+    if code == "near-duplicate":
+        pixels = (np.frombuffer(pixels, "<u2") // 2).tobytes()
+    stacks.edit(PLACE, lambda dataset: setattr(dataset, "PixelData", pixels))
+    sides = tmp_path / "sides.csv"
+    if "split" in options:  # the two apart, whatever the seed
+        names = [stacks.cine(k).patient_id for k in range(4)]
+        splits = ("train", "train", "test", "validation")
+        lines = [f"{one},{side}" for one, side in zip(names, splits, strict=True)]
+        sides.write_text("\n".join(["patient_id,split", *lines]) + "\n")
+        options = {"split_file": sides}
+    data = build(stacks, tmp_path, **options)
+    told = messages(data, code)
+    assert len(told) == 2
+    for message in told:
+        assert ("They are " in message) == bool(where)
+        assert where in message
+    if where:
+        column = data.manifest["fold" if "folds" in where else "split"]
+        values = dict(zip(data.manifest["patient_id"].tolist(), column.tolist(), strict=True))
+        assert values[first] != values[second]
+        assert told[0].endswith("Scores will be too good: give them one side in your split.")
+    report = CliRunner().invoke(cli, ["report", str(tmp_path / "out.h5"), "--json"])
+    (diagnosis,) = json.loads(report.stdout)["diagnoses"]
+    assert ("They are " in diagnosis["text"]) == bool(where)
+    assert f"{first} ({stacks.cine(1).original_id}) and {second}" in diagnosis["text"]
 
 
 def copy_all(tree, kind):

@@ -1,6 +1,7 @@
 """Whose an image is, as digests that tell equal values and nothing else.
 
-A short PatientID can be guessed from its digest: digests stay in memory and are never written.
+A short PatientID can be guessed from its digest: digests stay in memory. Only the cache of an
+update has any, keyed, in a file that its owner alone can read.
 """
 
 import re

@@ -413,7 +413,7 @@ def _require_pixel_cell(values: Values) -> tuple[int, int, bool]:
         raise ImageError(
             "image-unsupported-encoding",
             f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}; expected 8 or 16 "
-            "bits allocated and HighBit one below BitsStored.",
+            "bits allocated and HighBit one below BitsStored. Export it again.",
         )
     if not 1 <= stored <= allocated or representation not in {0, 1}:
         raise ImageError(

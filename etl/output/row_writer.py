@@ -131,6 +131,24 @@ def read_at(descriptor: int, length: int, offset: int) -> bytes:
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
 
+def read_into(descriptor: int, view: memoryview, offset: int) -> None:
+    """Fill a buffer from an offset of a file on; one that is used again costs no new pages.
+
+    Raises
+    ------
+    OSError
+        It cannot be filled.
+    """
+    if not hasattr(os, "preadv"):
+        view[:] = read_at(descriptor, len(view), offset)
+        return
+    while view:
+        n_read = os.preadv(descriptor, [view], offset)
+        if not n_read:
+            raise OSError(errno.EIO, "the file has become shorter")
+        view, offset = view[n_read:], offset + n_read
+
+
 def _write_some(descriptor: int, view: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(descriptor, view, offset)

@@ -10,13 +10,14 @@ samples come closest. A new patient shifts the cuts a little, so that few others
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
 from etl.options import BuildOptions
+from etl.output.strata import Strata
 from etl.sources.csv_table import parse_side, read_csv, without_mark
 from loader import LoaderError, open_dataset
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
@@ -29,6 +30,7 @@ def assign(
     options: BuildOptions,
     sides: Mapping[str, tuple[int, int]] | None = None,
     people: Iterable[Sequence[str]] = (),
+    strata: Strata | None = None,
 ) -> dict[str, tuple[int, int]]:
     """Return patient_id → (split code, fold), as the manifest has them.
 
@@ -43,6 +45,8 @@ def assign(
     people : iterable of sequence of str
         Patients that are one person, and that what is divided here keeps together. What the user
         or the input says is taken as it is.
+    strata : mapping, optional
+        patient_id → stratum; each part is to have its share of each.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def assign(
     """
     splits = dict.fromkeys(n_samples, NO_SPLIT)
     folds = dict.fromkeys(n_samples, NO_FOLD)
-    leaders = {one: min(ids) for ids in people for one in ids}
+    group = _Group({one: min(ids) for ids in people for one in ids}, strata, options.split_seed)
     listed = sides
     if options.split_file is not None:
         listed = read_split_file(Path(options.split_file))
@@ -63,12 +67,11 @@ def assign(
         old = read_old_split(Path(options.splits_from))
     shares, n_folds = options.split or old.shares, options.folds or old.n_folds
     if listed is None and shares is not None:
-        divide = _divider(n_samples, leaders, options.split_seed, "split")
-        splits |= divide(old.splits, shares)
+        splits |= group.divided(n_samples, old.splits, shares, "split")
     if n_folds is not None:
         rest = {name: n for name, n in n_samples.items() if splits[name] != _TEST}
-        divide = _divider(rest, leaders, options.split_seed, "fold")
-        folds |= divide({one: n for one, n in old.folds.items() if n < n_folds}, [1.0] * n_folds)
+        kept = {one: n for one, n in old.folds.items() if n < n_folds}
+        folds |= group.divided(rest, kept, [1.0] * n_folds, "fold")
     return {patient_id: (splits[patient_id], folds[patient_id]) for patient_id in n_samples}
 
 
@@ -189,17 +192,92 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
     return listed
 
 
-def _divider(
-    n_samples: Mapping[str, int], leaders: Mapping[str, str], seed: int, purpose: str
-) -> Callable[[Mapping[str, int], Sequence[float]], dict[str, int]]:
-    """Return what divides patients, given the parts of those that stay and the shares."""
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """How patients are divided, whatever the parts.
 
-    def divide(kept: Mapping[str, int], shares: Sequence[float]) -> dict[str, int]:
-        if not kept.keys() & n_samples.keys():
-            return _cut(n_samples, leaders, shares, seed, purpose)
-        return _add(n_samples, leaders, kept, shares, seed, purpose)
+    Attributes
+    ----------
+    leaders : mapping
+        patient_id → the patient in whose part it is; without an entry, its own.
+    strata : mapping, optional
+        patient_id → stratum.
+    seed : int
+    """
 
-    return divide
+    leaders: Mapping[str, str]
+    strata: Strata | None
+    seed: int
+
+    def divided(
+        self,
+        n_samples: Mapping[str, int],
+        kept: Mapping[str, int],
+        shares: Sequence[float],
+        purpose: str,
+    ) -> dict[str, int]:
+        """Return patient_id → number of its part; `kept` are those that have one already."""
+        if self.strata is not None:
+            return _stratify(n_samples, self.leaders, kept, shares, self.strata, self.seed, purpose)
+        if kept.keys() & n_samples.keys():
+            return _add(n_samples, self.leaders, kept, shares, self.seed, purpose)
+        return _cut(n_samples, self.leaders, shares, self.seed, purpose)
+
+
+def _stratify(
+    n_samples: Mapping[str, int],
+    leaders: Mapping[str, str],
+    kept: Mapping[str, int],
+    shares: Sequence[float],
+    strata: Strata,
+    seed: int,
+    purpose: str,
+) -> dict[str, int]:
+    """Return patient_id → number of its part, each part with its share of each stratum.
+
+    Stratum after stratum, in the order of their hashes, each person joins the part that is most
+    behind its share, in the stratum and in all so far: both stay near the shares on the way.
+    """
+    parts = {patient_id: kept[patient_id] for patient_id in sorted(n_samples) if patient_id in kept}
+    of_leader: dict[str, int] = {}
+    together = Counter[str]()
+    reached: dict[str | None, Counter[int]] = {None: Counter()}  # None: in all strata
+    for patient_id, n in n_samples.items():
+        leader = leaders.get(patient_id, patient_id)
+        mine = reached.setdefault(strata.get(leader, ""), Counter())
+        if patient_id not in parts:
+            together[leader] += n
+            continue
+        of_leader.setdefault(leader, parts[patient_id])
+        for counts in (reached[None], mine):
+            counts[parts[patient_id]] += n
+    wanted = [part for part, share in enumerate(shares) if share > 0]
+    order = sorted(together, key=lambda one: (strata.get(one, ""), _rank(one, seed, purpose)))
+    for leader in order:
+        both = reached[None], reached[strata.get(leader, "")]
+        n = together[leader]
+        if leader not in of_leader:
+            of_leader[leader] = max(
+                wanted,
+                key=lambda one: sum(
+                    shares[one] / sum(shares) * (counts.total() + n) - counts[one]
+                    for counts in both
+                ),
+            )
+        for counts in both:
+            counts[of_leader[leader]] += n
+    _fill(of_leader, [one for one in order if one not in kept], wanted)
+    return parts | {one: of_leader[leaders.get(one, one)] for one in n_samples if one not in parts}
+
+
+def _fill(parts: dict[str, int], movable: Sequence[str], wanted: Sequence[int]) -> None:
+    """Give each part a patient, where there are patients enough: the last one of the largest."""
+    for empty in [one for one in wanted if one not in parts.values()]:
+        sizes = Counter(parts.values())
+        givers = [one for one in movable if sizes[parts[one]] > 1]
+        if givers:
+            largest = max(sizes[parts[one]] for one in givers)
+            parts[[one for one in givers if sizes[parts[one]] == largest][-1]] = empty
 
 
 def _add(

@@ -27,8 +27,14 @@ _ASKED_FOR: Final = ("row-excluded",)  # errors that the user wanted
 # What a contour that was drawn on another image brings with it.
 _OF_COPIES: Final = ("inner-outside-outer", "area-jump", "centroid-jump", "area-outlier")
 
+_ALIKE: Final = {  # findings about two images, as one image and several are said to be alike
+    "identical-image": ("has the same pixels as", "have the same pixels as"),
+    "near-duplicate": ("shows the same as", "show the same as"),
+}
+
 # How the messages of findings begin and what they measure; see `etl.quality.rows` and `drawing`.
 _SAME: Final = re.compile(r"(?:has the same (?:points|pixels) as|is a copy of) (.*)")
+_LEAK: Final = re.compile(r"They are (?:on two sides of the split|in two folds): .*?\.(?= [A-Z])")
 _IS_COPY: Final = "is a copy of "
 _OUTSIDE: Final = re.compile(r"([0-9.]+)%[^.%]* lies? outside")
 _SIZE: Final = re.compile(r"is ([0-9]+x[0-9]+) \(rows x columns\)")
@@ -271,24 +277,26 @@ def _consequences(
     ]
 
 
-def _identical_images(
+def _shared_images(
     findings: list[FindingRow], table: _Table
 ) -> tuple[list[Diagnosis], list[FindingRow]]:
-    """Take the images that two patients share."""
-    shared: defaultdict[tuple[Patient, Patient], list[FindingRow]] = defaultdict(list)
+    """Take the images that two patients share, with the same pixels or nearly."""
+    shared: defaultdict[tuple[str, Patient, Patient], list[FindingRow]] = defaultdict(list)
     for one in findings:
-        other = table.partner(one) if one.code == "identical-image" and one.row >= 0 else NO_ROW
+        other = table.partner(one) if one.code in _ALIKE and one.row >= 0 else NO_ROW
         if other >= 0 and table.patients[other] != table.patients[one.row]:
             first, second = sorted((table.patients[one.row], table.patients[other]))
-            shared[first, second].append(one)
+            shared[one.code, first, second].append(one)
     diagnoses = []
-    for (owner, twin), members in shared.items():
+    for (code, owner, twin), members in shared.items():
         n = len({one.row for one in members if table.patients[one.row] == owner}) or len(members)
+        leaks = [found[0] for one in members if (found := _LEAK.search(one.message))]
         text = (
             f"{owner} and {twin}: {counted(n, 'image')} of one "
-            f"{'has' if n == 1 else 'have'} the same pixels as the other's; both may be one person."
+            f"{_ALIKE[code][n != 1]} the other's; both may be one person."
         )
-        diagnoses.append(_diagnosis(members, NOBODY, text, _exclude("identical-image", owner)))
+        text = " ".join([text, *leaks[:1]])
+        diagnoses.append(_diagnosis(members, NOBODY, text, _exclude(code, owner)))
     used = [one for members in shared.values() for one in members]
     return diagnoses, _without(findings, used)
 
@@ -415,7 +423,7 @@ def _without(findings: list[FindingRow], used: Iterable[FindingRow]) -> list[Fin
 _RULES: Final[tuple[_Rule, ...]] = (
     _of_the_data_set,
     _copied_contours,
-    _identical_images,
+    _shared_images,
     _of_whole_patients,
     _errors,
     _warnings,

@@ -5,6 +5,7 @@ A patient on both sides of a split makes its scores too good, under whatever ids
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from etl.findings import Finding
@@ -16,6 +17,9 @@ INSTANCE_UID: Final = "SOPInstanceUID"
 # More ids than any person has: such a value is a scanner's, or an anonymiser's.
 _MOST_IDS: Final = 10
 _SHOWN: Final = 4  # patients that a message names
+
+_OF_TWO_IMAGES: Final = ("identical-image", "near-duplicate")
+_TOO_GOOD: Final = "Scores will be too good: give them one side in your split."
 
 Sides = Mapping[str, tuple[int, int]]  # patient_id → (split code, fold)
 
@@ -107,15 +111,41 @@ def finding(person: Person, sides: Sides, options: BuildOptions) -> Finding:
     return Finding("same-person", person.path, f"{message} {_on_sides(ids, sides, options)}")
 
 
-def _on_sides(ids: Sequence[str], sides: Sides, options: BuildOptions) -> str:
-    splits = {one: sides[one][0] for one in ids if sides.get(one, (NO_SPLIT,))[0] != NO_SPLIT}
-    folds = {one: sides[one][1] for one in ids if sides.get(one, (0, NO_FOLD))[1] != NO_FOLD}
+def with_leak(finding: Finding, sides: Sides) -> Finding:
+    """Return a finding about equal images of two patients, which says where these are apart."""
+    if finding.code not in _OF_TWO_IMAGES or finding.key is None or finding.other_key is None:
+        return finding
+    ids = finding.key.patient_id, finding.other_key.patient_id
+    leaking = leak(ids, sides) if ids[0] != ids[1] else ""
+    if not leaking:
+        return finding
+    return replace(finding, message=f"{finding.message} {leaking} {_TOO_GOOD}")
+
+
+def leak(ids: Sequence[str], sides: Sides) -> str:
+    """Return a sentence that says on which sides patients are; empty where it is one side."""
+    splits, folds = _splits(ids, sides), _folds(ids, sides)
     if len(set(splits.values())) > 1:
         where = ", ".join(f"{one!r} {SPLITS[code]}" for one, code in list(splits.items())[:_SHOWN])
-        return f"They are on two sides of the split: {where}. {_remedy(options)}"
+        return f"They are on two sides of the split: {where}."
     if len(set(folds.values())) > 1:
         where = ", ".join(f"{one!r} {fold}" for one, fold in list(folds.items())[:_SHOWN])
-        return f"They are in two folds: {where}. {_remedy(options)}"
+        return f"They are in two folds: {where}."
+    return ""
+
+
+def _splits(ids: Sequence[str], sides: Sides) -> dict[str, int]:
+    return {one: sides[one][0] for one in ids if sides.get(one, (NO_SPLIT,))[0] != NO_SPLIT}
+
+
+def _folds(ids: Sequence[str], sides: Sides) -> dict[str, int]:
+    return {one: sides[one][1] for one in ids if sides.get(one, (0, NO_FOLD))[1] != NO_FOLD}
+
+
+def _on_sides(ids: Sequence[str], sides: Sides, options: BuildOptions) -> str:
+    if leaking := leak(ids, sides):
+        return f"{leaking} {_remedy(options)}"
+    splits, folds = _splits(ids, sides), _folds(ids, sides)
     if splits or folds:
         where = " and ".join(["one side of the split"] * bool(splits) + ["one fold"] * bool(folds))
         return f"They are on {where}."
@@ -125,7 +155,7 @@ def _on_sides(ids: Sequence[str], sides: Sides, options: BuildOptions) -> str:
 def _remedy(options: BuildOptions) -> str:
     if options.same_person == "separate":
         return "You asked for that with --same-person separate."
-    return "Scores will be too good: give them one side in your split."
+    return _TOO_GOOD
 
 
 def _joined(groups: Iterable[set[str]]) -> list[set[str]]:

@@ -12,10 +12,11 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, SampleKey, counted
 from etl.geometry import heights, offsets_in_plane
 from etl.labels import LabelScheme
 from etl.quality.copies import Pictures, Twin, Verdict, judge
+from etl.quality.near_copies import find_near_copies
 from etl.quality.neighbours import Stack, find_jumps
 from loader.format import Structure
 
@@ -64,6 +65,7 @@ class Rows(NamedTuple):
     shapes: npt.NDArray[np.void]  # of type SHAPES, by code, then by row
     scheme: LabelScheme
     pictures: Pictures | None = None  # the rows as written; None: none is looked at
+    hashes: npt.NDArray[np.uint64] | None = None  # of each row's image; see `near_copies`
 
     def key(self, row: int) -> SampleKey:
         """Return the key of a row."""
@@ -135,6 +137,22 @@ def _identical_images(rows: Rows) -> Iterator[Finding]:
             message = f"has the same pixels as {others}. Remove one of them, or its twin."
             partner = int(alike[0 if position else 1])
             yield rows.about_image("identical-image", row, message, partner)
+
+
+def _near_copies(rows: Rows) -> Iterator[Finding]:
+    """Compare the images of different patients; equal pixels are told already."""
+    if rows.pictures is None or rows.hashes is None:
+        return
+    ids = rows.manifest["patient_id"]
+    _, places, counts = np.unique(rows.images, return_inverse=True, return_counts=True)
+    is_single = counts[places.reshape(-1)] == 1
+    for one in find_near_copies(rows.hashes, _codes(ids), is_single, rows.pictures.image):
+        message = (
+            f"shows what {rows.place('dicom_path', one.other)} of patient "
+            f"{_text(ids, one.other)!r} shows (correlation {one.correlation:.2f}), not with the "
+            "same pixels. Is it a copy? Then leave one of them out."
+        )
+        yield rows.about_image("near-duplicate", one.row, message, one.other)
 
 
 def _identical_contours(rows: Rows) -> Iterator[Finding]:
@@ -234,6 +252,31 @@ def _geometry_changes(rows: Rows) -> Iterator[Finding]:
         yield rows.about_image("geometry-changes", row, message)
 
 
+def _missing_geometry(rows: Rows) -> Iterator[Finding]:
+    """Count the rows without an attribute of their place, in one finding for all of them."""
+    manifest = rows.manifest
+    values = {
+        "PixelSpacing": _spacing(manifest),
+        "ImagePositionPatient": _position(manifest),
+        "ImageOrientationPatient": _orientation(manifest),
+    }
+    patients = _codes(manifest["patient_id"])
+    counts = []
+    for name, columns in values.items():
+        is_missing = np.isnan(columns.sum(axis=1))
+        if is_missing.any():
+            n_patients = len(np.unique(patients[is_missing]))
+            n_rows = f"{np.count_nonzero(is_missing)} of {counted(len(is_missing), 'row')}"
+            counts.append(f"{name} in {n_rows} ({counted(n_patients, 'patient')})")
+    if counts:
+        message = (
+            f"images have no usable {', '.join(counts)}. Areas in "
+            "mm and comparisons with neighbouring slices need them. Export the images again with "
+            "these attributes."
+        )
+        yield Finding("geometry-missing", "", message)
+
+
 def _instance_numbers(rows: Rows) -> Iterator[Finding]:
     """Compare file name and InstanceNumber; in a patient they may differ by one constant."""
     manifest = rows.manifest
@@ -258,7 +301,7 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
     """Compare areas and centroids with those of neighbouring slices and phases."""
     manifest = rows.manifest
     spacing, orientation = _spacing(manifest), _orientation(manifest)
-    position = np.stack([_floats(manifest, f"image_position_{axis}") for axis in "xyz"], axis=1)
+    position = _position(manifest)
     height = heights(orientation, position)
     is_placed = ~np.isnan(height)
     # Where the first pixel lies in the slice's plane: slices of a stack may be cut out differently.
@@ -283,9 +326,11 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _image_values,
     _identical_images,
+    _near_copies,
     _identical_contours,
     _area_outliers,
     _geometry_changes,
+    _missing_geometry,
     _instance_numbers,
     _jumps,
 )
@@ -300,6 +345,10 @@ def _floats(manifest: ManifestTable, name: str) -> _Floats:
 
 def _text(values: npt.NDArray[np.generic], row: int) -> str:
     return bytes(values[row]).decode()
+
+
+def _position(manifest: ManifestTable) -> _Floats:
+    return np.stack([_floats(manifest, f"image_position_{axis}") for axis in "xyz"], axis=1)
 
 
 def _orientation(manifest: ManifestTable) -> _Floats:

@@ -3,16 +3,17 @@
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
 from etl.findings import CODES, SEVERITY_ORDER, Finding, FindingRow, printable
 from etl.output import target
+from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import group_findings
 from etl.report.table import COLUMNS, no_formula
-from etl.report.text import findings_text, sources_text
+from etl.report.text import diagnoses_text, findings_text, sources_text
 
 _SHOWN: Final = 6  # sizes, encodings or patients that one line lists
 
@@ -75,6 +76,7 @@ class Checked:
     is_full: bool  # whether pixels were looked at
     summary: Summary
     findings: list[Finding]
+    diagnoses: list[Diagnosis] = field(default_factory=list)  # their causes; only where `is_full`
 
     def require_rows(self) -> None:
         """Raise where a build would have nothing to write.
@@ -115,12 +117,16 @@ class Checked:
             "is_full": self.is_full,
             **summary,
             "size_option": self.summary.size_option,
+            "diagnoses": [one.to_json() for one in self.diagnoses],
             "findings": groups,
         }
 
     def text(self) -> Iterator[str]:
         """Yield the lines that a person reads; all are printable."""
-        yield from map(printable, self._lines())
+        head, *lines = map(printable, self._lines())
+        yield head
+        yield from diagnoses_text(self.diagnoses)
+        yield from lines
         groups = group_findings(self._rows())
         yield from findings_text(groups, f"dicom-etl check {self.path}", SEVERITY_ORDER)
 

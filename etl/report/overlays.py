@@ -34,7 +34,7 @@ _SEVERITY_COLOURS: Final = {  # not those of contours
     "info": (190, 255, 190),
 }
 MAX_TILES: Final = 200  # of a contact sheet: more than anybody looks through at one go
-_TILE: Final = 384  # pixels of a tile's longer side
+TILE_WIDTH: Final = 384  # pixels of a tile's longer side
 _TILE_GAP: Final = 4
 _TILE_COLUMNS: Final = 8
 _HATCH: Final = 16  # pixels of the picture from one stripe to the next
@@ -87,17 +87,23 @@ def write_contact_sheet(
     names = file_names(dataset)
     shown = rows[:MAX_TILES]
     n_columns = min(_TILE_COLUMNS, math.ceil(math.sqrt(len(shown))))
-    n_rows = -(-len(shown) // n_columns)
-    step = _TILE + _TILE_GAP
-    sheet = PillowImage.new("RGB", (n_columns * step + _TILE_GAP, n_rows * step + _TILE_GAP))
-    for place, row in enumerate(shown):
-        tile = _picture(dataset, row, names[row], remarks, _TILE)
-        tile.thumbnail((_TILE, _TILE))
-        down, right = divmod(place, n_columns)
-        sheet.paste(tile, (_TILE_GAP + right * step, _TILE_GAP + down * step))
+    tiles = (_picture(dataset, row, names[row], remarks, TILE_WIDTH) for row in shown)
+    sheet = sheet_of(tiles, len(shown), n_columns)
     with target.replacing(path, force=force) as partial:
         sheet.save(partial, "PNG", optimize=False)
     return len(rows) - len(shown)
+
+
+def sheet_of(tiles: Iterable[PillowImage.Image], n_tiles: int, n_columns: int) -> PillowImage.Image:
+    """Return one picture of others, row by row; they shrink to the size of a tile."""
+    n_rows = -(-n_tiles // n_columns)
+    step = TILE_WIDTH + _TILE_GAP
+    sheet = PillowImage.new("RGB", (n_columns * step + _TILE_GAP, n_rows * step + _TILE_GAP))
+    for place, tile in enumerate(tiles):
+        tile.thumbnail((TILE_WIDTH, TILE_WIDTH))
+        down, right = divmod(place, n_columns)
+        sheet.paste(tile, (_TILE_GAP + right * step, _TILE_GAP + down * step))
+    return sheet
 
 
 def remarks_on(findings: Iterable[FindingRow]) -> dict[int, list[FindingRow]]:

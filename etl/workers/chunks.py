@@ -1,7 +1,8 @@
 """How work is cut into tasks."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from etl.options import BuildOptions
@@ -11,6 +12,7 @@ MAX_BYTES: Final = 16 << 20  # of images that one worker holds
 _PAGE_BYTES: Final = 4096
 
 _Item = TypeVar("_Item")
+_Part = TypeVar("_Part")
 
 
 def chunk_length(options: BuildOptions) -> int:
@@ -34,3 +36,46 @@ def chunks(items: Sequence[_Item], options: BuildOptions) -> Iterator[Sequence[_
 def n_chunks(n_items: int, options: BuildOptions) -> int:
     """Return the number of tasks that a number of items makes."""
     return -(-n_items // chunk_length(options))
+
+
+def runs(flags: Iterable[bool]) -> Iterator[tuple[bool, int, int]]:
+    """Yield (flag, first, stop) of each run of equal flags."""
+    first = 0
+    for flag, members in itertools.groupby(flags):
+        stop = first + sum(1 for _ in members)
+        yield flag, first, stop
+        first = stop
+
+
+def interleaved(
+    parts: Iterable[_Part],
+    length: Callable[[_Part], int],
+    is_kept: Iterable[bool],
+    kept: Callable[[int, int, int], _Part],
+) -> Iterator[_Part]:
+    """Yield the parts of what is worked on, and between them those of what is kept, in order.
+
+    Parameters
+    ----------
+    parts : iterable
+        In order, each of items of one run.
+    length : callable
+        Part → the number of its items.
+    is_kept : iterable of bool
+        By item.
+    kept : callable
+        (first, stop, place) → the part of a run of kept items: counted among the kept ones, and the
+        place of the first among all.
+    """
+    worked = iter(parts)
+    n_kept = 0
+    for flag, first, stop in runs(is_kept):
+        if flag:
+            yield kept(n_kept, n_kept + stop - first, first)
+            n_kept += stop - first
+            continue
+        n_left = stop - first
+        while n_left:  # a task whose worker died gives several parts
+            part = next(worked)
+            n_left -= length(part)
+            yield part

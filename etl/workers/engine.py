@@ -173,6 +173,11 @@ def local_engine(n_workers: int) -> Iterator[Engine]:
         yield Engine(executor, n_workers, goes_on=True)
 
 
+def in_process() -> Engine:
+    """Return an engine that works in this process."""
+    return Engine(InProcess(), 1, goes_on=True)
+
+
 def foreign_engine(executor: Executor, n_workers: int, probe: Path, out: Path) -> Engine:
     """Return an engine on the caller's own executor, whose workers may run on other machines.
 

@@ -53,7 +53,7 @@ class LocalPool(Executor):
     Parameters
     ----------
     n_workers : int
-        At least 1; all are started at once.
+        At least 1; each is started when a call waits and no other worker is free.
     """
 
     def __init__(self, n_workers: int) -> None:
@@ -61,8 +61,8 @@ class LocalPool(Executor):
         self._waiting: deque[_Pending[object]] = deque()
         self._has_begun = False  # whether any worker ever did
         self._n_false_starts = 0
-        with stop_deferred():  # a worker half started would be left behind
-            self._workers = [self._start() for _ in range(n_workers)]
+        self._n_workers = n_workers
+        self._workers: list[_Worker] = []
 
     def submit(
         self, fn: Callable[_P, _Result], /, *args: _P.args, **kwargs: _P.kwargs
@@ -123,6 +123,10 @@ class LocalPool(Executor):
             pending.set_exception(error)
 
     def _dispatch(self) -> None:
+        is_busy = all(worker.pending is not None for worker in self._workers)
+        if self._waiting and is_busy and len(self._workers) < self._n_workers:
+            with stop_deferred():  # a worker half started would be left behind
+                self._workers.append(self._start())
         for worker in list(self._workers):
             if worker.pending is None and self._waiting:
                 worker.pending = self._waiting.popleft()

@@ -87,14 +87,14 @@ class Augment:
     quarter_turns : float
         Probability of a turn by 90, 180 or 270 degrees, each as often; always by 180 where images
         are not square.
-    rotate : (probability, lowest, highest), optional
-        Degrees; positive turns anticlockwise.
     scale : (probability, lowest, highest), optional
         Factor of the size; above 1 enlarges.
-    shift : (probability, lowest, highest), optional
-        Fraction of the side, drawn for rows and for columns.
     shear : (probability, lowest, highest), optional
         Degrees, drawn along rows and along columns.
+    rotate : (probability, lowest, highest), optional
+        Degrees; positive turns anticlockwise.
+    shift : (probability, lowest, highest), optional
+        Fraction of the side, drawn for rows and for columns.
     elastic : (probability, lowest, highest), optional
         The most that each of 7 x 7 control points moves, as a fraction of the side, at most 0.1; a
         cubic B-spline fills in between.

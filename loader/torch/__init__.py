@@ -5,5 +5,6 @@ Imported only where it is asked for: ``import loader.torch``.
 
 from loader.torch.datasets import Dataset, IterableDataset
 from loader.torch.device import DeviceBatches
+from loader.torch.resident import ResidentBatches
 
-__all__ = ["Dataset", "DeviceBatches", "IterableDataset"]
+__all__ = ["Dataset", "DeviceBatches", "IterableDataset", "ResidentBatches"]

@@ -158,17 +158,11 @@ def _shaded(
     bases: "tuple[torch.Tensor, ...]",
     noise: "torch.Tensor | None",
 ) -> "torch.Tensor":
-    one = {
-        name: parts[name].float()[:, None, None]
-        for name in ("gamma", "contrast", "brightness")
-        if name in parts
-    }
-    lowest, highest = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
-    mean = images.mean((1, 2), keepdim=True)
-    std = images.std((1, 2), correction=0, keepdim=True)
+    before = images
     if "bias_field" in parts:
         coefficients = parts["bias_field"].float()
         field = (bases[0] @ coefficients @ bases[1].T).exp()
+        lowest = before.amin((1, 2), keepdim=True)
         shown = (images - lowest) * field + lowest
         images = torch.where(coefficients.any(2).any(1)[:, None, None], shown, images)
     if "blur" in parts:
@@ -176,12 +170,28 @@ def _shaded(
     if "low_resolution" in parts:
         for axis in (1, 2):
             images = _with_kept_pixels(images, parts["low_resolution"][:, axis - 1, None], axis)
+    return _with_values(images, before, parts, noise)
+
+
+def _with_values(
+    images: "torch.Tensor", before: "torch.Tensor", parts: Parts, noise: "torch.Tensor | None"
+) -> "torch.Tensor":
+    """Return images after gamma, contrast, brightness and noise; statistics are of `before`."""
+    one = {
+        name: parts[name].float()[:, None, None]
+        for name in ("gamma", "contrast", "brightness")
+        if name in parts
+    }
+    if {"brightness", "noise"} & parts.keys():
+        std = before.std((1, 2), correction=0, keepdim=True)
     if "gamma" in one:
-        extent = highest - lowest
+        lowest = before.amin((1, 2), keepdim=True)
+        extent = before.amax((1, 2), keepdim=True) - lowest
         inverse = torch.where(extent > 0, 1 / extent, 1)
         powered = ((images - lowest) * inverse).clamp(min=0) ** one["gamma"] * extent + lowest
         images = torch.where(one["gamma"] != 1, powered, images)
     if "contrast" in one:
+        mean = before.mean((1, 2), keepdim=True)
         images = images * one["contrast"] + mean * (1 - one["contrast"])
     if "brightness" in one:
         images = images + one["brightness"] * std

@@ -1,48 +1,33 @@
 # mypy: allow-untyped-calls
-"""Batches on a device, each copied there while the one before is in use."""
+"""Batches on a device, each gathered and copied there while the ones before are in use."""
 
-import copy
 import os
-from collections.abc import Iterator, Mapping
-from itertools import cycle
-from typing import Final, NamedTuple, Self, Unpack
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle, islice
+from typing import Final, NamedTuple, Unpack
 
 import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
-import torch.utils.data  # type: ignore[import-not-found, unused-ignore]
 
 import loader
-from loader.errors import LoaderError
-from loader.feed import Padding
-from loader.sampler import Indices
-from loader.torch.options import (
-    CHANNELS_FIRST,
-    Batching,
-    OfFile,
-    State,
-    Tensors,
-    as_tensors,
-    ranked_batches,
-)
+from loader.arguments import whole
+from loader.feed import Arrays, Drawn, Feed, Position, Stream
+from loader.torch.on_device import Made, Maker, OnDevice
+from loader.torch.options import Batching, as_tensors
+from loader.torch.transform import Scale, Transform, batches_together, bits_of
 
-_N_SLOTS: Final = 2  # pinned buffers: one on its way to the device, one being filled
+_MOST_THREADS: Final = 8
+_BYTES_A_THREAD: Final = 1 << 20  # to gather less costs more to hand over than to do
 
 
-class _Sent(NamedTuple):
-    """A batch on the device, and what belongs to it."""
+class DeviceBatches(OnDevice):
+    """Batches on a device, each gathered and copied there while the ones before are in use.
 
-    tensors: Tensors
-    rows: Indices
-    is_padding: Padding
-    state: State
-
-
-class DeviceBatches(OfFile):
-    """Batches on a device, each copied there while the one before is in use.
-
-    On a CUDA device, rows are gathered into pinned memory and travel on a stream of their own, one
-    batch in advance. To any other device they are copied when they are asked for. `state_dict` is
-    that of the batches handed out.
+    To a CUDA device, rows travel as they are stored, from pinned memory that several threads fill,
+    on a stream of their own; they are normalised and augmented there. On any other device they are
+    made as `loader.Batches` makes them. `state_dict` is that of the batches handed out.
 
     Parameters
     ----------
@@ -50,8 +35,13 @@ class DeviceBatches(OfFile):
         The file.
     device : torch.device or str
         Where the tensors are to be.
+    gather_threads : int, optional
+        Threads that copy rows into pinned memory. None: as the cores and the size of a batch allow.
+    compiled : bool
+        Fuse the operations of augmentation with torch.compile, anew for each shape of a batch.
     **options
-        As for `loader.Batches`.
+        As for `loader.Batches`; `prefetch` is the number of batches gathered in advance, at least
+        one.
 
     Raises
     ------
@@ -63,150 +53,204 @@ class DeviceBatches(OfFile):
         self,
         source: str | os.PathLike[str] | loader.Dataset,
         device: "torch.device | str",
+        *,
+        gather_threads: int | None = None,
+        compiled: bool = False,
         **options: Unpack[Batching],
     ) -> None:
-        self._refuse_others(options, Batching, CHANNELS_FIRST)
-        self._batches = ranked_batches(source, options)
-        self._device = torch.device(device)
-        if self._device.type == "cuda":
-            self._check_cuda()
-        self._copies: torch.cuda.Stream | None = None
-        self._iteration: object = None  # the one that may hand out batches
-        self._n_loads = 0
-        self._state: State = self._batches.state_dict()
-        self._indices, self._is_padding = self._batches.indices, self._batches.is_padding
+        super().__init__(source, device, options)
+        if gather_threads is not None:
+            gather_threads = whole("gather_threads", gather_threads, 1, 1 << 10)
+        self._gather_threads = gather_threads
+        self._compiled = compiled
 
-    def __copy__(self) -> Self:
-        """Return a copy that iterates on its own."""
-        return copy.deepcopy(self)
+    def _make_maker(self) -> Maker:
+        feed = self._batches.feed
+        if self._device.type != "cuda":
+            return _Plain(feed, self._device)
+        threads = self._gather_threads or _n_threads(feed)
+        return Pinned(feed, self._device, threads, compiled=self._compiled)
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch, on this rank."""
-        return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensors]:
-        """Hand out what is left of this epoch: images and masks, (samples, 1, rows, columns).
+def _n_threads(feed: Feed) -> int:
+    """Return how many threads fill a batch: as many as have enough of it, half of the cores."""
+    images = feed.dataset.images
+    n_bytes = feed.batch_size * images[0].size * (images.itemsize + 1)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return int(max(1, min(_MOST_THREADS, (n_cores or 1) // 2, n_bytes // _BYTES_A_THREAD)))
 
-        Raises
-        ------
-        LoaderError
-            In an iteration that another one has followed.
-        """
-        self._batches.load_state_dict(self.state_dict())  # forgets a batch in flight
-        self._iteration = iteration = object()
-        batches = self._pinned() if self._device.type == "cuda" else self._plain()
-        return self._handed_out(batches, iteration)
 
-    def __enter__(self) -> Self:
-        """Return the object itself, to be closed where the `with` statement ends."""
-        return self
+def grouped(draws: Iterator[Drawn], n_together: int, first: int) -> Iterator[list[Drawn]]:
+    """Yield batches in groups: the first of `first`, the others of `n_together`."""
+    group = list(islice(draws, first))
+    while group:
+        yield group
+        group = list(islice(draws, n_together))
 
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
+
+def drawn_of(stream: Stream, epoch: int) -> Iterator[Drawn]:
+    """Yield the rows of batch after batch to the end of an epoch."""
+    is_over = False
+    while not is_over:
+        drawn = stream.draw()
+        is_over = drawn.after[0] != epoch
+        yield drawn
+
+
+class _Plain:
+    """Batches as the host makes them, then moved to the device."""
+
+    def __init__(self, feed: Feed, device: "torch.device") -> None:
+        self._feed = feed
+        self._device = device
+
+    def made(self, position: Position) -> Iterator[Made]:
+        """Yield batch after batch to the end of the epoch."""
+        stream = self._feed.stream(position)
+        for drawn in drawn_of(stream, position[0]):
+            images, masks = as_tensors(stream.gather(drawn))
+            yield Made(drawn, (images.to(self._device), masks.to(self._device)))
 
     def close(self) -> None:
-        """End the prefetch thread, if there is one; see `loader.Batches.close`."""
-        self._batches.close()
+        """Do nothing: nothing runs."""
 
-    @property
-    def epochs_completed(self) -> int:
-        """Epochs whose last batch has been handed out."""
-        return int(self._state["epoch"] or 0)
 
-    @property
-    def indices(self) -> Indices:
-        """Rows of the file in the batch just handed out; int64, shape (n,)."""
-        return self._indices
+class _Slot(NamedTuple):
+    """Pinned memory for one batch, and when it is free again."""
 
-    @property
-    def is_padding(self) -> Padding:
-        """Which samples of that batch repeat others to fill it; bool, shape (n,)."""
-        return self._is_padding
+    images: "torch.Tensor"
+    masks: "torch.Tensor"
+    scale: Scale
+    has_arrived: "torch.cuda.Event"
 
-    def state_dict(self) -> State:
-        """Return the position and what it belongs to, as plain JSON."""
-        if self._state["batch"]:
-            return dict(self._state)
-        return self._state | {"world_size": self._batches.feed.order.plan.world_size}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go on from a position that `state_dict` returned; see `loader.Batches`."""
-        self._batches.load_state_dict(state)
-        self._state = self._batches.state_dict()
-        self._n_loads += 1
+class _Gathering(NamedTuple):
+    """Batches that threads copy into a slot."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; see `loader.Batches.set_epoch`."""
-        self._batches.set_epoch(epoch)
-        self._state = self._batches.state_dict()
-        self._n_loads += 1
+    batches: list[Drawn]
+    slot: _Slot
+    parts: "list[Future[Arrays]]"
 
-    def _check_cuda(self) -> None:
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if n_devices <= (self._device.index or 0):
-            raise LoaderError(
-                f"Batches not made: {self._batches.dataset.path}: no CUDA device {self._device} "
-                f"(torch {torch.__version__} finds {n_devices}). Use another device, such as "
-                "'cpu'; or look at what nvidia-smi and torch.version.cuda say."
-            )
+    def is_done(self) -> bool:
+        return all(part.done() for part in self.parts)
 
-    def _handed_out(self, batches: Iterator[_Sent], iteration: object) -> Iterator[Tensors]:
-        while self._iteration is iteration:
-            sent = next(batches, None)
-            if sent is None:
-                return
-            tensors, self._indices, self._is_padding, self._state = sent
-            yield tensors
-        raise LoaderError(
-            f"Batch not handed out: {self._batches.dataset.path}: another iteration over these "
-            "batches has begun. Iterate them once at a time."
-        )
 
-    def _plain(self) -> Iterator[_Sent]:
-        for arrays in self._batches:
-            images, masks = as_tensors(arrays)
-            yield self._sent((images.to(self._device), masks.to(self._device)))
+class Pinned:
+    """Batches through pinned memory, on a stream of their own.
 
-    def _sent(self, tensors: Tensors) -> _Sent:
-        batches = self._batches
-        return _Sent(tensors, batches.indices, batches.is_padding, batches.state_dict())
+    Parameters
+    ----------
+    feed : Feed
+    device : torch.device
+        A CUDA device.
+    n_threads : int
+        That fill pinned memory.
+    compiled : bool
+        See `Transform`.
+    """
 
-    def _pinned(self) -> Iterator[_Sent]:
+    def __init__(
+        self, feed: Feed, device: "torch.device", n_threads: int, *, compiled: bool
+    ) -> None:
+        self._feed = feed
+        self._stored = feed.as_stored()
+        self._device = device
+        self._n_threads = n_threads
+        self._transform = Transform(feed, compiled=compiled)
+        self._n_together = batches_together(feed)
         # One for all epochs: freed memory is used again only on the stream that it was taken on.
-        copies = self._copies = self._copies or torch.cuda.Stream(self._device)
-        all_sent = self._send(copies)
-        coming, n_loads = next(all_sent, None), self._n_loads
-        while coming is not None:
-            (sent, has_arrived), coming = coming, next(all_sent, None)
-            stream = torch.cuda.current_stream(copies.device)
-            stream.wait_event(has_arrived)
-            for tensor in sent.tensors:
-                tensor.record_stream(stream)  # its memory was taken on the stream of the copies
-            yield sent
-            if n_loads != self._n_loads:  # the one in flight is not what comes after this state
-                coming, n_loads = next(all_sent, None), self._n_loads
+        self._copies = torch.cuda.Stream(device)
+        self._pool = ThreadPoolExecutor(n_threads, "gather")
 
-    def _send(self, copies: "torch.cuda.Stream") -> "Iterator[tuple[_Sent, torch.cuda.Event]]":
-        """Start the copy of batch after batch to the device."""
-        batches, epoch = self._batches, self._batches.epochs_completed
-        slots = [(*self._pinned_memory(), torch.cuda.Event()) for _ in range(_N_SLOTS)]
-        for images, masks, has_arrived in cycle(slots):
-            if batches.epochs_completed != epoch:
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def made(self, position: Position) -> Iterator[Made]:
+        """Yield batch after batch to the end of the epoch."""
+        n_ahead = max(1, -(-self._feed.prefetch // self._n_together)) + 1
+        # One more than are gathered at a time, so that none is filled that is still to be sent.
+        slots = cycle([self._slot() for _ in range(n_ahead + 1)])
+        stream = self._stored.stream(position)
+        # The first batch alone, so that it comes soon.
+        groups = grouped(drawn_of(stream, position[0]), self._n_together, first=1)
+        gathering: deque[_Gathering] = deque()
+        sent: deque[tuple[_Gathering, tuple[torch.Tensor, ...], torch.cuda.Event]] = deque()
+        while True:
+            while len(gathering) < n_ahead and (group := next(groups, None)) is not None:
+                gathering.append(self._gather(stream, group, next(slots)))
+            while gathering and (not sent or gathering[0].is_done()):
+                sent.append(self._send(gathering.popleft()))
+            if not sent:
                 return
-            has_arrived.synchronize()  # the copy that used these buffers before
-            gathered, _ = batches.next_batch(out=(images.numpy(), masks.numpy()))
-            with torch.cuda.stream(copies):
-                tensors = (
-                    images[: len(gathered)].to(copies.device, non_blocking=True),
-                    masks[: len(gathered)].to(copies.device, non_blocking=True),
-                )
-                has_arrived.record(copies)
-            yield self._sent(tensors), has_arrived
+            yield from self._arrived(*sent.popleft())
 
-    def _pinned_memory(self) -> Tensors:
-        batches = self._batches
-        rows, columns = batches.dataset.images.shape[1:]
-        shape = (batches.feed.batch_size, 1, rows, columns)
-        images = torch.from_numpy(np.empty(shape, batches.feed.image_dtype))
-        return images.pin_memory(), torch.empty(shape, dtype=torch.uint8).pin_memory()
+    def _gather(self, stream: Stream, batches: list[Drawn], slot: _Slot) -> _Gathering:
+        """Start to copy the rows of some batches into a slot."""
+        slot.has_arrived.synchronize()  # the copy that used these buffers before
+        rows = np.concatenate([drawn.rows for drawn in batches])
+        scale = self._transform.scale_of(rows)
+        if scale is not None:
+            for buffer, values in zip(slot.scale, scale, strict=True):
+                buffer[: len(rows)] = values
+        # The arrays of the file's own type: as bits_of, the buffer of uint16 is int16.
+        images = slot.images.numpy().view(self._stored.image_dtype)
+        masks = slot.masks.numpy()
+        step = -(-len(rows) // self._n_threads)
+        parts = [
+            self._pool.submit(
+                stream.gather,
+                batches[0]._replace(rows=rows[first : first + step]),
+                (images[first : first + step], masks[first : first + step]),
+            )
+            for first in range(0, len(rows), step)
+        ]
+        return _Gathering(batches, slot, parts)
+
+    def _send(
+        self, gathering: _Gathering
+    ) -> "tuple[_Gathering, tuple[torch.Tensor, ...], torch.cuda.Event]":
+        """Start the copy of batches to the device, once they are gathered."""
+        for part in gathering.parts:
+            part.result()
+        n, slot = sum(len(drawn.rows) for drawn in gathering.batches), gathering.slot
+        has_scale = self._feed.form.normalize is not None
+        buffers = (slot.images, slot.masks, *(slot.scale if has_scale else ()))
+        with torch.cuda.stream(self._copies):
+            tensors = tuple(one[:n].to(self._device, non_blocking=True) for one in buffers)
+            slot.has_arrived.record(self._copies)
+        return gathering, tensors, slot.has_arrived
+
+    def _arrived(
+        self,
+        gathering: _Gathering,
+        tensors: "tuple[torch.Tensor, ...]",
+        has_arrived: "torch.cuda.Event",
+    ) -> Iterator[Made]:
+        """Yield batches that the current stream waits for."""
+        current = torch.cuda.current_stream(self._copies.device)
+        current.wait_event(has_arrived)
+        for tensor in tensors:
+            tensor.record_stream(current)  # its memory was taken on the stream of the copies
+        images, masks, *scale = tensors
+        draws = gathering.batches
+        rows, copies = (
+            np.concatenate([getattr(drawn, name) for drawn in draws]) for name in ("rows", "copies")
+        )
+        parameters = self._transform.parameters_of(rows, draws[0].epoch, copies)
+        found = Scale(*scale) if scale else None
+        yield from self._transform.batches(draws, images, masks, found, parameters)
+
+    def _slot(self) -> _Slot:
+        rows, columns = self._feed.dataset.images.shape[1:]
+        n = self._feed.batch_size * self._n_together
+        images = bits_of(np.empty((n, rows, columns), self._stored.image_dtype))
+        return _Slot(
+            images.pin_memory(),
+            torch.empty((n, rows, columns), dtype=torch.uint8).pin_memory(),
+            Scale(
+                torch.empty(n, dtype=torch.float64).pin_memory(),
+                torch.empty(n, dtype=torch.float32).pin_memory(),
+            ),
+            torch.cuda.Event(),
+        )

@@ -167,7 +167,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     assert result.output == "Error: stop here\n"
     assert seen == {
         "data": Path("DATA"), "out": Path("OUT"), "workers": 3, "force": True, "strict": True,
-        "progress": False, "executor": None,
+        "progress": False, "executor": None, "update": False, "paranoid": False,
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
             split=(60, 20, 20), split_seed=7, folds=4, same_person="separate",

@@ -120,7 +120,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
-    *("--pairs", "--rounds", "--rows", "--cold-rows"),  # bench/
+    *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
 
 
@@ -181,7 +181,15 @@ def test_each_public_name_of_python_is_documented():
 
 
 @pytest.mark.parametrize(
-    "documented", [etl.build, etl.BuildOptions, etl.Finding, loader.open_dataset, loader.Batches]
+    "documented",
+    [
+        etl.build,
+        etl.BuildOptions,
+        etl.Finding,
+        loader.open_dataset,
+        loader.Batches,
+        loader.Augment,
+    ],
 )
 def test_each_parameter_of_the_python_interface_is_documented(documented):
     text = inspect.getdoc(documented)

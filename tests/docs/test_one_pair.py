@@ -52,7 +52,7 @@ def test_the_modules_of_the_path_are_those_that_a_pair_passes(tmp_path):
         Batches(out, batch_size=1).next_batch()
 
     passed = entered(run)
-    path, rooms = PAGE.split("## The other rooms")
+    path, rooms = PAGE.split("## Other modules")
     of_path = set(re.findall(r"`((?:etl|loader)/[\w/]+\.py)`", path))
     elsewhere = tuple(re.findall(r"`((?:etl|loader)/[\w/]+(?:\.py|/))`", rooms))
     assert sorted(of_path - passed) == []

@@ -1,6 +1,7 @@
 """Augmentation in real PyTorch: the backend of tensors, and the adapters."""
 
 import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
@@ -109,6 +110,29 @@ def test_the_same_call_gives_the_same_bits():
         torch.use_deterministic_algorithms(before)
     assert torch.equal(one[0], another[0])
     assert torch.equal(one[1], another[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_device_makes_what_numpy_makes(compiled):
+    images, masks = samples(128, 128, n=16)
+    augment = Augment.cardiac_mr()
+    parameters = draw_parameters(augment, (128, 128), seed=7, epoch=0, rows=np.arange(16))
+    expected = numpy_backend.augment_batch(images, masks, parameters)
+    tensors = torch.from_numpy(images).cuda(), torch.from_numpy(masks).cuda()
+    found = torch_backend.augment_batch(*tensors, parameters, compiled=compiled)
+    np.testing.assert_allclose(found[0].cpu(), expected[0], rtol=0, atol=1 / 32)
+    assert (found[1].cpu().numpy() != expected[1]).sum() <= 1e-3 * masks.size
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for torch.compile")
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
+def test_compiled_operations_give_the_same():
+    images, masks = samples(32, 32)
+    augment = Augment.none(**TURNS, **MOVES, gamma=(0.7, 0.5, 2), noise=(0.7, 0, 1))
+    expected, found = both(augment, images, masks, compiled=True)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1 / 32)
+    assert (found[1] != expected[1]).sum() <= 1e-3 * masks.size
 
 
 def test_tensors_of_another_type_shape_or_device_are_refused():

@@ -103,6 +103,25 @@ def test_quality_checks_and_audit_are_for_the_full_check(root):
     assert codes(check(root, OPTIONS, full=True)) == {"image-constant": 1}
 
 
+def test_the_full_check_says_what_is_wrong_as_a_build_does(damaged, tmp_path):
+    result = etl.build(damaged, tmp_path / "out.h5", OPTIONS)
+    found = check(damaged, OPTIONS, full=True)
+    assert found.diagnoses == result.diagnoses != []
+    lines = list(found.text())
+    assert lines[1:3] == ["", "What is wrong, most harmful first"]
+    assert lines[3].startswith(f"  1. {result.diagnoses[0].text[:30]}")
+    assert found.to_json()["diagnoses"] == [one.to_json() for one in result.diagnoses]
+    quick = check(damaged, OPTIONS)
+    assert quick.diagnoses == quick.to_json()["diagnoses"] == []
+
+
+def test_the_full_check_of_an_input_without_a_usable_pair_says_why(root):
+    for path in root.glob("dicoms/*/*.dcm"):
+        path.write_bytes(b"junk")
+    diagnoses = check(root, OPTIONS, full=True).diagnoses
+    assert [(one.code, one.n_findings) for one in diagnoses] == [("image-unreadable", 3)] * 2
+
+
 def test_the_size_that_takes_most_is_named(root, tmp_path):
     found = check(root, BuildOptions())
     assert (found.summary.n_rows, found.summary.size_option) == (0, f"{ROWS}x{COLUMNS}")

@@ -1,12 +1,12 @@
-import sys
+import itertools
 
 import numpy as np
 import pytest
 
 import loader
 from loader import Augment
-from loader.augment import draw_parameters
-from loader.augment.arrays import SampleAugmenter, augment_batch
+from loader.augment import arrays, draw_parameters
+from loader.augment.arrays import augment_batch
 from loader.augment.parameters import N_NORMALS, normals, power_basis, spline_basis
 
 N = 6
@@ -63,8 +63,13 @@ def linear(image, x, y):
 # Places
 
 
+@pytest.mark.parametrize("has_opencv", [True, False])
 @pytest.mark.parametrize("shape", [(40, 40), (130, 130), (30, 50)])
-def test_flips_and_turns_are_exact(shape):
+def test_flips_and_turns_are_exact(shape, has_opencv, monkeypatch):
+    if has_opencv:
+        pytest.importorskip("cv2")
+    else:
+        monkeypatch.setattr(arrays, "_opencv_if_there", lambda: None)
     images, masks = smooth(*shape, n=24)
     augment = Augment.none(flip_rows=0.5, flip_columns=0.5, quarter_turns=0.7)
     new_images, new_masks, parts = changed(augment, images, masks)
@@ -72,6 +77,17 @@ def test_flips_and_turns_are_exact(shape):
     for i, turn in enumerate(parts["turn"]):
         np.testing.assert_array_equal(new_images[i], turned(images[i], *turn))
         np.testing.assert_array_equal(new_masks[i], turned(masks[i], *turn))
+
+
+@pytest.mark.parametrize("has_opencv", [True, False])
+def test_each_combination_of_flips_and_turns(has_opencv, monkeypatch):
+    if not has_opencv:
+        monkeypatch.setattr(arrays, "_opencv_if_there", lambda: None)
+    image = np.arange(25, dtype=np.int16).reshape(5, 5)
+    for turn in itertools.product((0, 1), (0, 1), range(4)):
+        out = np.empty_like(image)
+        arrays.copy_turned(image, out, *turn)
+        np.testing.assert_array_equal(out, turned(image, *turn))
 
 
 def test_a_rotation_by_90_degrees_is_a_quarter_turn():
@@ -263,17 +279,9 @@ def test_arrays_of_another_type_or_shape_are_refused():
 
 
 def test_without_opencv_only_resampling_is_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(arrays, "_opencv_if_there", lambda: None)
     images, masks = smooth(40, 40)
     plain = Augment.none(flip_rows=0.5, quarter_turns=0.5, gamma=(1, 0.5, 2), blur=(1, 0.5, 1))
     changed(plain, images, masks)
     with pytest.raises(loader.LoaderError, match=r"pip install 'dicom-etl\[augment\]'"):
         changed(Augment.none(rotate=(1, -5, 5)), images, masks)
-
-
-def test_what_moves_is_known_before():
-    parameters = draw_parameters(
-        Augment.none(flip_rows=0.5, gamma=(1, 0.5, 2)), (8, 8), seed=0, epoch=0, rows=np.arange(20)
-    )
-    moved = SampleAugmenter(parameters).is_moved
-    np.testing.assert_array_equal(moved, parameters.parts()["turn"][:, 0] > 0)

@@ -87,6 +87,14 @@ CASES = {
         ),
         "image-unsupported-encoding",
     ),
+    "pixels in the high bits": (
+        lambda: dicom_bytes(instance(bits_stored=12, HighBit=15)),
+        "image-unsupported-encoding",
+    ),
+    "a high bit above those stored": (
+        lambda: dicom_bytes(instance(bits_stored=12, HighBit=12)),
+        "image-unsupported-encoding",
+    ),
     "high bit": (lambda: dicom_bytes(instance(HighBit=11)), "image-unsupported-encoding"),
     "32 bits": (lambda: dicom_bytes(instance(BitsAllocated=32)), "image-unsupported-encoding"),
     "17 of 16 bits": (lambda: dicom_bytes(instance(BitsStored=17, HighBit=16)), "image-unreadable"),

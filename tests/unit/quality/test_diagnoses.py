@@ -171,3 +171,19 @@ def test_a_finding_without_row_is_whose_id_its_path_has():
     assert patients.of(2, "dicoms/A/1.dcm") == Patient("7", "8")
     assert [str(one) for one in patients.of_rows] == ["A (a)", "B (b)", "7 (8)", "8 (7)"]
     assert str(Patient("C", "C")) == "C"
+
+
+def test_near_duplicates_of_two_patients_are_one_diagnosis_which_tells_the_leak():
+    leak = "They are on two sides of the split: 'A' train, 'B' test. Scores will be too good."
+    message = f"shows what B/3, x.dcm of patient 'B' shows. Is it a copy? {leak}"
+    (one,) = diagnosed(
+        finding("near-duplicate", 0, message, other=3),
+        finding("near-duplicate", 1, message, other=3),
+        finding("near-duplicate", 3, message, other=0),
+    )
+    assert one.text == (
+        "A (a) and B (b): 2 images of one show the same as the other's; both may be one person. "
+        "They are on two sides of the split: 'A' train, 'B' test."
+    )
+    assert one.remedy == "Exclude with --exclude-flagged near-duplicate:A."
+    assert (one.rows, one.n_findings) == ((0, 1, 3), 3)

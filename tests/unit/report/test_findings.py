@@ -134,7 +134,7 @@ def test_a_contact_sheet_has_a_tile_for_each_row(data, tmp_path, monkeypatch):
     path = tmp_path / "sheet.png"
     options = {"force": False, "remarks": {}}
     assert overlays.write_contact_sheet(data, path, rows=range(5), **options) == 0
-    step = overlays._TILE + overlays._TILE_GAP
+    step = overlays.TILE_WIDTH + overlays._TILE_GAP
     assert size_of(path) == (3 * step + overlays._TILE_GAP, 2 * step + overlays._TILE_GAP)
     with pytest.raises(etl.EtlError, match="exists already"):
         overlays.write_contact_sheet(data, path, rows=[0], **options)

@@ -1,0 +1,89 @@
+"""Speed of an update, beside that of copying the old file.
+
+    python bench/update.py --pairs 4000 --rounds 5
+
+Makes a tree of --pairs different pairs and builds it with --update. Each round changes one contour
+in a hundred, then times `dicom-etl build --update` and, in turn, a copy of the old file with fsync,
+and prints medians. BENCH_TMP names the folder to work in.
+"""
+
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+sys.path.pop(0)  # this folder, whose loader.py is not the package
+
+
+def make_tree(folder: Path, n_pairs: int) -> None:
+    """Write the tree that `bench/build.py` writes."""
+    spec = importlib.util.spec_from_file_location(
+        "bench_build", Path(__file__).with_name("build.py")
+    )
+    if spec is None or spec.loader is None:
+        raise click.ClickException("bench/build.py is missing.")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, "")
+    spec.loader.exec_module(module)
+    module.make_tree(folder, n_pairs)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file and wait until it is on disk."""
+    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
+        while block := old.read(8 << 20):
+            new.write(block)
+        os.fsync(new.fileno())
+
+
+def seconds_of_copy(out: Path) -> float:
+    """Return how long a copy of the old file takes."""
+    target = out.with_name("copy.h5")
+    started = time.perf_counter()
+    copy(out, target)
+    seconds = time.perf_counter() - started
+    target.unlink()
+    return seconds
+
+
+def seconds_of_update(tree: Path, out: Path) -> float:
+    """Return how long the command takes, from its start to its end."""
+    command = Path(sys.executable).with_name("dicom-etl")
+    started = time.perf_counter()
+    subprocess.run([command, "build", tree, out, "--update", "--quiet"], check=True)
+    return time.perf_counter() - started
+
+
+@click.command()
+@click.option("--pairs", default=4000)
+@click.option("--rounds", default=5)
+def main(pairs: int, rounds: int) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as name:
+        folder = Path(name)
+        make_tree(folder, pairs)
+        tree, out = folder / "tree", folder / "out.h5"
+        time.sleep(3)  # so that the stamps of the sources are settled
+        first = seconds_of_update(tree, out)
+        contours = sorted(tree.glob("contourfiles/*/*/*.txt"))
+        copies, updates = [], []
+        for n in range(rounds):
+            for path in contours[n :: len(contours) // max(1, pairs // 100)]:
+                path.write_text(path.read_text() + "\n")
+            copies.append(seconds_of_copy(out))
+            updates.append(seconds_of_update(tree, out))
+        slow, quick = statistics.median(updates), statistics.median(copies)
+        print(f"full build        {first:6.2f} s   {out.stat().st_size / 1e6:.0f} MB")
+        print(f"copy with fsync   {quick:6.2f} s   {sorted(round(one, 2) for one in copies)}")
+        print(f"update of 1 %     {slow:6.2f} s   {sorted(round(one, 2) for one in updates)}")
+        print(f"ratio             {slow / quick:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

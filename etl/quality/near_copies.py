@@ -1,0 +1,293 @@
+"""Images of different patients that show the same: exports with other values, sizes or edges.
+
+A worker reduces each image to a hash of 128 bits. Rows of different patients
+whose hashes differ in few bits are candidates; the two images as written decide. Neighbours in a
+cine are alike by nature, so that rows of one patient are never compared.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.model import Image
+
+_Floats: TypeAlias = npt.NDArray[np.float32]
+_Integers: TypeAlias = npt.NDArray[np.int64]
+_Hashes: TypeAlias = npt.NDArray[np.uint64]
+Hash: TypeAlias = tuple[int, int]
+
+NO_HASH: Final = (0, 0)  # of an image too small or too flat to tell it from others
+
+# ---------------------------------------------------------------------------------- the thresholds
+
+# Of 128 bits. Copies with other values, compressed, or moved or zoomed by 1 to 3 % differ in 22 at
+# most. Three real patients' images differ in 40 or more, those of phantom patients in 4 or more.
+MAX_BITS: Final = 24
+# Three real patients' images correlate up to 0.45, those of 60 phantom patients up to 0.9. Such
+# copies reach 0.96 and more; less only where a window cuts off a tenth at either end.
+MIN_CORRELATION: Final = 0.93
+_MIN_UNZOOMED: Final = 0.5  # less than that, no small zoom makes a copy of
+COPIED_ROWS: Final = 3  # that are each other's likeliest partners, in a patient that is a copy
+
+_HASHED: Final = 32  # cells along each side of a hashed image, and the least size
+_CLIPPED: Final = 0.02  # of the values at either end that count as the lowest and the highest
+_GRID: Final = 64  # cells along each side of compared images
+_FINE, _COARSE = 3, 7  # cells: details between these sizes are compared
+_ZOOMS: Final = (1.0, 0.97, 1.03, 0.94, 1.06)
+_MAX_SHIFT: Final = _GRID // 8  # cells
+_MOST_SAMPLES: Final = 4  # lines of pixels that a cell averages
+_N_BYTES: Final = 16  # of a hash
+_NO_BITS: Final = 255  # more than a hash has
+_BLOCK_PAIRS: Final = 1 << 20  # of hashes that are compared at once
+_FEW_ROWS: Final = 4096  # that are compared all with all
+_MANY_ROWS: Final = 131_072  # that share 16 bits with those they are compared with, others 8
+
+# ---------------------------------------------------------------------------------------- the hash
+
+
+def image_hash(image: Image) -> Hash:
+    """Return 128 bits that are alike for images that look alike; `NO_HASH` where nothing tells.
+
+    They say which of the lowest frequencies are above the median, so that brightness, contrast and
+    fine details hardly count.
+    """
+    if min(image.shape) < _HASHED:
+        return NO_HASH
+    averages = _stretched(_averages(image, _HASHED))
+    if averages is None:
+        return NO_HASH
+    spectrum = (_COSINES @ averages @ _COSINES.T).ravel()[_LOWEST]
+    bits = spectrum > np.partition(spectrum, len(spectrum) // 2)[len(spectrum) // 2]
+    # Each byte has low and high ones: in a byte of the lowest, all images would be alike.
+    mixed = np.packbits(bits.reshape(-1, _N_BYTES).T).tobytes()
+    return int.from_bytes(mixed[:8], "little"), int.from_bytes(mixed[8:], "little")
+
+
+def _averages(image: Image, n_cells: int) -> _Floats:
+    """Return a grid of sums over some lines of pixels each way: means, but for a factor."""
+    rows, columns = (_sampled(size, n_cells) for size in image.shape)
+    lines = image.take(rows, axis=0).reshape(n_cells, -1, image.shape[1])
+    summed: _Floats = np.add.reduce(lines, axis=1, dtype=np.float32)
+    cells = summed.take(columns, axis=1).reshape(n_cells, n_cells, -1)
+    return np.asarray(np.einsum("ijk->ij", cells))  # faster than a sum over a short last axis
+
+
+@functools.cache
+def _sampled(size: int, n_cells: int) -> _Integers:
+    """Return the lines of pixels that are looked at, the same number of each cell, in order."""
+    n_samples = min(max(size // n_cells, 1), _MOST_SAMPLES)
+    return (np.arange(n_cells * n_samples) * 2 + 1) * size // (2 * n_cells * n_samples)
+
+
+def _stretched(averages: _Floats) -> _Floats | None:
+    """Return averages from 0 to 1, their ends cut off; None where they are all alike."""
+    n_cut = round(_CLIPPED * averages.size)
+    ordered = np.partition(averages.ravel(), [n_cut, averages.size - 1 - n_cut])
+    low, high = ordered[n_cut], ordered[averages.size - 1 - n_cut]
+    if not low < high:  # NaN too
+        return None
+    clipped = np.minimum(np.maximum(averages, low), high)
+    return np.asarray((clipped - low) / (high - low), np.float32)
+
+
+def _cosines(n_frequencies: int, n_values: int) -> _Floats:
+    """Return the first rows of the discrete cosine transform."""
+    places = (np.arange(n_values) + 0.5) * math.pi / n_values
+    return np.asarray(np.cos(np.outer(np.arange(n_frequencies), places)), np.float32)
+
+
+_COSINES: Final = _cosines(16, _HASHED)
+# By the sum of both frequencies; without the mean, which other values change.
+_LOWEST: Final = np.argsort(np.add.outer(np.arange(16), np.arange(16)).ravel(), kind="stable")[
+    1 : 8 * _N_BYTES + 1
+]
+
+# ---------------------------------------------------------------------------------- the candidates
+
+
+class NearCopy(NamedTuple):
+    """Two rows of different patients that show the same."""
+
+    row: int
+    other: int
+    correlation: float
+
+
+def find_near_copies(
+    hashes: _Hashes,
+    patients: _Integers,
+    is_compared: npt.NDArray[np.bool_],
+    image: Callable[[int], Image],
+) -> list[NearCopy]:
+    """Return the rows that show what another patient's row shows, each with its likeliest partner.
+
+    Parameters
+    ----------
+    hashes : uint64 array, shape (n, 2)
+    patients : int64 array, shape (n,)
+        Equal for rows of one patient.
+    is_compared : bool array, shape (n,)
+    image : callable
+        Row → modality values.
+    """
+    rows = np.flatnonzero(is_compared & hashes.any(axis=1))
+    if len(np.unique(patients[rows])) < 2:  # noqa: PLR2004
+        return []
+    partner, n_bits = _closest(hashes[rows], patients[rows])
+    near = np.flatnonzero(n_bits <= MAX_BITS)
+    ordered = near[np.argsort(n_bits[near], kind="stable")]
+    is_mutual = partner[partner[ordered]] == ordered
+    found = _Found(image, _most_misses(len(rows)))
+    found.look_at(rows[ordered[is_mutual]], rows[partner[ordered[is_mutual]]])
+    # The neighbours of one copied image are like the copy, too; of a copied patient each row is.
+    n_shared = Counter(
+        (int(patients[one.row]), int(patients[one.other])) for one in found.by_row.values()
+    )
+    others = [
+        (row, other)
+        for row, other in zip(
+            rows[ordered[~is_mutual]].tolist(),
+            rows[partner[ordered[~is_mutual]]].tolist(),
+            strict=True,
+        )
+        if n_shared[int(patients[row]), int(patients[other])] >= COPIED_ROWS
+    ]
+    found.look_at(*np.array(others, np.int64).reshape(-1, 2).T)
+    return [found.by_row[row] for row in sorted(found.by_row)]
+
+
+class _Found:
+    """Near copies by row, as more and more pairs are compared.
+
+    Images that are no copies take longest: where many look alike, not all are compared.
+    """
+
+    def __init__(self, image: Callable[[int], Image], n_misses: int) -> None:
+        self.by_row: dict[int, NearCopy] = {}
+        self._image = image
+        self._n_misses_left = n_misses
+
+    def look_at(self, rows: _Integers, others: _Integers) -> None:
+        """Compare the images of pairs of rows, unless both rows are found."""
+        for row, other in zip(rows.tolist(), others.tolist(), strict=True):
+            if self._n_misses_left and not (row in self.by_row and other in self.by_row):
+                correlation = similarity(self._image(row), self._image(other))
+                if correlation >= MIN_CORRELATION:
+                    self.by_row.setdefault(row, NearCopy(row, other, correlation))
+                    self.by_row.setdefault(other, NearCopy(other, row, correlation))
+                else:
+                    self._n_misses_left -= 1
+
+
+def _most_misses(n_rows: int) -> int:
+    return 10 + n_rows // 400
+
+
+def _closest(hashes: _Hashes, patients: _Integers) -> tuple[_Integers, _Integers]:
+    """Return, for each hash, the place of a close one of another patient, and the bits between."""
+    partner = np.full(len(hashes), -1, np.int64)
+    closest = np.full(len(hashes), _NO_BITS, np.int64)
+    for key in _keys(hashes):
+        order = np.argsort(key, kind="stable")
+        borders = np.flatnonzero(np.diff(key[order])) + 1
+        for alike in np.split(order, borders):
+            for block in np.array_split(alike, len(alike) ** 2 // _BLOCK_PAIRS + 1):
+                n_bits = _n_bits(hashes[block], hashes[alike])
+                n_bits[patients[block][:, None] == patients[alike]] = _NO_BITS
+                best = n_bits.argmin(axis=1)
+                n_best = n_bits[np.arange(len(block)), best]
+                is_closer = n_best < closest[block]
+                closest[block[is_closer]] = n_best[is_closer]
+                partner[block[is_closer]] = alike[best[is_closer]]
+    return partner, closest
+
+
+def _keys(hashes: _Hashes) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+    """Yield keys, one after the other: hashes are compared where one of them is equal.
+
+    Of hashes that differ in 24 bits, 49 in 50 have one of their 16 bytes in common.
+    """
+    if len(hashes) <= _FEW_ROWS:
+        yield np.zeros(len(hashes), np.uint8)
+    else:
+        kind = np.uint8 if len(hashes) <= _MANY_ROWS else np.uint16
+        yield from np.ascontiguousarray(hashes).view(kind).T
+
+
+def _n_bits(some: _Hashes, others: _Hashes) -> npt.NDArray[np.uint8]:
+    """Return the number of bits between each of some hashes and each of others."""
+    first, second = (
+        _n_set(np.bitwise_xor.outer(some[:, word], others[:, word])) for word in (0, 1)
+    )
+    return np.asarray(first + second, np.uint8)
+
+
+def _n_set(values: _Hashes) -> npt.NDArray[np.uint8]:
+    """Return the number of set bits of each value."""
+    if hasattr(np, "bitwise_count"):  # from NumPy 2 on
+        return np.asarray(np.bitwise_count(values), np.uint8)
+    parts = _BITS[values.view(np.uint16)].reshape(*values.shape, 4)
+    return np.asarray(parts.sum(axis=-1, dtype=np.uint8))
+
+
+_BITS: Final = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
+
+# --------------------------------------------------------------------------------- the two images
+
+
+def similarity(one: Image, other: Image) -> float:
+    """Return the correlation of the details of two images, where they fit best.
+
+    Tried are zooms about the centre and shifts; only until it is `MIN_CORRELATION`.
+    """
+    first, second = (_stretched(_averages(image, _GRID)) for image in (one, other))
+    if first is None or second is None:
+        return 0.0
+    details = _details(first, 1.0)
+    best = float((details * _details(second, 1.0)).sum())
+    if best >= MIN_CORRELATION:
+        return best
+    spectrum = np.fft.rfft2(details)
+    for zoom in _ZOOMS:
+        if best >= MIN_CORRELATION or (zoom != 1.0 and best < _MIN_UNZOOMED):
+            break
+        moved = np.fft.rfft2(_details(second, zoom))
+        best = max(best, _correlation(spectrum * moved.conj()))
+    return best
+
+
+def _correlation(product: npt.NDArray[np.complexfloating]) -> float:
+    """Return the best correlation over shifts by half cells, from the product of two spectra."""
+    half = _GRID // 2
+    finer = np.zeros((2 * _GRID, _GRID + 1), product.dtype)
+    finer[:half, : half + 1], finer[-half:, : half + 1] = product[:half], product[half:]
+    correlations = 4 * np.fft.irfft2(finer, s=(2 * _GRID, 2 * _GRID))
+    return float(correlations[np.ix_(_SHIFTS, _SHIFTS)].max())
+
+
+def _details(averages: _Floats, zoom: float) -> _Floats:
+    """Return what is between fine and coarse, fading to the edges, with length 1."""
+    fine, coarse = _FILTERS[zoom]
+    details = (fine @ averages @ fine.T - coarse @ averages @ coarse.T) * _FADE
+    details -= details.mean()
+    return np.asarray(details / max(float(np.linalg.norm(details)), 1e-6), np.float32)
+
+
+def _filter(n_cells: int, zoom: float) -> _Floats:
+    """Return the matrix that zooms a line of cells about its centre, and averages over some."""
+    centre = (_GRID - 1) / 2
+    places = np.clip((np.arange(_GRID) - centre) / zoom + centre, 0, _GRID - 1)
+    sampled = np.maximum(1 - np.abs(places[:, None] - np.arange(_GRID)), 0)
+    window = np.abs(np.subtract.outer(np.arange(_GRID), np.arange(_GRID))) <= n_cells // 2
+    averaged = window / window.sum(axis=1, keepdims=True)
+    return np.asarray(averaged @ sampled, np.float32)
+
+
+_FILTERS: Final = {zoom: (_filter(_FINE, zoom), _filter(_COARSE, zoom)) for zoom in _ZOOMS}
+_FADE: Final = np.sqrt(np.outer(*[np.hanning(_GRID + 2)[1:-1]] * 2)).astype(np.float32)
+_SHIFTS: Final = np.arange(-2 * _MAX_SHIFT, 2 * _MAX_SHIFT + 1)  # half cells

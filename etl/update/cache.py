@@ -1,0 +1,174 @@
+"""The cache beside OUT: what an update needs of each row and OUT does not hold.
+
+It is written after OUT and belongs to exactly one OUT. No byte of OUT depends on it: without it an
+update parses everything.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from etl.errors import ReuseError
+from etl.findings import Finding, SampleKey
+from etl.output import target
+from etl.quality.rows import SHAPES
+from etl.render import MARKS
+from loader import Dataset
+
+_MAGIC: Final = b"dicom-etl cache 1\n"  # another content gets another number
+_DIGEST_BYTES: Final = 16
+
+ROW: Final = np.dtype(
+    [
+        ("link", "S32"),  # digest of the link
+        ("row", "<i8"),  # of OUT
+        ("lowest", "<f8"),  # value that the image may have by its header
+        ("highest", "<f8"),
+        ("is_whole", "|b1"),
+        ("patient", "<u8"),  # keyed digests of `Identity`
+        ("study", "<u8"),
+    ]
+)
+STAMP: Final = np.dtype(
+    [("inode", "<u8"), ("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8")]
+)
+EXAMINED, RENDERED = "examined", "rendered"  # the stages that have findings on single rows
+
+
+class Remark(NamedTuple):
+    """A finding on one row, without its key."""
+
+    place: int  # of the row, in the cache
+    stage: str
+    code: str
+    path: str
+    message: str
+    label: int
+
+    def about(self, key: SampleKey) -> Finding:
+        """Return the finding."""
+        return Finding(self.code, self.path, self.message, key, self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """What is known of the rows of one OUT.
+
+    Attributes
+    ----------
+    out : str
+        Fingerprint of the OUT that it belongs to.
+    basis : str
+        What every row depends on besides its sources: version, options, structures.
+    key : bytes
+        Of the digests of identities.
+    rows : array of ROW
+        Rows that an update may take over.
+    marks : array of MARKS
+        One for each row; empty where the build made no checks.
+    shapes : array of SHAPES
+        `row` is the place in `rows`.
+    remarks : list of Remark
+    paths, stamps : list of str, array of STAMP
+        The states of the sources before they were read.
+    """
+
+    out: str
+    basis: str
+    key: bytes
+    rows: npt.NDArray[np.void]
+    marks: npt.NDArray[np.void]
+    shapes: npt.NDArray[np.void]
+    remarks: list[Remark]
+    paths: list[str]
+    stamps: npt.NDArray[np.void]
+
+
+def cache_path(out: Path) -> Path:
+    """Return the place of the cache."""
+    return out.with_name(f"{out.name}.cache")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return a digest of a file's attributes, which hold the digests of all that it has."""
+    text = json.dumps(dataset.attributes, sort_keys=True, default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def write_cache(path: Path, cache: Cache) -> None:
+    """Write a cache that only its owner can read.
+
+    Raises
+    ------
+    EtlError
+        It cannot be written.
+    """
+    texts = [cache.out, cache.basis, cache.key.hex(), cache.paths, cache.remarks]
+    content = io.BytesIO()
+    np.savez(
+        content,
+        texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
+        rows=cache.rows,
+        marks=cache.marks,
+        shapes=cache.shapes,
+        stamps=cache.stamps,
+    )
+    payload = content.getvalue()
+    digest = xxhash.xxh3_128_digest(payload)
+    with target.replacing(path, force=True) as partial:
+        partial.chmod(0o600)
+        partial.write_bytes(_MAGIC + digest + payload)
+
+
+def read_cache(path: Path) -> Cache:
+    """Return the cache of a file.
+
+    Raises
+    ------
+    ReuseError
+        There is none, or it is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ReuseError(f"there is no {path.name}") from error
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise ReuseError(f"{path.name} cannot be read ({reason})") from error
+    start = len(_MAGIC) + _DIGEST_BYTES
+    payload = data[start:]
+    if data[:start] != _MAGIC + xxhash.xxh3_128_digest(payload):
+        raise ReuseError(f"{path.name} is damaged, or of another version")
+    try:
+        arrays = np.load(io.BytesIO(payload), allow_pickle=False)
+        out, basis, key, paths, remarks = json.loads(arrays["texts"].tobytes())
+        cache = Cache(
+            out=out,
+            basis=basis,
+            key=bytes.fromhex(key),
+            rows=arrays["rows"],
+            marks=arrays["marks"],
+            shapes=arrays["shapes"],
+            remarks=[Remark(*remark) for remark in remarks],
+            paths=paths,
+            stamps=arrays["stamps"],
+        )
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ReuseError(f"{path.name} is damaged, or of another version") from error
+    kinds = [(cache.rows, ROW), (cache.marks, MARKS), (cache.shapes, SHAPES), (cache.stamps, STAMP)]
+    if any(array.dtype != kind for array, kind in kinds):
+        raise ReuseError(f"{path.name} is of another version")
+    return cache
+
+
+def trimmed(texts: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return stored text no longer than its longest value, as `strings` gives it."""
+    longest = max((len(value) for value in texts.tolist()), default=0)
+    return texts.astype(f"S{max(1, longest)}")

@@ -1,0 +1,267 @@
+"""Rows of an older OUT that the new one takes over, in the form in which the stages give them."""
+
+import hashlib
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from etl.errors import ReuseError
+from etl.findings import Finding
+from etl.labels import LabelScheme
+from etl.model import Examined, Link, Region, ValueRange, Vertices
+from etl.output.row_writer import (
+    Plan,
+    begin_writeback,
+    open_rows,
+    read_into,
+    row_digest,
+    write_rows,
+)
+from etl.quality.alignment import NOT_AUDITED, audited, measure
+from etl.render import ManifestTable, Rendered
+from etl.update.cache import EXAMINED, RENDERED, Cache, Remark, trimmed
+from loader import Dataset
+from loader import format as file_format
+
+_BLOCK_BYTES: Final = (
+    1 << 20
+)  # of images that are copied at a time: they stay in the processor's cache
+_LATER_COLUMNS: Final = ("split", "fold", "flags")  # that depend on the other rows
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The links that need no parsing, and their rows in the older file.
+
+    Attributes
+    ----------
+    is_kept : list of bool
+        By link.
+    links : list of Link
+        Those that are kept, in order.
+    places : int64 array
+        The place of each in the cache.
+    """
+
+    dataset: Dataset
+    cache: Cache
+    scheme: LabelScheme
+    is_kept: Sequence[bool]
+    links: Sequence[Link]
+    places: npt.NDArray[np.int64]
+    remarks: dict[tuple[int, str], list[Remark]]
+    manifest: ManifestTable  # of the kept rows
+
+    @property
+    def n_parsed(self) -> int:
+        """The number of the other links."""
+        return len(self.is_kept) - len(self.links)
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        cache: Cache,
+        scheme: LabelScheme,
+        is_kept: Sequence[bool],
+        links: Sequence[Link],
+        places: Sequence[int],
+    ) -> "Kept":
+        """Return the rows that belong to some links, by their places in the cache."""
+        taken = np.array(places, np.int64)
+        remarks: defaultdict[tuple[int, str], list[Remark]] = defaultdict(list)
+        for remark in cache.remarks:
+            remarks[remark.place, remark.stage].append(remark)
+        rows = cache.rows["row"][taken]
+        stored = dataset.manifest.stored
+        manifest: ManifestTable = {}
+        columns = file_format.manifest_columns(scheme)
+        if missing := sorted(columns.keys() - stored.keys()):
+            raise ReuseError(f"it lacks the column {missing[0]}")
+        for name, kind in columns.items():
+            if name not in _LATER_COLUMNS:
+                values = stored[name][rows]
+                manifest[name] = trimmed(values) if kind == file_format.STRING else values
+        return cls(dataset, cache, scheme, is_kept, links, taken, dict(remarks), manifest)
+
+    def examined(self, first: int, stop: int) -> Examined:
+        """Return what `examine` gave of some kept links."""
+        mine = self.cache.rows[self.places[first:stop]]
+        contours = self.dataset.contours
+        starts, stops = (
+            np.searchsorted(contours["row"], mine["row"], side) for side in ("left", "right")
+        )
+        counts = stops - starts
+        chosen = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts, stops)])
+        lengths = contours["length"][chosen]
+        ends = np.concatenate([[0], np.cumsum(contours["length"])])
+        stretches = [np.empty((0, 2))]
+        for begin, end in _joined(zip(ends[starts].tolist(), ends[stops].tolist(), strict=True)):
+            axes = [contours[axis][begin:end] for axis in "xy"]
+            stretches.append(np.stack(axes, axis=1))
+        return Examined(
+            n_links=stop - first,
+            samples=[b""] * (stop - first),
+            contours=np.stack(
+                [np.repeat(np.arange(stop - first), counts), contours["label"][chosen], lengths],
+                axis=1,
+            ).astype(np.int64),
+            vertices=np.concatenate(stretches),
+            values=ValueRange(
+                float(mine["lowest"].min()),
+                float(mine["highest"].max()),
+                is_whole=bool(mine["is_whole"].all()),
+            ),
+            identities=np.stack([mine["patient"], mine["study"]], axis=1),
+            findings=self._findings(first, stop, EXAMINED),
+        )
+
+    def rendered(self, first: int, stop: int, plan: Plan, place: int) -> Rendered:
+        """Copy some kept rows, and return what `render` gave of them.
+
+        Parameters
+        ----------
+        place : int
+            The row of the first in the new file.
+
+        Raises
+        ------
+        ReuseError
+            The older file has other values, or the rows are not what was written.
+        """
+        if np.dtype(plan.image_dtype) != self.dataset.images.dtype:
+            raise ReuseError("the images need another type of values now")
+        places = self.places[first:stop]
+        marks = self.cache.marks[places].copy() if len(self.cache.marks) else self.cache.marks[:0]
+        for n, image in enumerate(self._copied(first, stop, plan, place)):
+            if len(marks):
+                row = int(self.cache.rows["row"][places[n]])
+                self._align(marks["alignment"], n, self.links[first + n], row, image)
+        return Rendered(
+            is_good=[True] * (stop - first),
+            manifest={name: values[first:stop] for name, values in self.manifest.items()},
+            marks=marks,
+            shapes=self._shapes(places),
+            findings=self._findings(first, stop, RENDERED),
+        )
+
+    def keyed(
+        self, identities: npt.NDArray[np.uint64], is_kept: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.uint64]:
+        """Return identities of all rows in the form of the cache, which those of kept rows have."""
+        identities = identities.copy()
+        identities[~is_kept] = keyed(identities[~is_kept], self.cache.key)
+        return identities
+
+    def _copied(
+        self, first: int, stop: int, plan: Plan, place: int
+    ) -> Iterator[npt.NDArray[np.generic]]:
+        """Copy rows, requiring the digest of each; yield their images."""
+        self.dataset.check_whole()
+        rows = self.cache.rows["row"][self.places[first:stop]].tolist()
+        digests = self.manifest["row_xxh3"][first:stop].tolist()
+        links = self.links[first:stop]
+        base = np.frombuffer(self.dataset.buffer, np.uint8).ctypes.data
+        arrays = {file_format.IMAGES: self.dataset.images, file_format.MASKS: self.dataset.masks}
+        size = plan.rows, plan.columns
+        most = max(1, _BLOCK_BYTES // plan.row_bytes[file_format.IMAGES])
+        buffers = {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in arrays}
+        n_done = 0
+        with open_rows(plan) as target, open(self.dataset.path, "rb", buffering=0) as source:
+            for row, n_rows in _runs(rows, most):
+                blocks = {}
+                for name, array in arrays.items():
+                    n_bytes = plan.row_bytes[name]
+                    offset = array.ctypes.data - base + row * n_bytes
+                    view = buffers[name][: n_rows * n_bytes]
+                    read_into(source.fileno(), view, offset)
+                    blocks[name] = np.frombuffer(view, array.dtype).reshape(n_rows, *size)
+                images, masks = blocks.values()
+                for n in range(n_rows):
+                    found = row_digest(links[n_done + n].key, images[n], masks[n])
+                    if found != digests[n_done + n]:
+                        raise ReuseError(f"its row {row + n} is not what was written")
+                for name, block in blocks.items():
+                    write_rows(target, plan, name, place + n_done, block)
+                    begin_writeback(target, plan, name, place + n_done, n_rows)
+                yield from images
+                n_done += n_rows
+
+    def _align(
+        self,
+        alignment: npt.NDArray[np.void],
+        n: int,
+        link: Link,
+        row: int,
+        image: npt.NDArray[np.generic],
+    ) -> None:
+        """Let the audit see what it sees in a full build: which rows it takes may have changed."""
+        if not link.is_audited:
+            alignment[n] = (math.nan, math.nan, NOT_AUDITED)
+        elif alignment["outcome"][n] == NOT_AUDITED:
+            codes = {structure.label: structure.code for structure in self.scheme}
+            polygons: defaultdict[int, list[Vertices]] = defaultdict(list)
+            for label, vertices in self.dataset.polygons(row):
+                polygons[codes[label]].append(vertices)
+            regions = [Region(code, tuple(drawn), "") for code, drawn in polygons.items()]
+            if (chosen := audited(regions, self.scheme)) is not None:
+                alignment[n] = tuple(measure(image, *chosen))  # type: ignore[arg-type]
+
+    def _shapes(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        shapes = self.cache.shapes
+        starts, stops = (np.searchsorted(shapes["row"], places, side) for side in ("left", "right"))
+        chosen = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts, stops)])
+        mine: npt.NDArray[np.void] = shapes[chosen].copy()
+        mine["row"] = np.repeat(np.arange(len(places)), stops - starts)
+        return mine
+
+    def _findings(self, first: int, stop: int, stage: str) -> list[Finding]:
+        return [
+            remark.about(link.key)
+            for link, place in zip(
+                self.links[first:stop], self.places[first:stop].tolist(), strict=True
+            )
+            for remark in self.remarks.get((place, stage), ())
+        ]
+
+
+def keyed(identities: npt.NDArray[np.uint64], key: bytes) -> npt.NDArray[np.uint64]:
+    """Return keyed digests of identities; 0 stays 0.
+
+    Who has the cache has the key, and can try ids; who has only these numbers cannot.
+    """
+    known = {0: 0}
+    for value in np.unique(identities).tolist():
+        if value:
+            digest = hashlib.blake2b(value.to_bytes(8, "little"), key=key, digest_size=8).digest()
+            known[value] = int.from_bytes(digest, "little") or 1
+    flat = [known[value] for value in identities.ravel().tolist()]
+    return np.array(flat, np.uint64).reshape(identities.shape)
+
+
+def _joined(stretches: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Return stretches with those that follow each other put together."""
+    joined: list[list[int]] = []
+    for begin, end in stretches:
+        if joined and joined[-1][1] == begin:
+            joined[-1][1] = end
+        else:
+            joined.append([begin, end])
+    return joined
+
+
+def _runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (first row, number of rows) of rows that follow each other, cut at `most`."""
+    start = 0
+    for n in itertools.count(1):
+        if n == len(rows) or rows[n] != rows[n - 1] + 1 or n - start == most:
+            yield rows[start], n - start
+            start = n
+        if n >= len(rows):
+            return

@@ -1,0 +1,162 @@
+# mypy: allow-untyped-calls
+"""Batches of rows that are all on the device."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final, Unpack
+
+import numpy as np
+import torch  # type: ignore[import-not-found, unused-ignore]
+
+import loader
+from loader.augment.parameters import Parameters
+from loader.errors import LoaderError
+from loader.feed import Drawn, Feed, Position
+from loader.sampler import Indices
+from loader.torch.device import DeviceBatches
+from loader.torch.on_device import Made, Maker
+from loader.torch.options import Batching
+from loader.torch.transform import Scale, Transform, batches_together, bits_of
+
+_CHUNK_ROWS: Final = 512  # copied to the device at a time
+_BLOCK_SAMPLES: Final = 4096  # whose places and parameters are drawn together
+_SHARE_OF_MEMORY: Final = 0.9  # of what is free
+_GB: Final = 1e9
+
+
+class ResidentBatches(DeviceBatches):
+    """Batches of rows that are all on the device: the fastest, where they fit.
+
+    The selected rows are copied there as they are stored, at the first iteration, and batches are
+    gathered, normalised and augmented there. Order, epochs, states and options are those of
+    `loader.Batches`. Each rank holds all selected rows: its share is another one in each epoch.
+
+    Parameters
+    ----------
+    source : str, path-like or loader.Dataset
+        The file.
+    device : torch.device or str
+        Where the rows are to be.
+    fallback : bool
+        Where they do not fit, send batch after batch as `DeviceBatches` does, instead of an error.
+    **options
+        As for `DeviceBatches`.
+
+    Raises
+    ------
+    LoaderError
+        No such device; or at the first iteration, the rows do not fit its memory.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | loader.Dataset,
+        device: "torch.device | str",
+        *,
+        fallback: bool = False,
+        gather_threads: int | None = None,
+        compiled: bool = False,
+        **options: Unpack[Batching],
+    ) -> None:
+        super().__init__(
+            source, device, gather_threads=gather_threads, compiled=compiled, **options
+        )
+        self._fallback = fallback
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the selected rows take on the device."""
+        images = self.dataset.images
+        return int(self._batches.feed.n_samples * images[0].size * (images.itemsize + 1))
+
+    def _make_maker(self) -> Maker:
+        free = _free_bytes(self._device)
+        if free is not None and self.n_bytes > _SHARE_OF_MEMORY * free:
+            if self._fallback:
+                return super()._make_maker()
+            raise LoaderError(
+                f"Batches not made: {self.dataset.path}: {self._batches.feed.n_samples} rows take "
+                f"{_size(self.n_bytes)}, and {self._device} has {_size(free)} free. "
+                "Choose fewer rows, or give fallback=True or use DeviceBatches, which send batch "
+                "after batch."
+            )
+        return _Resident(self._batches.feed, self._device, compiled=self._compiled)
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / _GB:.1f} GB" if n_bytes > _GB else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _free_bytes(device: "torch.device") -> int | None:
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
+
+
+class _Resident:
+    """Batches out of tensors that hold all selected rows."""
+
+    def __init__(self, feed: Feed, device: "torch.device", *, compiled: bool) -> None:
+        self._feed = feed
+        self._device = device
+        self._transform = Transform(feed, compiled=compiled)
+        self._rows = feed.rows(np.arange(feed.n_samples))
+        self._images, self._masks = self._loaded()
+        scale = self._transform.scale_of(self._rows)
+        self._scale = None if scale is None else Scale(*(one.to(device) for one in scale))
+
+    def close(self) -> None:
+        """Do nothing: nothing runs."""
+
+    def _loaded(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        stored, n = self._feed.as_stored(), len(self._rows)
+        shape = (n, *self._feed.dataset.images.shape[1:])
+        kind = bits_of(np.empty(0, stored.image_dtype)).dtype
+        images = torch.empty(shape, dtype=kind, device=self._device)
+        masks = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        for first in range(0, n, _CHUNK_ROWS):
+            arrays = stored.arrays(self._rows[first : first + _CHUNK_ROWS])
+            stretch = slice(first, first + len(arrays[0]))
+            images[stretch] = bits_of(arrays[0]).to(self._device)
+            masks[stretch] = torch.from_numpy(arrays[1]).to(self._device)
+        return images, masks
+
+    def made(self, position: Position) -> Iterator[Made]:
+        """Yield batch after batch to the end of the epoch."""
+        order = self._feed.order
+        plan, (epoch, begin) = order.plan, position
+        n_together = batches_together(self._feed)
+        per_block = n_together * max(1, _BLOCK_SAMPLES // (n_together * plan.batch_size))
+        for first in range(begin, plan.n_batches, per_block):
+            batches = range(first, min(first + per_block, plan.n_batches))
+            rows, is_padding = order.rows(epoch, batches)
+            copies = order.copies(batches)
+            places = self._places(rows)
+            parameters = self._transform.parameters_of(rows, epoch, copies)
+            draws = []
+            for batch in batches:
+                start = (batch - first) * plan.batch_size
+                taken = slice(start, start + plan.batch_size)
+                after = (epoch, batch + 1) if batch + 1 < plan.n_batches else (epoch + 1, 0)
+                draws.append(Drawn(rows[taken], is_padding[taken], after, epoch, copies[taken]))
+            for start in range(0, len(draws), n_together):
+                group = draws[start : start + n_together]
+                stretch = slice(start * plan.batch_size, (start + n_together) * plan.batch_size)
+                some = parameters and replace(parameters, table=parameters.table[stretch])
+                yield from self._group(group, places[stretch], some)
+
+    def _places(self, rows: Indices) -> "torch.Tensor":
+        """Return where rows are in the tensors, on the device."""
+        places = torch.from_numpy(np.searchsorted(self._rows, rows))
+        if self._device.type == "cuda":
+            places = places.pin_memory()
+        return places.to(self._device, non_blocking=True)
+
+    def _group(
+        self, draws: list[Drawn], places: "torch.Tensor", parameters: Parameters | None
+    ) -> Iterator[Made]:
+        images, masks = (one.index_select(0, places) for one in (self._images, self._masks))
+        scale = self._scale and Scale(*(one[places] for one in self._scale))
+        yield from self._transform.batches(draws, images, masks, scale, parameters)

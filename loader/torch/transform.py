@@ -1,0 +1,151 @@
+# mypy: allow-untyped-calls
+"""Stored values → what the options say, on the device that they are on."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch  # type: ignore[import-not-found, unused-ignore]
+
+from loader.augment.parameters import Parameters, draw_parameters
+from loader.feed import Drawn, Feed
+from loader.normalise import CLIPPED, shifts_and_factors
+from loader.sampler import Indices
+from loader.torch.augment import augment_batch
+from loader.torch.on_device import Made
+from loader.torch.options import Tensors
+
+_UNSIGNED: Final = np.dtype(np.uint16)
+
+
+# What is sent or made together: small batches cost the device and Python as much as large ones.
+_MOST_SAMPLES: Final = 256
+_MOST_BYTES: Final = 1 << 26
+
+
+class Scale(NamedTuple):
+    """What normalisation takes from each image, and multiplies by; shape (n,) each."""
+
+    shifts: "torch.Tensor"  # float64
+    factors: "torch.Tensor"  # float32
+
+
+class Transform:
+    """Normalises and augments batches of stored values; the numbers are those of the host.
+
+    Parameters
+    ----------
+    feed : Feed
+        Its form says what images are, its order has the seed.
+    compiled : bool
+        Fuse the operations of augmentation with torch.compile.
+    """
+
+    def __init__(self, feed: Feed, *, compiled: bool) -> None:
+        self._dataset = feed.dataset
+        self._form = feed.form
+        self._seed = feed.order.seed
+        self._compiled = compiled
+        self._n_usual = feed.batch_size * batches_together(feed)
+        self._stored = feed.dataset.images.dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether images are handed out as stored."""
+        return not self._form.is_float32 and self._form.normalize is None
+
+    def scale_of(self, rows: Indices) -> Scale | None:
+        """Return what normalisation needs of some rows; None where there is none.
+
+        Raises
+        ------
+        LoaderError
+            The statistics of a row are not numbers.
+        """
+        if self._form.normalize is None:
+            return None
+        shifts, factors = shifts_and_factors(self._dataset, self._form.normalize, rows)
+        return Scale(torch.from_numpy(shifts), torch.from_numpy(factors))
+
+    def parameters_of(self, rows: Indices, epoch: int, copies: Indices) -> Parameters | None:
+        """Return what augmentation does to some rows; None where there is none."""
+        if self._form.augment is None:
+            return None
+        shape = self._dataset.images.shape[1:]
+        return draw_parameters(
+            self._form.augment, shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
+        )
+
+    def __call__(
+        self,
+        images: "torch.Tensor",
+        masks: "torch.Tensor",
+        scale: Scale | None,
+        parameters: Parameters | None,
+        *,
+        is_usual: bool = True,
+    ) -> Tensors:
+        """Return the batch, (n, 1, rows, columns).
+
+        Parameters
+        ----------
+        images, masks : tensors, shape (n, rows, columns)
+            As stored; uint16 as int16 with the same bits.
+        is_usual : bool
+            Whether most calls have as many samples: what is compiled is so for one shape.
+        """
+        if not self.is_plain:
+            images = self._scaled(self._values(images), scale)
+        elif self._stored == _UNSIGNED:
+            images = images.view(torch.uint16)
+        if parameters is not None:
+            images, masks = augment_batch(
+                images, masks, parameters, compiled=self._compiled and is_usual
+            )
+        return images[:, None], masks[:, None]
+
+    def batches(
+        self,
+        draws: Sequence[Drawn],
+        images: "torch.Tensor",
+        masks: "torch.Tensor",
+        scale: Scale | None,
+        parameters: Parameters | None,
+    ) -> Iterator[Made]:
+        """Yield batches whose stored values lie one after the other, changed all at once."""
+        made = self(images, masks, scale, parameters, is_usual=len(images) == self._n_usual)
+        first = 0
+        for drawn in draws:
+            taken = slice(first, first + len(drawn.rows))
+            first = taken.stop
+            yield Made(drawn, (made[0][taken], made[1][taken]))
+
+    def _values(self, images: "torch.Tensor") -> "torch.Tensor":
+        return images.to(torch.int32) & 0xFFFF if self._stored == _UNSIGNED else images
+
+    def _scaled(self, images: "torch.Tensor", scale: Scale | None) -> "torch.Tensor":
+        if scale is None:
+            return images.to(torch.float32)
+        shifts, factors = (one[:, None, None] for one in scale)
+        # As the host: in float32 of 16-bit values, which it holds exactly, in float64 of others.
+        if self._stored.itemsize == 2:  # noqa: PLR2004 bytes
+            images = images.to(torch.float32) - shifts.to(torch.float32)
+        else:
+            images = (images.to(torch.float64) - shifts).to(torch.float32)
+        images = images * factors
+        return images.clamp(0, 1) if self._form.normalize in CLIPPED else images
+
+
+def batches_together(feed: Feed) -> int:
+    """Return how many batches of a feed are sent or made together."""
+    image = feed.dataset.images[0]
+    n_bytes = feed.batch_size * image.size * (image.itemsize + 1)
+    return int(max(1, min(_MOST_SAMPLES // feed.batch_size, _MOST_BYTES // max(1, n_bytes))))
+
+
+def bits_of(images: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "torch.Tensor":
+    """Return stored images as a tensor that shares their memory; uint16 as int16.
+
+    Few operations of torch know unsigned 16 bits.
+    """
+    return torch.from_numpy(images.view(np.int16) if images.dtype == _UNSIGNED else images)

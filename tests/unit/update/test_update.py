@@ -1,0 +1,358 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pydicom
+import pytest
+from builders import (
+    COLUMNS,
+    ROWS,
+    SQUARE,
+    contour_path,
+    gradient,
+    instance,
+    write_contour,
+    write_dicom,
+    write_tree,
+)
+from click.testing import CliRunner
+
+import etl
+from etl import examine, render
+from etl.cli import cli
+from etl.errors import EtlError
+from etl.options import BuildOptions
+from etl.update import cache, memory, sources
+from loader import open_dataset
+
+# Noise has no edges: the audit would read sources again to find out why contours fit none.
+SIZE = {"rows": ROWS, "columns": COLUMNS, "audit": False}
+PATIENTS = [("P1", "A1"), ("P2", "A2"), ("P3", "A3")]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "data", PATIENTS)
+
+
+@pytest.fixture
+def out(root, tmp_path):
+    """Return a file that was built with `update`, its cache beside it."""
+    build(root, tmp_path / "out.h5")
+    return tmp_path / "out.h5"
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """Trust stamps of files that were written just now, as the tests' are."""
+    monkeypatch.setattr(sources, "SETTLED_NS", 0)
+
+
+def build(root, out, *, update=True, paranoid=False, **options):
+    keywords = {"update": update} | ({"paranoid": True} if paranoid else {})
+    return etl.build(root, out, BuildOptions(**SIZE | options), **keywords)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Return the list of images that are parsed from now on: of headers and of pixels."""
+    names = []
+    header, frame = examine.read_header, render.read_frame
+
+    def note_header(root, ref):
+        names.append(ref.path)
+        return header(root, ref)
+
+    def note_frame(*arguments):
+        names.append("pixels")
+        return frame(*arguments)
+
+    monkeypatch.setattr(examine, "read_header", note_header)
+    monkeypatch.setattr(render, "read_frame", note_frame)
+    return names
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Return the list of sources that are opened from now on."""
+    paths = []
+    real = os.open
+
+    def note(path, *arguments, **keywords):
+        if "/data/dicoms/" in str(path) or "/data/contourfiles/" in str(path):
+            paths.append(str(path).split("/data/")[1])
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", note)
+    return paths
+
+
+def test_no_unchanged_source_is_opened(root, out, parsed, opened):
+    before = out.read_bytes()
+    result = build(root, out)
+    assert (parsed, opened) == ([], [])
+    assert out.read_bytes() == before
+    assert result.notes[-1] == "9 of 9 rows were taken over from the older file; 0 pairs parsed."
+
+
+def test_only_what_changed_is_parsed(root, out, parsed, opened, tmp_path):
+    write_contour(root, "A2", 2, text=f"{SQUARE}2 5.5\n")
+    write_dicom(root, "P3", "9.dcm", instance(gradient(seed=9), uid="9"))
+    write_contour(root, "A3", 9, text=f"{SQUARE}2 6.5\n")
+    (root / "dicoms/P1/1.dcm").unlink()
+    result = build(root, out)
+    assert parsed == ["dicoms/P2/2.dcm", "dicoms/P3/9.dcm", "pixels", "pixels"]
+    assert {path.split("/")[1] for path in opened} == {"P2", "A2", "P3", "A3"}
+    assert result.notes[-1] == "7 of 9 rows were taken over from the older file; 2 pairs parsed."
+    build(root, tmp_path / "full.h5", update=False)
+    assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["touched", "paranoid", "written lately", "moved"])
+def test_where_stamps_cannot_tell_digests_do(root, out, parsed, opened, monkeypatch, how):
+    before = out.read_bytes()
+    if how == "touched":
+        for path in root.rglob("*.*"):
+            os.utime(path, (1, 1))
+    if how == "written lately":
+        monkeypatch.setattr(sources, "SETTLED_NS", 10**12)
+    if how == "moved":
+        shutil.copytree(root, root.with_name("copy"))
+        shutil.rmtree(root)
+        root.with_name("copy").rename(root)
+    opened.clear()
+    build(root, out, paranoid=how == "paranoid")
+    assert parsed == []
+    assert len(opened) == 18  # images and inner contours
+    assert out.read_bytes() == before
+
+
+def test_a_stamp_of_a_file_that_was_written_lately_is_not_kept(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SETTLED_NS", 10**12)
+    build(root, tmp_path / "out.h5")
+    assert cache.read_cache(cache.cache_path(tmp_path / "out.h5")).paths == []
+
+
+def test_the_split_is_kept_unless_another_is_given(root, tmp_path):
+    out = tmp_path / "out.h5"
+    build(root, out, split=(34, 33, 33))
+    sides = open_dataset(out).manifest["split"].tolist()
+    write_dicom(root, "P4", "1.dcm", instance(gradient(seed=77), uid="77"))
+    write_contour(root, "A4", 1)
+    with (root / "link.csv").open("a") as file:
+        file.write("P4,A4\n")
+    result = build(root, out, split=(34, 33, 33))
+    assert open_dataset(out).manifest["split"].tolist()[:9] == sides
+    assert result.notes[0].startswith("3 of 4 patients keep the split that they have in out.h5")
+    table = tmp_path / "split.csv"
+    table.write_text("patient_id,split\nP1,test\nP2,test\nP3,test\nP4,train\n")
+    build(root, out, split_file=str(table))
+    assert open_dataset(out).manifest["split"].tolist() == [2] * 9 + [0]
+
+
+REASONS = {
+    "no cache": "there is no out.h5.cache",
+    "damaged cache": "out.h5.cache is damaged, or of another version",
+    "another OUT": "out.h5.cache belongs to another file",
+    "other options": "it was built by another version or with other options",
+    "another version": "it was built by another version or with other options",
+    "damaged row": "its row 4 is not what was written",
+    "damaged column": "its manifest/mean is not what was written",
+    "other values": "the images need another type of values now",
+}
+
+
+@pytest.mark.parametrize("what", REASONS)
+def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
+    root, out, parsed, tmp_path, monkeypatch, what
+):
+    options = {}
+    place = cache.cache_path(out)
+    if what == "no cache":
+        place.unlink()
+    elif what == "damaged cache":
+        data = bytearray(place.read_bytes())
+        data[len(data) // 2] ^= 1
+        place.write_bytes(data)
+    elif what == "another OUT":
+        etl.build(root, out, BuildOptions(**SIZE, split=(50, 50, 0)), force=True)
+        options = {"split": (50, 50, 0)}
+    elif what == "other options":
+        options = {"rasterizer": "pillow"}
+    elif what == "another version":
+        monkeypatch.setattr(memory, "VERSION", "9.9.9")
+    elif what in {"damaged row", "damaged column"}:
+        name, index = ("masks", (4, 5, 5)) if what == "damaged row" else ("manifest/mean", 3)
+        with h5py.File(out) as file:
+            dataset = file[name]
+            place_in_file = dataset.id.get_offset() + dataset.dtype.itemsize * int(
+                np.ravel_multi_index(np.atleast_1d(index), dataset.shape)
+            )
+        data = bytearray(out.read_bytes())
+        data[place_in_file] ^= 1
+        out.write_bytes(data)
+    else:
+        wide = instance(gradient(seed=5), RescaleSlope=1, RescaleIntercept=40000)
+        write_dicom(root, "P1", "1.dcm", wide)
+    parsed.clear()
+    result = build(root, out, **options)
+    expected = f"every source was parsed, because out.h5 cannot be updated: {REASONS[what]}."
+    assert expected in result.notes
+    assert len({path for path in parsed if path != "pixels"}) == 9
+    build(root, tmp_path / "full.h5", update=False, **options)
+    assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
+    parsed.clear()
+    build(root, out, **options)
+    assert parsed == []
+
+
+def test_the_audit_measures_rows_that_it_takes_only_now(tmp_path, monkeypatch, parsed):
+    """More slices move the choice of the contours that are audited."""
+    from etl.phantom.tree import write_phantom
+
+    root, out, full = tmp_path / "data", tmp_path / "out.h5", tmp_path / "full.h5"
+    write_phantom(root, patients=2, slices=8, phases=4)
+    options = BuildOptions(audit_contours=3)
+    etl.build(root, out, options, update=True)
+    first = open_dataset(out).attributes["alignment"]
+    parsed.clear()
+    for path in sorted(root.glob("contourfiles/*/i-contours/*.txt"))[:3]:
+        path.unlink()
+    etl.build(root, out, options, update=True)
+    assert parsed == []
+    assert open_dataset(out).attributes["alignment"] != first
+    etl.build(root, full, options)
+    assert out.read_bytes() == full.read_bytes()
+
+
+def test_a_kept_row_that_loses_a_structure_makes_a_full_build(root, tmp_path):
+    out, full = tmp_path / "out.h5", tmp_path / "full.h5"
+    options = {
+        "contours": ("i", "o"),
+        "partial": True,
+        "exclude_flagged": ("identical-contour",),
+        "exclude_structures": True,
+    }
+    build(root, out, **options)
+    shutil.copy(root / contour_path("A1", 1), root / contour_path("A2", 2))
+    result = build(root, out, **options)
+    assert any("a row that it has loses a structure" in note for note in result.notes)
+    build(root, full, update=False, **options)
+    assert out.read_bytes() == full.read_bytes()
+
+
+def test_people_under_two_ids_are_found_between_kept_and_new_rows(tmp_path):
+    root = write_tree(tmp_path / "data", PATIENTS[:1], PatientID="4711", SeriesInstanceUID=None)
+    write_dicom(root, "P2", "1.dcm", instance(gradient(seed=50), uid="50", PatientID="12"))
+    write_contour(root, "A2", 1, text=f"{SQUARE}2 6.6\n")
+    (root / "link.csv").write_text("patient_id,original_id\nP1,A1\nP2,A2\n")
+    out, full = tmp_path / "out.h5", tmp_path / "full.h5"
+    build(root, out, split=(50, 50, 0))
+    stored = cache.cache_path(out)
+    assert b"4711" not in stored.read_bytes()
+    assert stored.stat().st_mode & 0o777 == 0o600
+    old = tmp_path / "old.h5"
+    shutil.copy(out, old)
+    write_dicom(root, "P3", "1.dcm", instance(gradient(seed=60), uid="60", PatientID="4711"))
+    write_contour(root, "A3", 1, text=f"{SQUARE}2 7.7\n")
+    (root / "link.csv").write_text("patient_id,original_id\nP1,A1\nP2,A2\nP3,A3\n")
+    result = build(root, out, split=(50, 50, 0))
+    assert [one.code for one in result.findings if one.code == "same-person"] == ["same-person"]
+    build(root, full, update=False, split=(50, 50, 0), splits_from=str(old))
+    assert out.read_bytes() == full.read_bytes()
+
+
+def test_a_table_is_updated_too(root, tmp_path, monkeypatch):
+    lines = ["patient_id,image,label,contour"]
+    lines += [f"P1,dicoms/P1/{n}.dcm,pool,{contour_path('A1', n)}" for n in (1, 2, 3)]
+    table = root / "table.csv"
+    table.write_text("\n".join(lines) + "\n")
+    out, full = tmp_path / "out.h5", tmp_path / "full.h5"
+    build(table, out)
+    frames = []
+    monkeypatch.setattr(
+        render, "read_frame", lambda *a, real=render.read_frame: (frames.append(1), real(*a))[1]
+    )
+    table.write_text("\n".join([*lines, f"P2,dicoms/P2/1.dcm,pool,{contour_path('A2', 1)}"]) + "\n")
+    build(table, out)
+    assert frames == [1]
+    build(table, full, update=False)
+    assert out.read_bytes() == full.read_bytes()
+
+
+def test_a_file_of_another_program_is_not_updated(root, tmp_path):
+    out = tmp_path / "out.h5"
+    with h5py.File(out, "w") as file:
+        file["precious"] = np.arange(3)
+    before = out.read_bytes()
+    with pytest.raises(EtlError, match="cannot be updated"):
+        build(root, out)
+    assert out.read_bytes() == before
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(root, tmp_path):
+    (tmp_path / "out.h5.cache").mkdir()
+    result = build(root, tmp_path / "out.h5")
+    assert len(open_dataset(tmp_path / "out.h5")) == 9
+    assert "the next update parses everything" in result.notes[-1]
+
+
+def test_the_file_does_not_tell_that_it_was_updated(root, out):
+    build(root, out)
+    recorded = open_dataset(out).attributes["options"]
+    assert not {"update", "paranoid", "splits_from"} & recorded.keys()
+    assert "cache" not in json.dumps(recorded)
+
+
+def test_the_command_updates_without_force_from_several_workers(root, tmp_path):
+    size = ["--size", f"{ROWS}x{COLUMNS}", "--split", "34/33/33"]
+
+    def run(*arguments):
+        return CliRunner().invoke(cli, ["build", str(root), *map(str, arguments), *size])
+
+    out, full = tmp_path / "out.h5", tmp_path / "full.h5"
+    assert run(out, "--update").exit_code == 0
+    write_contour(root, "A2", 2, text=f"{SQUARE}2 5.5\n")
+    shutil.copy(out, tmp_path / "old.h5")
+    result = run(out, "--update", "--workers", "2")
+    assert result.exit_code == 0
+    assert "8 of 9 rows were taken over from the older file; 1 pair parsed." in result.stderr
+    assert run(full, "--splits-from", tmp_path / "old.h5").exit_code == 0
+    assert out.read_bytes() == full.read_bytes()
+    assert run(out, "--paranoid").exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["table", "rtstruct", "seg", "enhanced"])
+def test_every_layout_is_updated_to_the_bytes_of_a_full_build(tmp_path, monkeypatch, kind):
+    from etl.phantom.objects import write_shapes
+
+    root, out, full = tmp_path / "data", tmp_path / "out.h5", tmp_path / "full.h5"
+    write_shapes(root, kind, patients=3, slices=6, rows=64, columns=64)
+    images = [path for path in sorted(root.rglob("*.dcm")) if modality(path) in {"CT", "MR"}]
+    options = BuildOptions(rows=64, columns=64, split=(50, 25, 25))
+    etl.build(root, out, options, update=True)
+    n_rows = len(open_dataset(out))
+    frames = []
+    monkeypatch.setattr(
+        render, "read_frame", lambda *a, real=render.read_frame: (frames.append(1), real(*a))[1]
+    )
+    before = out.read_bytes()
+    etl.build(root, out, options, update=True)
+    assert (out.read_bytes(), frames) == (before, [])
+    data = bytearray(images[-1].read_bytes())
+    data[-100] ^= 1
+    images[-1].write_bytes(data)
+    shutil.copy(out, tmp_path / "old.h5")
+    etl.build(root, out, options, update=True)
+    assert 0 < len(frames) < n_rows
+    old = dataclasses.replace(options, splits_from=str(tmp_path / "old.h5"))
+    etl.build(root, full, old)
+    assert out.read_bytes() == full.read_bytes()
+    assert out.read_bytes() != before
+
+
+def modality(path):
+    return pydicom.dcmread(path, stop_before_pixels=True).Modality
