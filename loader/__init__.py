@@ -9,8 +9,18 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
+    from loader.patches import GridPatches, Patches
 
-__all__ = ["Augment", "Batches", "Dataset", "LoaderError", "__version__", "open_dataset"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Dataset",
+    "GridPatches",
+    "LoaderError",
+    "Patches",
+    "__version__",
+    "open_dataset",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -28,6 +38,10 @@ def __getattr__(name: str) -> object:
             from loader.dataset import Dataset
 
             return Dataset
+        case "GridPatches" | "Patches":
+            from loader import patches
+
+            return getattr(patches, name)
         case "LoaderError":
             from loader.errors import LoaderError
 

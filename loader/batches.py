@@ -16,6 +16,7 @@ from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
 from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
 from loader.normalise import Normalize
+from loader.patches import Patches, check_patches, rows_without
 from loader.prefetch import Prefetcher
 from loader.sampler import EpochPlan, Indices, Remainder
 from loader.selection import (
@@ -97,6 +98,9 @@ class Batches:
     augment : Augment, optional
         Random changes of images, which become float32, and masks, after `normalize`. The seed, the
         epoch and the row decide them, and nothing else.
+    patches : Patches, optional
+        One random part of each image and mask instead of all of it, before `augment`. The seed,
+        the epoch and the row decide which.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -147,6 +151,7 @@ class Batches:
         dtype: Values | None = None,
         normalize: Normalize | None = None,
         augment: Augment | None = None,
+        patches: Patches | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -165,9 +170,10 @@ class Batches:
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
-        form = _form(layout, dtype, normalize, augment)
+        form = _form(layout, dtype, normalize, augment)._replace(patches=patches)
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
+        check_patches(patches, self.dataset)
         self._criteria = Criteria(split, fold, fold_role)
         self._has_where = where is not None
         self.dataset.check_whole()
@@ -190,6 +196,7 @@ class Batches:
         self._start()
         warn_left_out(order)
         _warn_augmented(self._criteria, augment)
+        _warn_without_foreground(patches, self.dataset, self.rows)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -356,7 +363,7 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
-        state = {"augment": None} | dict(state)  # of before there was augmentation
+        state = {"augment": None, "patches": None} | dict(state)  # of before there were these
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -399,6 +406,7 @@ class Batches:
 
     def _identity(self) -> dict[str, str | int | None]:
         order, criteria, augment = self._feed.order, self._criteria, self._feed.form.augment
+        patches = self._feed.form.patches
         return {
             "dataset_id": self.dataset.dataset_id,
             "seed": order.seed,
@@ -412,6 +420,7 @@ class Batches:
             "dtype": str(self._feed.image_dtype),
             "normalize": self._feed.form.normalize,
             "augment": None if augment is None else augment.to_json(),
+            "patches": None if patches is None else repr(patches),
         }
 
     @property
@@ -577,6 +586,16 @@ def _warn_augmented(criteria: Criteria, augment: Augment | None) -> None:
         _warn(
             f"Rows for {roles.pop()} are augmented, so that a figure of them is not of the images "
             "in the file. Leave augment out; or this is test-time augmentation, and meant."
+        )
+
+
+def _warn_without_foreground(patches: Patches | None, dataset: Dataset, rows: Indices) -> None:
+    """Tell the user once that some rows have nothing to centre a patch on."""
+    n_without = 0 if patches is None else len(rows_without(patches, dataset, rows))
+    if n_without:
+        _warn(
+            f"{n_without} of {len(rows)} rows show no structure to centre a patch on; theirs are "
+            "anywhere. Leave these rows out with where, or use foreground=0."
         )
 
 

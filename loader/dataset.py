@@ -1,5 +1,6 @@
 """Open a file that dicom-etl built, as plain arrays over one memory map."""
 
+import math
 import mmap
 import operator
 import os
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from loader.arguments import choice
 from loader.columns import Columns
 from loader.errors import LoaderError
-from loader.format import Attribute, Structure
+from loader.format import IGNORE, Attribute, Structure
 from loader.structure import Extent, not_opened, read_contents
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
@@ -95,6 +96,32 @@ class Dataset:
         bit = codes.index(choice("code", code, codes))
         flagged: npt.NDArray[np.bool_] = (self.manifest["flags"] >> np.uint64(bit) & 1) != 0
         return flagged
+
+    def label_counts(self, rows: npt.ArrayLike | None = None) -> dict[int, int]:
+        """Return how many pixels have each label, for class weights.
+
+        Parameters
+        ----------
+        rows : int or bool array, optional
+            Rows of the file, such as `Batches.rows`; by default all of them.
+
+        Returns
+        -------
+        dict
+            Label → pixels, of the background, 0, and each structure. Pixels of 255, which belong
+            to no class, are not counted. The numbers are those of the manifest; only masks that may
+            have 255, those that lack a structure, are read.
+        """
+        chosen = np.arange(len(self))[slice(None) if rows is None else np.asarray(rows)]
+        codes = sorted(structure.code for structure in self.structures)
+        counts = {code: int(self.manifest[f"n_pixels_{code}"][chosen].sum()) for code in codes}
+        n_ignored = 0
+        if self.attributes[Attribute.MIN_READER_VERSION] > 1:  # version 1 has no 255
+            is_drawn = [self.manifest[f"drawn_{code}"][chosen] != 0 for code in codes]
+            partial = chosen[~np.logical_and.reduce(is_drawn)]
+            n_ignored = sum(int(np.count_nonzero(self.masks[row] == IGNORE)) for row in partial)
+        n_pixels = len(chosen) * math.prod(self.masks.shape[1:])
+        return {0: n_pixels - n_ignored - sum(counts.values()), **counts}
 
     def polygons(self, row: int) -> list[tuple[int, npt.NDArray[np.float64]]]:
         """Return the contours of one sample: label, and vertices (k, 2), x and y in pixels."""

@@ -13,6 +13,7 @@ from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
 from loader.normalise import Floats, Normalize, convert, scale, scaler
+from loader.patches import Patches, cut_patches
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
 
@@ -132,12 +133,14 @@ class Form(NamedTuple):
     normalize : str, optional
         A kind of `scale`.
     augment : Augment, optional
+    patches : Patches, optional
     """
 
     layout: Layout
     is_float32: bool
     normalize: Normalize | None
     augment: Augment | None = None
+    patches: Patches | None = None
 
 
 class Gatherer:
@@ -161,6 +164,7 @@ class Gatherer:
         self._form = form
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
+        self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
@@ -180,13 +184,20 @@ class Gatherer:
         copies : int64 array, shape (n,), optional
             What augmentation depends on, see `draw_parameters`.
         """
-        shape = (len(rows), *self._dataset.images.shape[1:])
+        shape = (len(rows), *self._sides)
         if out is None:
             images, masks = np.empty(shape, self.image_dtype), np.empty(shape, np.uint8)
         else:
             images, masks = (array[: len(rows)] for array in out)
+        samples = None
+        if self._form.patches is not None:
+            key = self._seed, epoch, rows, np.zeros_like(rows) if copies is None else copies
+            samples = cut_patches(self._dataset, self._form.patches, *key)
         if self._form.augment is not None:
-            self._fill_augmented(self._form.augment, rows, epoch, copies, images, masks)
+            self._fill_augmented(self._form.augment, rows, epoch, copies, images, masks, samples)
+        elif samples is not None:
+            self._fill_patches(rows, images, samples[0])
+            np.copyto(masks, samples[1])
         else:
             self._fill_images(rows, images)
             # Every row is valid; "clip" spares the buffer that "raise" needs.
@@ -224,6 +235,14 @@ class Gatherer:
         else:
             scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
 
+    def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
+        if self._form.normalize is None:
+            np.copyto(images, patches, casting="same_kind")
+            return
+        write = scaler(self._dataset, self._form.normalize, rows)
+        for i, (image, patch) in enumerate(zip(cast("Floats", images), patches, strict=True)):
+            write(i, patch, image)
+
     def _fill_augmented(
         self,
         augment: Augment,
@@ -232,11 +251,12 @@ class Gatherer:
         copies: Indices | None,
         images: Images,
         masks: Masks,
+        samples: Arrays | None,
     ) -> None:
         """Fill in sample by sample, each while it is in the processor's cache."""
         from loader.augment.arrays import SampleAugmenter
 
-        dataset, shape = self._dataset, self._dataset.images.shape[1:]
+        dataset, shape = self._dataset, self._sides
         parameters = draw_parameters(
             augment, shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
         )
@@ -245,13 +265,13 @@ class Gatherer:
         normalize = self._form.normalize
         write = _convert if normalize is None else scaler(dataset, normalize, rows)
         for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
-            stored = dataset.images[rows[i]]
+            stored, drawn = dataset[rows[i]] if samples is None else (one[i] for one in samples)
             if augmenter.is_resampled[i]:
                 write(i, stored, plain)
                 augmenter.resample(i, plain, image)
             else:  # stored values are turned, because they may be half as large
                 write(i, augmenter.turned(i, stored), image)
-            augmenter.move_mask(i, dataset.masks[rows[i]], mask)
+            augmenter.move_mask(i, drawn, mask)
             augmenter.shade(i, image)
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
@@ -271,7 +291,7 @@ class Gatherer:
             samples = array.transpose(2, 0, 1)
         elif layout == "NCHW":
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
-        sides = self._dataset.images.shape[1:]
+        sides = self._sides
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
                 f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."

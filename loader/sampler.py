@@ -208,7 +208,7 @@ def permute(positions: Indices, n_samples: int, seed: int, epoch: int) -> Indice
 
 
 def keys_of(seed: int, epoch: int, numbers: Words) -> Words:
-    """Return keys of an epoch by their numbers: 1 to 8 the rounds, 9 weights, 10 augmentation."""
+    """Return keys of an epoch by their numbers: 1 to 8 the rounds, 9 weights, 10 and 11 images."""
     return mix(mix(numbers * GOLDEN + np.uint64(seed)) + np.uint64(epoch % 2**64))
 
 

@@ -458,6 +458,7 @@ def test_state_names_what_it_belongs_to(path):
         "dtype": "int16",
         "normalize": None,
         "augment": None,
+        "patches": None,
         "world_size": 2,
         "epoch": 0,
         "batch": 1,
