@@ -196,7 +196,8 @@ class Batches:
         self._start()
         warn_left_out(order)
         _warn_augmented(self._criteria, augment)
-        _warn_without_foreground(patches, self.dataset, self.rows)
+        if patches is not None:
+            _warn_without_foreground(patches, self.dataset, self.rows)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -589,9 +590,9 @@ def _warn_augmented(criteria: Criteria, augment: Augment | None) -> None:
         )
 
 
-def _warn_without_foreground(patches: Patches | None, dataset: Dataset, rows: Indices) -> None:
+def _warn_without_foreground(patches: Patches, dataset: Dataset, rows: Indices) -> None:
     """Tell the user once that some rows have nothing to centre a patch on."""
-    n_without = 0 if patches is None else len(rows_without(patches, dataset, rows))
+    n_without = len(rows_without(patches, dataset, rows))
     if n_without:
         _warn(
             f"{n_without} of {len(rows)} rows show no structure to centre a patch on; theirs are "
