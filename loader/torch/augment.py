@@ -216,7 +216,7 @@ def _blurred(images: "torch.Tensor", half: "torch.Tensor") -> "torch.Tensor":
 
 def _with_kept_pixels(images: "torch.Tensor", n_kept: "torch.Tensor", axis: int) -> "torch.Tensor":
     side = torch.arange(images.shape[axis], dtype=n_kept.dtype, device=n_kept.device)
-    places: Sequence[torch.Tensor] = kept_pixels(side, n_kept)  # type: ignore[arg-type, assignment]
+    places: Sequence[torch.Tensor] = kept_pixels(side, n_kept)  # type: ignore[arg-type, assignment, unused-ignore]
     low, high, share = (place.unsqueeze(3 - axis) for place in places)
     first = images.gather(axis, low.long().expand(images.shape))
     second = images.gather(axis, high.long().expand(images.shape))
@@ -246,4 +246,6 @@ def _normals(device: "torch.device") -> "torch.Tensor":
 
 @lru_cache(1)
 def _compiled() -> "Callable[..., tuple[torch.Tensor, torch.Tensor]]":
-    return torch.compile(_change, dynamic=False)
+    fused: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    fused = torch.compile(_change, dynamic=False)
+    return fused
