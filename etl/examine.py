@@ -164,9 +164,8 @@ def examine(
                     warnings += _check_region(region, annotation, key, options)
                 regions.append(region)
             except SourceError as error:
-                bad.append(
-                    Finding(error.code, annotation.path, error.message, key, annotation.code)
-                )
+                message = annotation.on(link.frame, error.message)
+                bad.append(Finding(error.code, annotation.path, message, key, annotation.code))
         if bad or instance is None or stamp is None:
             findings += bad
         else:

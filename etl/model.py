@@ -38,6 +38,13 @@ class AnnotationRef(NamedTuple):
     path: str
     locator: str = ""  # within the file, where it holds several annotations
 
+    def on(self, frame: FrameRef, message: str) -> str:
+        """Return a message that names the image where the annotation's file does not tell it."""
+        if not self.locator:
+            return message
+        number = "" if frame.frame_number is None else f", frame {frame.frame_number}"
+        return f"on {frame.path}{number}: {message}"
+
 
 class Link(NamedTuple):
     """One frame and its annotations, at most one of each structure, by code."""

@@ -314,9 +314,14 @@ def _render_one(
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
     if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
-        paths = {annotation.code: annotation.path for annotation in link.annotations}
+        drawn = {annotation.code: annotation for annotation in link.annotations}
         message = "no pixel lies inside it, so its mask is empty. Draw it again."
-        return _Row([Finding("mask-empty", paths[code], message, link.key, code) for code in empty])
+        return _Row(
+            [
+                Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
+                for one in map(drawn.__getitem__, empty)
+            ]
+        )
     manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options.not_drawn)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
