@@ -896,6 +896,9 @@ def _check_report_options() -> None:
     if "old" in given and (others := given - {"old", "file", "as_json"}):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
+    if "page" not in given and (others := given & {"gallery", "pseudonyms"}):
+        listed = " and ".join(_option_name(name) for name in sorted(others))
+        raise click.UsageError(f"{listed}: about the page; give --html as well.")
     context = click.get_current_context()
     to_stdout = [
         f"{_option_name(one)} -"

@@ -296,20 +296,26 @@ def _structures(structures: object) -> tuple[str | StructureChoice, ...] | None:
     if structures is None:
         return None
     if isinstance(structures, Mapping):
-        return _choices(structures)
+        return structure_choices(structures)
     if isinstance(structures, str) or not isinstance(structures, Iterable):
         raise TypeError(f"structures: expected a tuple of strings, found {structures!r}.")
     given = tuple(one if isinstance(one, str) else StructureChoice(*one) for one in structures)
     if given and not any(isinstance(one, str) for one in given):  # as a file records a mapping
         choices = [one for one in given if isinstance(one, StructureChoice)]
-        return _choices({one.name: one._asdict() for one in choices})
+        return structure_choices({one.name: one._asdict() for one in choices})
     if not given or not all(given) or len(set(given)) < len(given):
         raise ValueError(f"structures: expected names, each once, found {structures!r}.")
     return given
 
 
-def _choices(structures: Mapping[object, object]) -> tuple[StructureChoice, ...]:
-    """Return the choices of a mapping; codes that it does not give are the lowest free ones."""
+def structure_choices(structures: Mapping[object, object]) -> tuple[StructureChoice, ...]:
+    """Return the choices of a mapping; codes that it does not give are the lowest free ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is not names with patterns and codes.
+    """
     codes: dict[str, int | None] = {}
     patterns: dict[str, tuple[str, ...]] = {}
     for key, value in structures.items():

@@ -11,9 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import xxhash
 
 from etl.dicom.annotations import CLOSED, POINT, AnnotationSet, Drawing
 from etl.dicom.facts import object_class
@@ -33,10 +34,14 @@ from etl.sources.archive import (
     without_annotation,
 )
 from etl.sources.dicom_file import with_file
+from etl.sources.files import open_source, read_all
 from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
 
 _MAX_BYTES: Final = 1 << 30
+_MAX_KEPT: Final = 2
 _EXAMPLES: Final = 3
+
+T = TypeVar("T")
 
 
 class _Set(NamedTuple):
@@ -119,23 +124,53 @@ def index_file(
     def read(file: BinaryIO, stamp: FileStamp) -> AnnotationSet | None:
         if object_class(file) not in classes:
             return None
-        require_size(stamp.size, code)
+        _require_size(stamp.size, code)
         file.seek(0)
         return read_set(file.read())
 
     return with_file(root, path, read) or index_image(root, path)
 
 
-def require_size(n_bytes: int, code: str) -> None:
-    """Refuse a file that is larger than any that people draw.
-
-    Raises
-    ------
-    SourceError
-        It is.
-    """
+def _require_size(n_bytes: int, code: str) -> None:
     if n_bytes > _MAX_BYTES:
         raise SourceError(code, f"has {n_bytes} bytes, expected at most {_MAX_BYTES}.")
+
+
+class Latest(Generic[T]):
+    """Files that annotate, parsed; the last few are kept, for the rows of a series come together.
+
+    Parameters
+    ----------
+    code : str
+        The finding's code where a file cannot be read.
+    parse : callable
+        Content of a file → what it says.
+    """
+
+    def __init__(self, code: str, parse: Callable[[bytes], T]) -> None:
+        self._code = code
+        self._parse = parse
+        self._kept: dict[tuple[Path, str, FileStamp], tuple[T, str]] = {}
+
+    def read(self, root: Path, path: str) -> tuple[T, str]:
+        """Return what a file says, and the digest of its content.
+
+        Raises
+        ------
+        SourceError
+            It cannot be read, or is too large.
+        """
+        with open_source(root, path, self._code) as (descriptor, stamp):
+            key = root, path, stamp
+            if (known := self._kept.get(key)) is not None:
+                return known
+            _require_size(stamp.size, self._code)
+            data = read_all(descriptor, stamp, self._code)
+        found = self._parse(data), xxhash.xxh3_128_hexdigest(data)
+        while len(self._kept) >= _MAX_KEPT:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept[key] = found
+        return found
 
 
 def resolver(what: str, drawing: str) -> Resolve:

@@ -63,8 +63,7 @@ def choose(data: Path, layout: str = AUTO) -> tuple[Source, str]:
     if not found:
         raise EtlError(
             f"Input not usable: {data}: no layout fits. Give the folder that holds {_markers()}, "
-            "or the table itself; or one with RT Structure Sets or DICOM Segmentations."
-            f"{_nearby(data)}"
+            f"or the table itself.{_nearby(data)}"
         )
     ((name, why),) = found.items()
     return LAYOUTS[name], f"Layout {name}: found {why}."
@@ -107,4 +106,4 @@ def settle(source: Source, options: BuildOptions) -> BuildOptions:
 
 
 def _markers() -> str:
-    return f"{link_csv.LINK_FILE} or {table.TABLE_FILE}"
+    return f"{link_csv.LINK_FILE}, {table.TABLE_FILE}, RT Structure Sets or DICOM Segmentations"

@@ -4,25 +4,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import xxhash
 
-from etl.dicom.structure_set import STRUCTURE_SET, Points, read_points, read_structure_set
+from etl.dicom.structure_set import STRUCTURE_SET, read_points, read_structure_set
 from etl.errors import ContourError, SourceError
-from etl.model import AnnotationRef, FileStamp, Instance, Region
+from etl.model import AnnotationRef, Instance, Region
 from etl.options import BuildOptions
 from etl.sources.annotation_sets import (
+    Latest,
     discover,
     index_file,
-    require_size,
     resolver,
     settle,
     unnamed,
 )
-from etl.sources.files import open_source, read_all
 from etl.sources.source import Source, refuse
 
 _CODE: Final = "structure-set-unreadable"
 _CLASSES: Final = frozenset({STRUCTURE_SET})
+_LATEST: Final = Latest(_CODE, read_points)
 
 
 def index(root: Path, path: str) -> object:
@@ -47,7 +46,7 @@ def read_region(
         The structure set cannot be read or has changed, the image has no place in the patient, or
         a contour lies off its plane.
     """
-    points, digest = _points_of(root, annotation.path)
+    points, digest = _LATEST.read(root, annotation.path)
     if instance is None:
         return Region(annotation.code, (), digest)
     plane = instance.plane
@@ -71,26 +70,6 @@ def read_region(
             )
         polygons.append(plane.to_pixels(contour))
     return Region(annotation.code, tuple(polygons), digest)
-
-
-# The latest structure sets: the rows of a series come together.
-_read: Final[dict[tuple[Path, str, FileStamp], tuple[list[Points | None], str]]] = {}
-_MAX_READ: Final = 2
-
-
-def _points_of(root: Path, path: str) -> tuple[list[Points | None], str]:
-    """Return the points of all contours of a structure set, and the digest of its file."""
-    with open_source(root, path, _CODE) as (descriptor, stamp):
-        key = root, path, stamp
-        if (known := _read.get(key)) is not None:
-            return known
-        require_size(stamp.size, _CODE)
-        data = read_all(descriptor, stamp, _CODE)
-    content = read_points(data), xxhash.xxh3_128_hexdigest(data)
-    while len(_read) >= _MAX_READ:
-        _read.pop(next(iter(_read)), None)
-    _read[key] = content
-    return content
 
 
 def _settle(options: BuildOptions) -> BuildOptions:

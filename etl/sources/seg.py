@@ -4,26 +4,25 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import xxhash
 
 from etl.dicom.annotations import AnnotationSet
 from etl.dicom.segmentation import SEGMENTATIONS, Segmentation
 from etl.errors import ContourError, SourceError
 from etl.geometry import ImagePlane
-from etl.model import AnnotationRef, FileStamp, Instance, Region
+from etl.model import AnnotationRef, Instance, Region
 from etl.options import BuildOptions
 from etl.sources.annotation_sets import (
+    Latest,
     discover,
     index_file,
-    require_size,
     resolver,
     settle,
     unnamed,
 )
-from etl.sources.files import open_source, read_all
 from etl.sources.source import Source
 
 _CODE: Final = "segmentation-unreadable"
+_LATEST: Final = Latest(_CODE, Segmentation)
 _TOLERANCE: Final = 0.01  # pixels that the corners of two equal grids may differ
 
 
@@ -52,7 +51,7 @@ def read_region(
     SourceError
         The segmentation cannot be read or has changed, or its pixels are not those of the image.
     """
-    segmentation, digest = _opened(root, annotation.path)
+    segmentation, digest = _LATEST.read(root, annotation.path)
     if instance is None:
         return Region(annotation.code, (), digest)
     pixels = instance.pixel_format
@@ -84,26 +83,6 @@ def _require_grid(drawn: ImagePlane, image: ImagePlane, size: tuple[int, ...]) -
             f"its pixels are up to {off:.3g} pixels off those of the image, by the positions of "
             "both. Export the segmentation of this image.",
         )
-
-
-# The latest segmentations: the rows of a series come together.
-_latest: Final[dict[tuple[Path, str, FileStamp], tuple[Segmentation, str]]] = {}
-_MAX_LATEST: Final = 2
-
-
-def _opened(root: Path, path: str) -> tuple[Segmentation, str]:
-    """Return a segmentation, and the digest of its file."""
-    with open_source(root, path, _CODE) as (descriptor, stamp):
-        key = root, path, stamp
-        if (known := _latest.get(key)) is not None:
-            return known
-        require_size(stamp.size, _CODE)
-        data = read_all(descriptor, stamp, _CODE)
-    opened = Segmentation(data), xxhash.xxh3_128_hexdigest(data)
-    while len(_latest) >= _MAX_LATEST:
-        _latest.pop(next(iter(_latest)), None)
-    _latest[key] = opened
-    return opened
 
 
 SOURCE: Final = Source(

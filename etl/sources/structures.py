@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from etl.errors import EtlError
 from etl.findings import Finding, counted
 from etl.labels import LabelScheme
-from etl.options import StructureChoice
+from etl.options import StructureChoice, structure_choices
 from loader.format import MAX_CODE, Structure
 
 _GLOB: Final = frozenset("*?[")
@@ -88,7 +88,7 @@ def say_what_is_left(n_of_name: Mapping[str, int], chosen: Chosen, path: str) ->
                 yield Finding("structure-missing", path, message, label=structure.code)
 
 
-def read_choices(path: Path) -> dict[str, object]:
+def read_choices(path: Path) -> tuple[StructureChoice, ...]:
     """Return what a mapping file says: structure → patterns, or a table of patterns and code.
 
     Parameters
@@ -101,20 +101,21 @@ def read_choices(path: Path) -> dict[str, object]:
     EtlError
         It cannot be read, or is not of that form.
     """
+    where = f"Structures not usable: {path}"
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError(f"expected names with patterns, found a {type(content).__name__}")
+        return structure_choices(content)
     except OSError as error:
         why = (error.strerror or "input/output error").lower()
-        raise EtlError(f"Structures not usable: {path}: cannot be read ({why}).") from error
-    except ValueError as error:  # of either parser, and of text that is no UTF-8
+        raise EtlError(f"{where}: cannot be read ({why}).") from error
+    except (TypeError, ValueError) as error:  # of either parser, of text that is no UTF-8, of ours
+        why = str(error).removeprefix("structures: ").rstrip(".")
         raise EtlError(
-            f"Structures not usable: {path}: expected lines such as "
-            f'liver = ["liver*", "hepar"], found what is not TOML or JSON ({error}).'
+            f'{where}: {why}. Write lines such as liver = ["liver*", "hepar"].'
         ) from error
-    if not isinstance(content, dict):
-        raise EtlError(f"Structures not usable: {path}: expected names with patterns.")
-    return content
 
 
 class _Choice(NamedTuple):

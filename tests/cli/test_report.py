@@ -285,3 +285,18 @@ def test_a_file_without_a_split_has_none_to_write(out):
     assert result.exit_code == 1
     assert "Splits not listed" in result.stderr
     assert "--split" in result.stderr
+
+
+@pytest.mark.parametrize("options", [("--gallery", "5"), ("--pseudonyms",)])
+def test_options_of_the_page_need_the_page(out, options):
+    found = CliRunner().invoke(cli, ["report", str(out), *options])
+    assert found.exit_code == 2
+    assert f"{options[0]}: about the page; give --html as well." in found.output
+
+
+def test_the_page_is_written_and_said(out, tmp_path):
+    page = tmp_path / "page.html"
+    found = CliRunner().invoke(cli, ["report", str(out), "--html", str(page), "--gallery", "1"])
+    assert found.exit_code == 0
+    assert f"Page written to {page}." in found.output
+    assert page.read_text().count("data:image/jpeg") == 1

@@ -50,7 +50,9 @@ def test_none_that_fits_is_refused_with_what_was_looked_for(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "scan.dcm").touch()
     for name in ("empty", "scan.dcm"):
-        with pytest.raises(EtlError, match=r"no layout fits.*link\.csv or table\.csv"):
+        with pytest.raises(
+            EtlError, match=r"no layout fits.*link\.csv, table\.csv, RT Structure Sets"
+        ):
             layouts.choose(tmp_path / name)
     with pytest.raises(EtlError, match="no such file or folder"):
         layouts.choose(tmp_path / ("x" * 300))

@@ -278,7 +278,7 @@ def test_several_inputs_nearby_and_none(root, monkeypatch):
     with pytest.raises(EtlError, match=r"There is data/link\.csv and 1 more: give its folder"):
         layouts.choose(Path())
     (root.parent / "a/b/c").mkdir(parents=True)
-    with pytest.raises(EtlError, match=r"or DICOM Segmentations\.$"):
+    with pytest.raises(EtlError, match=r"or the table itself\.$"):
         layouts.choose(Path("a/b/c"))
 
 

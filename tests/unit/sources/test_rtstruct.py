@@ -5,11 +5,14 @@ from collections import Counter
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
 
 import etl
+from etl.cli import cli
 from etl.errors import EtlError
 from etl.options import BuildOptions
 from etl.phantom.objects import Patient, write_shapes
+from etl.sources.structures import read_choices
 from loader import open_dataset
 
 SLICES = 12
@@ -177,6 +180,42 @@ class TestStructures:
         assert np.array_equal(before.masks, after.masks)
 
 
+class TestMappingFiles:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("s.toml", 'ring = ["tor*"]\nbox = {patterns = "b*", code = 9}\n'),
+            ("s.json", '{"ring": ["tor*"], "box": {"patterns": ["b*"], "code": 9}}'),
+        ],
+    )
+    def test_toml_and_json_say_the_same(self, tmp_path, name, text):
+        (tmp_path / name).write_text(text)
+        assert read_choices(tmp_path / name) == (("ring", ("tor*",), 1), ("box", ("b*",), 9))
+
+    @pytest.mark.parametrize(
+        ("name", "text", "words"),
+        [
+            ("s.toml", "liver = 5", "liver: expected a tuple of strings, found 5"),
+            ("s.toml", "liver = {code = 300}", "liver: expected 1 to 254, found 300"),
+            ("s.toml", "liver = {colour = 1}", "expected patterns and code"),
+            ("s.toml", "", "expected names and codes"),
+            ("s.toml", "liver", "Expected"),
+            ("s.json", '["liver"]', "expected names with patterns, found a list"),
+            ("s.json", "\xff", "Expecting value"),
+        ],
+    )
+    def test_others_are_refused_with_an_example(self, clean, tmp_path, name, text, words):
+        path = tmp_path / name
+        path.write_text(text)
+        found = CliRunner().invoke(
+            cli, ["build", str(clean), str(tmp_path / "out.h5"), "--structures", str(path)]
+        )
+        assert found.exit_code == 1
+        assert f"Error: Structures not usable: {path}: " in found.output
+        assert words in found.output
+        assert "Write lines such as" in found.output
+
+
 class TestMistakes:
     """Each is a finding, and what is right is still written."""
 
@@ -225,6 +264,7 @@ class TestMistakes:
 
         change(root, tilt)
         found = only(build(root)[0], "contour-off-plane")
+        assert found.message.startswith("on images/SHAPES001/")
         assert "has points up to" in found.message
         assert found.key is not None
 
