@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from etl.findings import FLAG_CODES
 
@@ -308,7 +308,7 @@ def _structures(structures: object) -> tuple[str | StructureChoice, ...] | None:
     return given
 
 
-def structure_choices(structures: Mapping[object, object]) -> tuple[StructureChoice, ...]:
+def structure_choices(structures: Mapping[Any, object]) -> tuple[StructureChoice, ...]:
     """Return the choices of a mapping; codes that it does not give are the lowest free ones.
 
     Raises
