@@ -66,6 +66,7 @@ _NEEDS: Final = (  # option, options of which it needs one, why
     ),
 )
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
+_OF_PREDICTIONS: Final = "disagrees-with-model"  # the code of a finding
 _STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
@@ -816,6 +817,12 @@ def _print_result(result: "BuildResult", out: Path) -> None:
     help="Show only what is about this patient, by either id; may be given several times.",
 )
 @click.option(
+    "--predictions",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare the masks with a model's predictions (HDF5 or .npz), the least alike first.",
+)
+@click.option(
     "--fail-on",
     type=_Codes(_all_codes),
     default=(),
@@ -846,6 +853,7 @@ def report(
     severity: tuple[str, ...],
     code: tuple[str, ...],
     patient: tuple[str, ...],
+    predictions: Path | None,
     fail_on: tuple[str, ...],
     force: bool,
     old: Path | None,
@@ -864,9 +872,16 @@ def report(
         _print_comparison(open_dataset(old), dataset, as_json=as_json)
         return
     selection = Selection(severity, code, patient)
-    findings = read_findings(dataset)
+    findings, agreed = read_findings(dataset), None
+    if predictions is not None:
+        from etl.report.predictions import agreement, disagreements, merged
+
+        agreed = agreement(dataset, predictions)
+        findings = merged(findings, disagreements(dataset, agreed))
     chosen = selection.chosen(findings)
-    summary = dataclasses.replace(summarise(dataset, findings, selection), path=str(file))
+    summary = dataclasses.replace(
+        summarise(dataset, findings, selection), path=str(file), predictions=agreed
+    )
     _write_list(dataset, chosen, csv_file, force=force)
     _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
@@ -896,14 +911,14 @@ def _check_report_options() -> None:
     if "old" in given and (others := given - {"old", "file", "as_json"}):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
+    params = click.get_current_context().params
+    if params["predictions"] is None and _OF_PREDICTIONS in {*params["code"], *params["fail_on"]}:
+        raise click.UsageError(f"{_OF_PREDICTIONS}: only predictions tell; give --predictions.")
     if "page" not in given and (others := given & {"gallery", "pseudonyms"}):
         listed = " and ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"{listed}: about the page; give --html as well.")
-    context = click.get_current_context()
     to_stdout = [
-        f"{_option_name(one)} -"
-        for one in ("csv_file", "splits_file")
-        if context.params[one] == _STDOUT
+        f"{_option_name(one)} -" for one in ("csv_file", "splits_file") if params[one] == _STDOUT
     ]
     to_stdout += ["--json"] * ("as_json" in given)
     if len(to_stdout) > 1:

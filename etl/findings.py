@@ -359,6 +359,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "is near an edge, or they fit in other coordinates; the finding has no row",
         "check whether contours and images are of one acquisition",
     ),
+    "disagrees-with-model": FindingCode(
+        "warning",
+        "Dice between the mask and a model's prediction is far under the median of the structure; "
+        "only with `report --predictions`, which never changes the file",
+        "look at its overlay",
+    ),
     "same-person": FindingCode(
         "warning",
         "two patients have the same PatientID, StudyInstanceUID, SeriesInstanceUID or "

@@ -9,6 +9,7 @@ from etl.errors import EtlError
 from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, QUALITY_CODES, FindingRow, counted
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
+from etl.report.predictions import Agreement
 from loader import Dataset
 from loader import format as file_format
 from loader.format import Attribute
@@ -64,6 +65,7 @@ class Summary:
     diagnoses: list[Diagnosis]
     findings: list[FindingGroup]
     selection: Selection  # of findings and diagnoses; the other facts are of the whole file
+    predictions: Agreement | None = None  # of a model, where the user has some
 
     def to_json(self) -> dict[str, object]:
         """Return plain data; findings as objects."""
@@ -71,6 +73,8 @@ class Summary:
         for group, found in zip(plain["findings"], self.findings, strict=True):
             group["examples"] = [example._asdict() for example in found.examples]
         plain["diagnoses"] = [diagnosis.to_json() for diagnosis in self.diagnoses]
+        if self.predictions is not None:
+            plain["predictions"]["scores"] = [one._asdict() for one in self.predictions.scores]
         return plain
 
 

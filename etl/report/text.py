@@ -17,7 +17,8 @@ from etl.findings import (
 )
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
-from etl.report.summary import Summary, alignment_text
+from etl.report.predictions import Agreement
+from etl.report.summary import Label, Summary, alignment_text
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -128,15 +129,31 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)
             yield title, ", ".join(parts)
+    yield from _checks(summary)
+    yield "Sources", ", ".join(sources_text(summary.sources))
+    if summary.selection:
+        yield "Shown", f"findings of {summary.selection}"
+
+
+def _checks(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield what checks measured over all rows, and which were left out."""
     if set(QUALITY_CODES) <= set(summary.unchecked):
         yield "Checks", "none: built with --no-qc"
     elif set(AUDIT_CODES) <= set(summary.unchecked):
         yield "Alignment", "not measured: --no-audit, or no structure whose contrast is known"
     if summary.alignment is not None:
         yield "Alignment", alignment_text(summary.alignment)
-    yield "Sources", ", ".join(sources_text(summary.sources))
-    if summary.selection:
-        yield "Shown", f"findings of {summary.selection}"
+    if summary.predictions is not None:
+        yield "Model", _agreement_text(summary.predictions, summary.labels)
+
+
+def _agreement_text(found: Agreement, labels: Sequence[Label]) -> str:
+    """Return how well predictions agree with the masks."""
+    meanings = {one.code: one.meaning for one in labels}
+    medians = ", ".join(f"{meanings[label]} {dice:.2f}" for label, dice in found.medians.items())
+    text = f"{found.path}: Dice with the masks of {counted(found.n_rows, 'row')}, in the median: "
+    weak = "; a model this weak tells little about the masks" if found.is_weak else ""
+    return f"{text}{medians or 'no structure is drawn'}{weak}"
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:
