@@ -570,7 +570,7 @@ def _(tree: Tree) -> Planted:
     pixels = tree.pixels((first, number)).reshape(256, 256).astype(np.float64)
     darker = (0.6 * pixels + 20).astype(np.uint16)
     tree.edit((second, number), PixelData=darker.tobytes())
-    options = {"split": (50, 25, 25), "near_duplicates": True}
+    options = {"split": (50, 25, 25)}
     return Planted(((first, number), (second, number)), options=options)
 
 

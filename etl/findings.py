@@ -288,7 +288,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "near-duplicate": FindingCode(
         "warning",
         "images of two patients show the same with other values, compression, or a shift or zoom "
-        "of some pixels; only with `--near-duplicates`",
+        "of some pixels",
         "leave one patient out, or give both one side of your split",
         flag=17,
     ),
@@ -450,8 +450,6 @@ FLAG_CODES: Final = tuple(
 _ALWAYS_CHECKED: Final = frozenset(
     {"contour-partly-outside", "image-file-damaged", "image-header-invalid", "image-unused-bits"}
 )
-# Codes that a build looks for only where that is asked for.
-ASKED_FOR_CODES: Final = ("near-duplicate",)
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
 AUDIT_CODES: Final = ("contours-misfit", "alignment-dataset", "alignment-patient")
 QUALITY_CODES: Final = (

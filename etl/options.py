@@ -29,7 +29,7 @@ _RANGES: Final = (  # of the options that are whole numbers
     ("audit_contours", 1, math.inf),
 )
 _SWITCHES: Final = (  # options that are on or off
-    *("partial", "qc", "audit", "near_duplicates", "exclude_structures", "background"),
+    *("partial", "qc", "audit", "exclude_structures", "background"),
 )
 NEWEST: Final = "newest"
 ALL: Final = "all"
@@ -96,9 +96,6 @@ class BuildOptions:
         Measure how far contours lie off the images' edges as well; see `etl.quality.alignment`.
     audit_contours : int, optional
         How many contours of each patient; None measures all.
-    near_duplicates : bool
-        Look for images of different patients that show the same as well; see
-        `etl.quality.near_copies`.
     exclude_flagged : tuple of str
         Codes of `FLAG_CODES`: rows with such a finding are left out. "CODE:PATIENT" leaves out
         those of one patient, by either id.
@@ -151,7 +148,6 @@ class BuildOptions:
     qc: bool = True
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
-    near_duplicates: bool = False
     exclude_flagged: tuple[str, ...] = ()
     exclude_file: str | None = None
     exclude_structures: bool = False

@@ -27,7 +27,7 @@ from etl.options import BuildOptions, NotDrawn
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region
-from etl.quality.near_copies import NO_HASH, Hash, image_hash
+from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
 from etl.sources.files import open_source, read_all, unchanged_since
@@ -328,7 +328,7 @@ def _render_one(
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme)
     digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
-    marks = digest, image_hash(image) if options.near_duplicates else NO_HASH, alignment
+    marks = digest, image_hash(image), alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 

@@ -113,8 +113,6 @@ def stacks(copied):
 
 def build(tree, tmp_path, **options):
     """Build with both contours and all checks; return the open file."""
-    if options.get("qc", True):
-        options = {"near_duplicates": True} | options
     options = BuildOptions(**({"contours": ("i", "o"), "partial": True} | options))
     out = tmp_path / "out.h5"
     etl.build(tree.root, out, options, force=True)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from etl.errors import EtlError
-from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, QUALITY_CODES, FindingRow, counted
+from etl.findings import AUDIT_CODES, FLAG_CODES, QUALITY_CODES, FindingRow, counted
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
 from etl.report.predictions import Agreement
@@ -176,13 +177,14 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     return [(row, column) for row, column in known.tolist()]
 
 
-def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
+def _unchecked(attributes: Mapping[str, Any]) -> Sequence[str]:
     """Return the codes of findings that the build did not look for."""
     options = dict(_items(attributes[Attribute.OPTIONS]))
     if not options.get("qc", True):
         return QUALITY_CODES
-    unchecked = () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
-    return unchecked if options.get("near_duplicates") else (*unchecked, *ASKED_FOR_CODES)
+    known = attributes[Attribute.FLAG_CODES]  # to the version that built the file
+    later = [code for code in FLAG_CODES if code in QUALITY_CODES and code not in known]
+    return [*later, *(() if Attribute.ALIGNMENT in attributes else AUDIT_CODES)]
 
 
 def _items(value: object) -> list[tuple[str, object]]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, CODES, FindingRow
+from etl.findings import CODES, QUALITY_CODES, FindingRow
 from etl.model import LabelMap
 from etl.quality.diagnoses import Diagnosis
 from etl.report.overlays import colours, windowed
@@ -120,7 +120,7 @@ def verdict(summary: Summary) -> str:
     """Return one sentence on whether the file is good to train on."""
     harmful = [one for one in summary.diagnoses if one.severity in {"error", "warning"}]
     n_rows = len({row for one in harmful for row in one.rows})
-    if set(summary.unchecked) - set(ASKED_FOR_CODES) - set(AUDIT_CODES) and not harmful:
+    if set(QUALITY_CODES) <= set(summary.unchecked) and not harmful:
         return "Nobody knows: the build left out some checks. Build with all of them."
     if not harmful:
         return "Yes, by all checks that the build made: nothing looks wrong."

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import loader
-from etl.findings import FindingRow
+from etl.findings import FLAG_CODES, FindingRow
 from etl.report.page.contents import contents, mask_edge, spread, verdict
 from etl.report.page.write import html as page_of
 from etl.report.page.write import write_page
 from etl.report.summary import summarise
+from loader.format import Attribute
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -39,7 +40,9 @@ def dataset(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "out.h5"
     names = {"patient_id": [name.encode() for name in sorted(HOSTILE)]}
     sizes = {"n": len(HOSTILE), "rows": 24, "columns": 30, "n_findings": 0}
-    write_dataset(path, **sizes, split=[0, 0, 0, 1, 1, 2, 2], manifest=names)
+    known = {Attribute.FLAG_CODES: json.dumps(FLAG_CODES)}
+    split = [0, 0, 0, 1, 1, 2, 2]
+    write_dataset(path, **sizes, split=split, manifest=names, attributes=known)
     return loader.open_dataset(path)
 
 
