@@ -277,7 +277,7 @@ def _notes_on_split_file(
     """Yield where the user's own split file and the patients with rows do not fit together."""
     if used[file_format.NO_SPLIT]:
         n_unlisted = used[file_format.NO_SPLIT]
-        yield f"patients that are not in the split file, so of no split: {n_unlisted}."
+        yield f"patients without a split, because the split file does not list them: {n_unlisted}."
     if others := sorted(split.read_split_file(path).keys() - patients):
         examples = ", ".join([*map(repr, others[:_EXAMPLES]), *["..."] * (len(others) > _EXAMPLES)])
         yield f"patients of the split file that have no row: {len(others)} ({examples})."

@@ -43,7 +43,6 @@ _EXCLUSIVE: Final = (
     ("splits_from", "split_file"),
     ("no_qc", "exclude_flagged"),
     ("no_qc", "audit_contours"),
-    ("no_qc", "near_duplicates"),
     ("no_audit", "audit_contours"),
     ("workers", "scheduler"),
     ("quiet", "verbose"),
@@ -53,16 +52,16 @@ _NEEDS: Final = (  # option, options of which it needs one, why
     (
         "same_person",
         _DIVIDES,
-        "--same-person is about --split and --folds: give one of them.",
+        "--same-person needs --split or --folds.",
     ),
-    ("split_seed", _DIVIDES, "--split-seed is about --split and --folds: give one of them."),
-    ("stratify", _DIVIDES, "--stratify is about --split and --folds: give one of them."),
-    ("patients_csv", {"stratify"}, "--patients-csv is about --stratify: name its column."),
-    ("paranoid", {"update"}, "--paranoid is about --update: give both."),
+    ("split_seed", _DIVIDES, "--split-seed needs --split or --folds."),
+    ("stratify", _DIVIDES, "--stratify needs --split or --folds."),
+    ("patients_csv", {"stratify"}, "--patients-csv needs --stratify with the name of its column."),
+    ("paranoid", {"update"}, "--paranoid needs --update."),
     (
         "exclude_structures",
         {"exclude_flagged", "exclude_file"},
-        "--exclude-structures is about --exclude-flagged and --exclude-file: give one.",
+        "--exclude-structures needs --exclude-flagged or --exclude-file.",
     ),
 )
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
@@ -410,7 +409,7 @@ _WORKERS: Final = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write all findings to this table.",
 )
-@click.option("--force", is_flag=True, help="Replace what --csv finds in its place.")
+@click.option("--force", is_flag=True, help="Replace the file that --csv names.")
 @_WORKERS
 def check(
     data: Path,
@@ -552,11 +551,6 @@ def check(
     help="How many contours of each patient the audit measures.",
 )
 @click.option(
-    "--near-duplicates",
-    is_flag=True,
-    help="Look for images of different patients that show the same, with other values or edges.",
-)
-@click.option(
     "--exclude-flagged",
     type=_Flags(),
     help="Leave out rows with such a warning, of all patients or of one: area-jump,"
@@ -627,7 +621,6 @@ def build(
     no_qc: bool,
     no_audit: bool,
     audit_contours: int | None,
-    near_duplicates: bool,
     exclude_flagged: tuple[str, ...] | None,
     exclude_file: Path | None,
     exclude_structures: bool,
@@ -687,7 +680,6 @@ def build(
         qc=not no_qc,
         audit=not no_audit,
         audit_contours=audit_contours,
-        near_duplicates=near_duplicates,
         exclude_flagged=exclude_flagged or (),
         exclude_file=str(exclude_file) if exclude_file else None,
         exclude_structures=exclude_structures,
@@ -916,7 +908,7 @@ def _check_report_options() -> None:
         raise click.UsageError(f"{_OF_PREDICTIONS}: only predictions tell; give --predictions.")
     if "page" not in given and (others := given & {"gallery", "pseudonyms"}):
         listed = " and ".join(_option_name(name) for name in sorted(others))
-        raise click.UsageError(f"{listed}: about the page; give --html as well.")
+        raise click.UsageError(f"{listed}: only with --html.")
     to_stdout = [
         f"{_option_name(one)} -" for one in ("csv_file", "splits_file") if params[one] == _STDOUT
     ]
@@ -958,7 +950,7 @@ def _draw(
     if folder is None and sheet is None:
         return
     if not rows:
-        _print("Note: no row is chosen, so that nothing is drawn.", err=True)
+        _print("Note: no row is chosen; nothing is drawn.", err=True)
         return
     from etl.report.overlays import remarks_on, write_contact_sheet, write_overlays
 
@@ -967,8 +959,8 @@ def _draw(
         others = write_overlays(dataset, folder, force=force, rows=rows, remarks=remarks)
         if others:
             _print(
-                f"Note: {folder} also has what is not of these pictures, left as it was: "
-                f"{len(others)} in all, such as {others[0]}.",
+                f"Note: {folder} has other files, which were left as they are: {len(others)} "
+                f"in all, such as {others[0]}.",
                 err=True,
             )
     if sheet is not None:
@@ -1012,7 +1004,7 @@ def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...
     """Fail where the file has such findings, or where the build did not look for them."""
     if unchecked := [code for code in fail_on if code in summary.unchecked]:
         raise EtlError(
-            f"--fail-on: {summary.path} was built without a look for {', '.join(unchecked)}. "
+            f"--fail-on: {summary.path} was built without the checks for {', '.join(unchecked)}. "
             "Build it again without --no-qc and --no-audit."
         )
     if found := [code for code in fail_on if code in codes]:
@@ -1093,7 +1085,7 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     show_default=True,
     help="Seed of the loader.",
 )
-@click.option("--force", is_flag=True, help="Replace what --png finds in its place.")
+@click.option("--force", is_flag=True, help="Replace the file that --png names.")
 def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: bool) -> None:
     """Draw what an augmentation makes of rows of FILE: each as it is, and in five epochs.
 
@@ -1259,7 +1251,7 @@ def _check_build_options() -> None:
             options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
-        raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+        raise click.UsageError("--partial needs two contours: use --contours i,o.")
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)

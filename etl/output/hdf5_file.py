@@ -100,7 +100,7 @@ def finish(
     Raises
     ------
     OSError
-        Not all could be written, or the disk has something else than what was written.
+        Not all could be written, or the disk returns other bytes than were written.
     """
     names = [f"{group}/{column}" for group, kinds in schema.items() for column in kinds]
     small = {

@@ -273,7 +273,7 @@ def _failed(out: Path, error: OSError) -> EtlError:
         return EtlError(f"Output not written: {out}: no space left. Free some, or choose a disk.")
     if isinstance(error, ReadBackError):
         return EtlError(
-            f"Output not written: {out}: the disk gives back something else than what was written "
+            f"Output not written: {out}: the disk returns other bytes than were written "
             f"({error.what}). Choose another disk."
         )
     return EtlError(f"Output not written: {out}: {_reason(error)}.")
