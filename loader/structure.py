@@ -83,7 +83,7 @@ _HDF5_ERRORS: Final = (
 )
 
 _REBUILD: Final = "Build the file again with dicom-etl."
-_COPY_AGAIN: Final = "Copy the file again, or build it again with dicom-etl."
+COPY_AGAIN: Final = "Copy the file again, or build it again with dicom-etl."
 _OTHER_FILE: Final = "Give a file that dicom-etl has built."
 
 
@@ -155,7 +155,7 @@ def read_contents(buffer: mmap.mmap, path: str) -> Contents:
             tables = _read_tables(file.id, structures, path)
     except _HDF5_ERRORS as error:
         why = "HDF5 cannot read it, so it is damaged or incomplete"
-        raise not_opened(path, why, _COPY_AGAIN) from error
+        raise not_opened(path, why, COPY_AGAIN) from error
     contents = Contents(attributes, structures, images, masks, tables)
     _check_extents(contents, path, len(buffer))
     return contents
@@ -375,7 +375,7 @@ def _check_extents(contents: Contents, path: str, n_file_bytes: int) -> None:
         end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
         if end > n_file_bytes:
             why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
-            raise not_opened(f"{path}, /{name}", why, _COPY_AGAIN)
+            raise not_opened(f"{path}, /{name}", why, COPY_AGAIN)
     _, *sides = images or (0,)
     if len(sides) != len(("rows", "columns")) or not all(0 < side <= _MAX_SIDE for side in sides):
         why = f"expected the shape (n, rows, columns), found {images}"
