@@ -17,7 +17,7 @@ from etl.findings import (
 )
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
-from etl.report.summary import Summary, alignment_text
+from etl.report.summary import Summary, alignment_text, resizing_text
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -106,6 +106,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yield a title and what it is about."""
     size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
     yield "Rows", f"{summary.n_rows} of {counted(summary.n_patients, 'patient')}, {size}"
+    yield from _resizing(summary)
     values = f"{summary.minimum:g} to {summary.maximum:g}"
     yield "Values", f"{values}, mean {summary.mean:.4g}, deviation {summary.std:.4g}"
     if summary.pixel_spacings:
@@ -137,6 +138,11 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "Sources", ", ".join(sources_text(summary.sources))
     if summary.selection:
         yield "Shown", f"findings of {summary.selection}"
+
+
+def _resizing(summary: Summary) -> Iterator[tuple[str, str]]:
+    if summary.source_sizes:
+        yield "Images", resizing_text(summary)
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:
