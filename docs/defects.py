@@ -667,6 +667,12 @@ def _(tree: Tree) -> Planted:
     return Planted((pair,))
 
 
+@plants("image-no-spacing")
+def _(tree: Tree) -> Planted:
+    tree.edit(tree.middle(with_outer=False), PixelSpacing=None)
+    return Planted(options={"size": "fit", "rows": 180, "columns": 180, "resample": 2.0})
+
+
 @plants("mask-size")
 def _(tree: Tree) -> Planted:
     LAYOUTS.setdefault(mask_source.SOURCE.name, mask_source.SOURCE)
@@ -687,6 +693,11 @@ def _(tree: Tree) -> Planted:
     n_columns_in = 2 * np.ptp(vertices[:, 0]) / 3
     tree.draw(pair, vertices - (vertices[:, 0].max() - n_columns_in, 0))
     return Planted((pair,))
+
+
+@plants("structure-cut")
+def _(_tree: Tree) -> Planted:
+    return Planted(options={"contours": ("o",), "size": "fit", "rows": 72, "columns": 72})
 
 
 @plants("contour-open-gap")

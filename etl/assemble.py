@@ -109,7 +109,7 @@ def assemble(
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
     mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
-    columns = file_format.manifest_columns(scheme)
+    columns = file_format.manifest_columns(scheme, has_source_grid=options.is_resized)
     min_reader_version = file_format.min_reader_version(
         scheme, has_ignored=options.not_drawn == "ignore"
     )

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import io
+import math
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, NotDrawn, PatientId, Rasterizer, SamePerson
+    from etl.options import FitAbout, Kind, NotDrawn, PatientId, Rasterizer, SamePerson, Size
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -39,6 +40,7 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "o,i": ("i", "o"),
 }
 _EXCLUSIVE: Final = (
+    ("size", "fit"),
     ("split", "split_file"),
     ("splits_from", "split_file"),
     ("no_qc", "exclude_flagged"),
@@ -49,6 +51,13 @@ _EXCLUSIVE: Final = (
 )
 _DIVIDES: Final = {"split", "folds", "splits_from", "update"}
 _NEEDS: Final = (  # option, options of which it needs one, why
+    (
+        "resample",
+        {"size", "fit"},
+        "--resample gives images of one spacing, not of one size: give --fit ROWSxCOLUMNS, "
+        "--size most or --size ROWSxCOLUMNS.",
+    ),
+    ("fit_about", {"fit"}, "--fit-about is about --fit: give its ROWSxCOLUMNS."),
     (
         "same_person",
         _DIVIDES,
@@ -92,15 +101,21 @@ class _Commands(click.Group):
             ctx.exit(status)
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """ROWSxCOLUMNS → (rows, columns)."""
+_MOST: Final = "most"
+
+
+class _Size(click.ParamType[tuple[int, int] | str]):
+    """ROWSxCOLUMNS → (rows, columns); the word "most" as it is, where it may stand."""
 
     name = "ROWSxCOLUMNS"
 
+    def __init__(self, *, most: bool = False) -> None:
+        self._has_most = most
+
     def convert(
         self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    ) -> tuple[int, int] | str:
+        if isinstance(value, tuple) or (self._has_most and value == _MOST):
             return value
         parts = value.lower().split("x")
         if len(parts) != 2 or not all(p.isascii() and p.isdecimal() for p in parts):  # noqa: PLR2004
@@ -109,6 +124,28 @@ class _Size(click.ParamType[tuple[int, int]]):
         if not (1 <= rows <= 65535 and 1 <= columns <= 65535):  # noqa: PLR2004  DICOM's limit
             self.fail(f"rows and columns are 1 to 65535, found {value!r}", param, ctx)
         return rows, columns
+
+
+class _Spacing(click.ParamType[tuple[float, float]]):
+    """MM or MMxMM → the distances between rows and between columns."""
+
+    name = "MM[xMM]"
+
+    def convert(
+        self,
+        value: str | tuple[float, float],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            steps = [float(part) for part in value.lower().split("x")]
+        except ValueError:
+            steps = []
+        if len(steps) not in {1, 2} or not all(0 < step < math.inf for step in steps):
+            self.fail(f"expected millimetres such as 1.25 or 1.25x1.5, found {value!r}", param, ctx)
+        return steps[0], steps[-1]
 
 
 class _Split(click.ParamType[tuple[float, ...]]):
@@ -356,11 +393,30 @@ _SEGMENT_THRESHOLD: Final = click.option(
 )
 _SIZE: Final = click.option(
     "--size",
-    type=_Size(),
-    metavar="ROWSxCOLUMNS",
+    type=_Size(most=True),
+    metavar="ROWSxCOLUMNS|most",
     default="256x256",
     show_default=True,
-    help="The size every image must have; others are rejected and named.",
+    help="The size every image must have, or that of most; others are rejected and named.",
+)
+_FIT: Final = click.option(
+    "--fit",
+    type=_Size(),
+    metavar="ROWSxCOLUMNS",
+    help="Instead of --size: pad and crop all images to this size.",
+)
+_FIT_ABOUT: Final = click.option(
+    "--fit-about",
+    type=click.Choice(["image", "structures"]),
+    default="image",
+    show_default=True,
+    help="What of a larger image --fit keeps in the middle: its centre, or what is drawn on it.",
+)
+_RESAMPLE: Final = click.option(
+    "--resample",
+    type=_Spacing(),
+    metavar="MM[xMM]",
+    help="Give all images this distance between rows and columns, before --size or --fit.",
 )
 _CONTOUR_ORIGIN: Final = click.option(
     "--contour-origin",
@@ -396,6 +452,9 @@ _WORKERS: Final = click.option(
 @_PLANE_TOLERANCE
 @_SEGMENT_THRESHOLD
 @_SIZE
+@_FIT
+@_FIT_ABOUT
+@_RESAMPLE
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
@@ -421,7 +480,10 @@ def check(
     background: bool,
     plane_tolerance: float,
     segment_threshold: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | str,
+    fit: tuple[int, int] | None,
+    fit_about: "FitAbout",
+    resample: tuple[float, float] | None,
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
@@ -446,6 +508,7 @@ def check(
         from etl.check import check as check_input
         from etl.options import BuildOptions
 
+    rows, columns, rule = _file_size(size, fit)
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
@@ -455,8 +518,11 @@ def check(
         background=background,
         plane_tolerance=plane_tolerance,
         segment_threshold=segment_threshold,
-        rows=size[0],
-        columns=size[1],
+        rows=rows,
+        columns=columns,
+        size=rule,
+        resample=resample,
+        fit_about=fit_about,
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
@@ -484,6 +550,9 @@ def check(
 @_PLANE_TOLERANCE
 @_SEGMENT_THRESHOLD
 @_SIZE
+@_FIT
+@_FIT_ABOUT
+@_RESAMPLE
 @click.option(
     "--rasterizer",
     type=click.Choice(["center", "pillow"]),
@@ -604,7 +673,10 @@ def build(
     background: bool,
     plane_tolerance: float,
     segment_threshold: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | str,
+    fit: tuple[int, int] | None,
+    fit_about: "FitAbout",
+    resample: tuple[float, float] | None,
     rasterizer: "Rasterizer",
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
@@ -653,6 +725,7 @@ def build(
         from etl.options import BuildOptions
         from etl.pipeline import build as build_file
 
+    rows, columns, rule = _file_size(size, fit)
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
@@ -662,8 +735,11 @@ def build(
         background=background,
         plane_tolerance=plane_tolerance,
         segment_threshold=segment_threshold,
-        rows=size[0],
-        columns=size[1],
+        rows=rows,
+        columns=columns,
+        size=rule,
+        resample=resample,
+        fit_about=fit_about,
         rasterizer=rasterizer,
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
@@ -1260,6 +1336,15 @@ def _check_build_options() -> None:
         raise click.UsageError(
             "--exclude-structures keeps pairs that lack a contour: give --partial as well."
         )
+
+
+def _file_size(size: tuple[int, int] | str, fit: tuple[int, int] | None) -> tuple[int, int, "Size"]:
+    """Return the size of the file's images, and what becomes of others."""
+    if fit is not None:
+        return *fit, "fit"
+    if isinstance(size, str):
+        return 256, 256, "most"  # replaced as soon as the sizes are known
+    return *size, "exact"
 
 
 @contextmanager

@@ -134,7 +134,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "image-size": FindingCode(
         "error",
         "Rows or Columns differs from the expected size",
-        "resample the image, or build such images apart with `--size`",
+        "take all sizes with `--fit`, or build such images apart with `--size`",
+    ),
+    "image-no-spacing": FindingCode(
+        "error",
+        "with `--resample`, the image has no usable PixelSpacing, or is smaller than half a pixel",
+        "export the image again with its PixelSpacing, or build without `--resample`",
     ),
     "slice-ambiguous": FindingCode(
         "error",
@@ -245,6 +250,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "unless the contour crosses itself",
         "look at its overlay",
         flag=0,
+    ),
+    "structure-cut": FindingCode(
+        "warning",
+        "with `--fit`, part of a structure is outside of the part of its image that is kept; the "
+        "message gives the share",
+        "give a larger `--fit`, or `--fit-about structures`",
+        flag=18,
     ),
     "contour-open-gap": FindingCode(
         "warning",
@@ -448,7 +460,10 @@ FLAG_CODES: Final = tuple(
 
 # Codes that every build looks for.
 _ALWAYS_CHECKED: Final = frozenset(
-    {"contour-partly-outside", "image-file-damaged", "image-header-invalid", "image-unused-bits"}
+    {
+        *("contour-partly-outside", "structure-cut"),
+        *("image-file-damaged", "image-header-invalid", "image-unused-bits"),
+    }
 )
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
 AUDIT_CODES: Final = ("contours-misfit", "alignment-dataset", "alignment-patient")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding, SampleKey
-from etl.geometry import ImagePlane
+from etl.geometry import ImagePlane, SourceGrid
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -192,7 +192,7 @@ class Region(NamedTuple):
     """What one annotation draws in one frame: polygons, even-odd together, or a mask."""
 
     code: int  # of the structure
-    polygons: tuple[Vertices, ...]
+    polygons: tuple[Vertices, ...]  # in pixels of the frame
     xxh3: str  # XXH3-128 of the annotation's file
     mask: Mask | None = None  # instead of polygons
 
@@ -209,6 +209,7 @@ class Sample(NamedTuple):
     instance: Instance
     stamp: FileStamp
     regions: tuple[Region, ...]
+    grid: SourceGrid | None = None  # None: the row has the pixels of the frame
 
     def without(self, codes: Collection[int]) -> "Sample":
         """Return the sample without some of its structures."""
@@ -224,19 +225,19 @@ class Sample(NamedTuple):
 
         Plain tuples and bytes name no class, and are made without asking for one.
         """
-        (key, original_id, frame, annotations, *more), instance, stamp, regions = self
+        (key, original_id, frame, annotations, *more), instance, stamp, regions, grid = self
         link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], *more
         drawn = [
             (code, [vertices.tobytes() for vertices in polygons], xxh3, _packed_mask(mask))
             for code, polygons, xxh3, mask in regions
         ]
-        plain = link, instance.plain(), tuple(stamp), drawn
+        plain = link, instance.plain(), tuple(stamp), drawn, grid and tuple(grid)
         return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
-        link, instance, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
+        link, instance, stamp, drawn, grid = pickle.loads(packed)  # noqa: S301  our own
         key, original_id, frame, annotations, *more = link
         return cls(
             Link(
@@ -257,6 +258,7 @@ class Sample(NamedTuple):
                 )
                 for code, polygons, xxh3, mask in drawn
             ),
+            grid and SourceGrid(*grid),
         )
 
 

@@ -13,6 +13,8 @@ NotDrawn = Literal["background", "ignore"]
 SamePerson = Literal["keep", "separate"]
 
 PatientId = Literal["tag", "folder"]
+Size = Literal["exact", "most", "fit"]
+FitAbout = Literal["image", "structures"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
 
@@ -57,7 +59,17 @@ class BuildOptions:
     contours : tuple of {"i", "o"}, optional
         Contour kinds of a folder with link.csv; None: the inner ones.
     rows, columns : int
-        The size that every image must have.
+        The size of the images in the file, after `resample`.
+    size : {"exact", "most", "fit"}
+        Images of another size are refused ("exact"), or padded and cropped to it ("fit"). "most":
+        the size is the commonest of the accepted images, whatever `rows` and `columns` are; where
+        two are as common, that of more pixels, then that of more rows.
+    resample : float or pair of floats, optional
+        The distance between pixels that all images get, mm: between rows and between columns.
+        Contours are scaled, not their masks.
+    fit_about : {"image", "structures"}
+        With "fit", the middle of the part that is kept of an image larger than the file's: its
+        own, or that of the structures drawn on it.
     rasterizer : {"center", "pillow"}
         The rule that turns a polygon into a mask; see `etl.contours.rasterise`.
     contour_origin : {0, 1}
@@ -132,6 +144,9 @@ class BuildOptions:
     contours: tuple[Kind, ...] | None = None
     rows: int = 256
     columns: int = 256
+    size: Size = "exact"
+    resample: tuple[float, float] | None = None
+    fit_about: FitAbout = "image"
     rasterizer: Rasterizer = "center"
     contour_origin: int = 0
     contour_transform: tuple[str, ...] = ()
@@ -171,6 +186,8 @@ class BuildOptions:
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
         _require_among("not_drawn", self.not_drawn, get_args(NotDrawn))
+        _require_among("size", self.size, get_args(Size))
+        _require_among("fit_about", self.fit_about, get_args(FitAbout))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
@@ -191,6 +208,7 @@ class BuildOptions:
             "contours": _contours(self.contours),
             "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
+            "resample": _spacing(self.resample),
             "split": None if self.split is None else shares(self.split),
             "plane_tolerance": _positive("plane_tolerance", self.plane_tolerance, math.inf),
             "segment_threshold": _positive("segment_threshold", self.segment_threshold, 1),
@@ -208,9 +226,21 @@ class BuildOptions:
         """Whether contours are audited, which takes both switches."""
         return self.qc and self.audit
 
+    @property
+    def is_resized(self) -> bool:
+        """Whether images get other pixels than their own: resampled, padded or cropped."""
+        return self.size == "fit" or self.resample is not None
+
     def to_json(self) -> dict[str, object]:
-        """Return the options as the file records them: no path of this machine."""
+        """Return the options as the file records them: no path of this machine.
+
+        Options of sizes stand there only where they are used, so that other files stay as they
+        were before there were any.
+        """
         recorded = asdict(self) | {"audit": self.has_audit}
+        for name in ("size", "resample", "fit_about"):
+            if recorded[name] == type(self).__dataclass_fields__[name].default:
+                del recorded[name]
         for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
         return recorded
@@ -333,6 +363,18 @@ def structure_choices(structures: Mapping[Any, object]) -> tuple[StructureChoice
         StructureChoice(name, patterns[name], next(free) if code is None else code)
         for name, code in codes.items()
     )
+
+
+def _spacing(value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    pair = (value, value) if isinstance(value, int | float) else value
+    if isinstance(pair, str) or not isinstance(pair, Iterable):
+        raise TypeError(f"resample: expected one or two numbers, found {value!r}.")
+    spacing = tuple(_positive("resample", one, math.inf) for one in pair)
+    if len(spacing) != 2:  # noqa: PLR2004  between rows, between columns
+        raise ValueError(f"resample: expected one or two numbers, found {value!r}.")
+    return spacing
 
 
 def _positive(name: str, value: object, high: float) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from etl.assemble import BuildResult, assemble
 from etl.diagnose import choose_audited, diagnose
 from etl.errors import ReuseError
-from etl.examine import examine_links, index_headers
+from etl.examine import choose_size, examine_links, index_headers
 from etl.options import BuildOptions
 from etl.output import target
 from etl.output.row_reader import WrittenRows
@@ -137,6 +137,7 @@ def _make(
         found = index_headers(engine, source, found, options, progress=progress)
         found = exclude_listed(found, options)
         spool.findings += found.findings
+        options = choose_size(engine, source, found, options, progress=progress)
         target.check_space(out, len(found.links) * options.rows * options.columns)
         chosen = choose_audited(source, found, options)
         kept = None

@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
 from etl.findings import Finding
+from etl.geometry import SourceGrid
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
 from etl.options import BuildOptions, NotDrawn
@@ -30,6 +31,9 @@ from etl.quality.drawing import Shape, check_overlap, check_region
 from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
+from etl.resampling.image import image_on_grid
+from etl.resampling.placing import file_plane, share_cut
+from etl.resampling.regions import clear_padding, padding_of, region_on_grid
 from etl.sources.files import open_source, read_all, unchanged_since
 from etl.sources.source import Discovery
 from etl.spool import Spool
@@ -236,12 +240,22 @@ def _painted(
     """Yield each sample with its label map."""
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
-        regions = [sample.regions for sample in samples]
+        regions = [_regions(sample, options) for sample in samples]
         drawn = None
         if options.not_drawn == "ignore":
             drawn = [sample.link.drawn for sample in samples]
         painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
-        yield from zip(samples, painted, strict=True)
+        for sample, one in zip(samples, painted, strict=True):
+            if sample.grid is not None and drawn is not None:
+                clear_padding(one.labels, sample.grid)
+            yield sample, one
+
+
+def _regions(sample: Sample, options: BuildOptions) -> Sequence[Region]:
+    """Return a sample's regions in pixels of the file."""
+    if sample.grid is None:
+        return sample.regions
+    return [region_on_grid(region, sample.grid, options) for region in sample.regions]
 
 
 def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -310,26 +324,53 @@ def _render_one(
     try:
         content = files.read(sample)
         frame = read_frame(content.data, sample.instance)
-        image = modality_values(frame.stored, pixels, dtype)
+        source = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
-    if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
-        drawn = {annotation.code: annotation for annotation in link.annotations}
-        message = "no pixel lies inside it, so its mask is empty. Draw it again."
-        return _Row(
-            [
-                Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
-                for one in map(drawn.__getitem__, empty)
-            ]
-        )
-    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options.not_drawn)
+    if empty := _empty(sample, painted, options):
+        return _Row(empty)
+    image = source
+    if sample.grid is not None:
+        size = options.rows, options.columns
+        image = image_on_grid(source, sample.grid, *size, padding_range(pixels))
+    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme)
-    digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
+    # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
+    digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
     marks = digest, image_hash(image), alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
+
+
+def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Finding]:
+    """Return why a sample is no row: regions without a pixel.
+
+    A structure that is wholly cut off has none in the file, which is right; not so for all of them.
+    """
+    link, grid = sample.link, sample.grid
+    empty = {code for code, n_pixels in painted.n_inside.items() if n_pixels == 0}
+    if not empty:
+        return []
+    message = "no pixel lies inside it, so its mask is empty. Draw it again."
+    if grid is not None:
+        message = (
+            f"no pixel of the {options.rows}x{options.columns} in the file lies inside it, so its "
+            "mask is empty. Give a larger --fit, or a smaller --resample."
+        )
+        cut = {
+            region.code
+            for region in sample.regions
+            if region.code in empty
+            and share_cut(region, grid, options.rows, options.columns) == 1.0
+        }
+        empty = empty if len(cut) == len(painted.n_inside) else empty - cut
+    return [
+        Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
+        for one in link.annotations
+        if one.code in empty
+    ]
 
 
 def _check(
@@ -343,6 +384,8 @@ def _check(
     for region in sample.regions:
         code = region.code
         shapes[code], remarks = check_region(region)
+        if sample.grid is not None:
+            shapes[code] = _moved(shapes[code], sample.grid)
         findings += [remark.about(paths[code], link.key, code) for remark in remarks]
     for inner, outer in scheme.nested:
         if (n_outside := painted.n_outside.get(inner.code)) is not None:
@@ -351,6 +394,12 @@ def _check(
                 remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
             ]
     return shapes, findings
+
+
+def _moved(shape: Shape, grid: SourceGrid) -> Shape:
+    """Return a shape with its centre in pixels of the file."""
+    ((x, y),) = grid.to_file(np.array([[shape.x, shape.y]])).tolist()
+    return shape._replace(x=x, y=y)
 
 
 def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
@@ -365,11 +414,17 @@ def _manifest_row(
     image: Image,
     painted: Painted,
     scheme: LabelScheme,
-    not_drawn: NotDrawn,
+    options: BuildOptions,
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
-    link, instance = sample.link, sample.instance
-    statistics = image_statistics(image, padding_range(instance.pixel_format))
+    link, instance, grid = sample.link, sample.instance, sample.grid
+    padding = padding_range(instance.pixel_format)
+    position, spacing = instance.image_position, instance.pixel_spacing
+    beyond = None
+    if grid is not None:
+        position, spacing = file_plane(instance, grid, options)
+        beyond = padding_of(grid, *image.shape)
+    statistics = image_statistics(image, padding, beyond)
     row: dict[str, str | int | float] = {
         "patient_id": link.key.patient_id,
         "original_id": link.original_id,
@@ -382,8 +437,8 @@ def _manifest_row(
         "transfer_syntax_uid": instance.transfer_syntax_uid,
         "dicom_path": link.frame.path,
         "dicom_xxh3": xxh3,
-        "pixel_spacing_row": instance.pixel_spacing[0],
-        "pixel_spacing_column": instance.pixel_spacing[1],
+        "pixel_spacing_row": spacing[0],
+        "pixel_spacing_column": spacing[1],
         "slice_location": instance.slice_location,
         "trigger_time": instance.trigger_time,
         "rescale_slope": instance.pixel_format.rescale_slope,
@@ -399,8 +454,10 @@ def _manifest_row(
         "padding_maximum": statistics.padding_maximum,
         "row_xxh3": row_digest(link.key, image, painted.labels),
     }
-    row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
-    return row | _structure_columns(sample, painted, scheme, not_drawn)
+    row.update(zip(_PLACE, position + instance.image_orientation, strict=True))
+    if grid is not None:
+        row.update((f"source_{name}", value) for name, value in grid._asdict().items())
+    return row | _structure_columns(sample, painted, scheme, options.not_drawn)
 
 
 def _structure_columns(
@@ -415,7 +472,7 @@ def _structure_columns(
         code, stem = region.code, scheme[region.code].stem
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
-        columns[f"{stem}_area"] = _area(region)
+        columns[f"{stem}_area"] = _area(region, sample.grid)
         is_top = is_whole and code == top
         columns[f"n_pixels_{code}"] = (
             painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))
@@ -423,19 +480,24 @@ def _structure_columns(
     return columns
 
 
-def _area(region: Region) -> float:
-    """Return the area of a region in square pixels: of its polygons, or of its mask's pixels."""
+def _area(region: Region, grid: SourceGrid | None) -> float:
+    """Return the area of a region in square pixels of the file, cut off or not.
+
+    That is of its polygons, or of its mask's pixels.
+    """
     if region.mask is not None:
-        return float(np.count_nonzero(region.mask))
-    if len(region.polygons) == 1:
-        return polygon.area(region.polygons[0])
-    return sum(polygon.nested_areas(region.polygons))
+        area = float(np.count_nonzero(region.mask))
+        return area if grid is None else area / (grid.row_scale * grid.column_scale)
+    polygons = region.polygons if grid is None else tuple(map(grid.to_file, region.polygons))
+    if len(polygons) == 1:
+        return polygon.area(polygons[0])
+    return sum(polygon.nested_areas(polygons))
 
 
 def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> ManifestTable:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: ManifestTable = {}
-    for name, kind in file_format.manifest_columns(scheme).items():
+    for name, kind in file_format.manifest_columns(scheme, has_source_grid=True).items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
             is_text = kind == file_format.STRING

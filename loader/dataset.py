@@ -17,6 +17,7 @@ from loader.digests import damaged
 from loader.errors import LoaderError
 from loader.format import IGNORE, Attribute, Structure
 from loader.mapped import MappedFile
+from loader.source_grid import Axis, to_source
 from loader.structure import COPY_AGAIN, Extent, not_opened, read_contents
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
@@ -149,6 +150,62 @@ class Dataset:
             (code, np.stack([x[begin : begin + n], y[begin : begin + n]], axis=1))
             for code, begin, n in zip(label, start, length, strict=True)
         ]
+
+    def to_source(
+        self,
+        row: int,
+        values: npt.NDArray[np.generic],
+        *,
+        linear: bool = False,
+        fill: float = 0,
+    ) -> npt.NDArray[np.generic]:
+        """Return what was predicted on one sample on the pixels of the image that it was made of.
+
+        Where the build resampled, padded or cropped the images, a prediction has other pixels than
+        the DICOM image; this puts it back. In other files both have the same ones.
+
+        Parameters
+        ----------
+        row : int
+            The sample.
+        values : array, shape (..., rows, columns)
+            A mask, label map or map of probabilities on the pixels of the file.
+        linear : bool
+            Interpolate linearly, as for probabilities; else each pixel of the image takes the value
+            of the nearest pixel of the file, as for labels.
+        fill : number
+            For pixels of the image that the file does not show: it was cropped there.
+
+        Returns
+        -------
+        array, shape (..., source rows, source columns)
+
+        Raises
+        ------
+        ValueError
+            `values` has another size than the images of the file.
+        """
+        row, size = range(len(self))[row], self.images.shape[1:]
+        if values.shape[-2:] != size:
+            raise ValueError(
+                f"values: expected the shape (..., {size[0]}, {size[1]}) of the file's images, "
+                f"found {values.shape}."
+            )
+        axes = []
+        for name, length in zip(("row", "column"), size, strict=True):
+            axis = Axis(length, 0.0, 1.0)
+            if "source_rows" in self.manifest:
+                one = {
+                    what: self.manifest[column][row].item()
+                    for what, column in (
+                        ("length", f"source_{name}s"),
+                        ("offset", f"source_{name}_offset"),
+                        ("scale", f"source_{name}_scale"),
+                    )
+                }
+                axis = Axis(**one)
+            axes.append(axis)
+        return to_source(values, *axes, linear=linear, fill=fill)
 
     def check_whole(self) -> None:
         """Check that nobody has written to the file or cut it short since it was opened; one fstat.

@@ -27,6 +27,7 @@ from loader.format import (
     MASK_LABELS,
     MASKS,
     MAX_CODE,
+    SOURCE_GRID,
     STRING,
     VERSION_1_STRUCTURES,
     VERSION_2,
@@ -290,7 +291,7 @@ def _read_tables(
         for column, kind in structure.columns.items()
     }
     groups: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
-        ("manifest", CORE, VERSION_2 | of_structures),
+        ("manifest", CORE, VERSION_2 | SOURCE_GRID | of_structures),
         ("contours", CONTOURS, {}),
         ("findings", FINDINGS, FINDINGS_VERSION_2),
     )

@@ -1,8 +1,9 @@
 """A built file → what a person, or a machine, wants to know about it. Needs no source file."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from etl.report.predictions import Agreement
 from loader import Dataset
 from loader import format as file_format
 from loader.format import Attribute
+
+_N_SIZES: Final = 6  # that one line lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class Summary:
     diagnoses: list[Diagnosis]
     findings: list[FindingGroup]
     selection: Selection  # of findings and diagnoses; the other facts are of the whole file
+    # Of the images before they were resampled, padded or cropped: (rows, columns) and number, the
+    # commonest first; none where they were not.
+    source_sizes: list[tuple[tuple[int, int], int]]
     predictions: Agreement | None = None  # of a model, where the user has some
 
     def to_json(self) -> dict[str, object]:
@@ -148,7 +154,33 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         ],
         findings=group_findings(selection.chosen(findings)),
         selection=selection,
+        source_sizes=_source_sizes(dataset),
     )
+
+
+def _source_sizes(dataset: Dataset) -> list[tuple[tuple[int, int], int]]:
+    manifest = dataset.manifest
+    if "source_rows" not in manifest:
+        return []
+    names = ("source_rows", "source_columns")
+    sizes = Counter(zip(*(manifest[name].tolist() for name in names), strict=True))
+    return sorted(sizes.items(), key=lambda one: (-one[1], one[0]))
+
+
+def resizing_text(summary: Summary) -> str:
+    """Return in words what was done to images of which sizes."""
+    shown = ", ".join(f"{r}x{c} ({n})" for (r, c), n in summary.source_sizes[:_N_SIZES])
+    if n_more := len(summary.source_sizes[_N_SIZES:]):
+        shown += f" and {n_more} more"
+    options = dict(_items(summary.options))
+    done = []
+    if (spacing := options.get("resample")) is not None:
+        between_rows, between_columns = spacing if isinstance(spacing, list) else ("?", "?")
+        done.append(f"resampled to {between_rows:g} x {between_columns:g} mm")
+    if options.get("size") == "fit":
+        about = options.get("fit_about", "image")
+        done.append(f"fitted about the {'centre' if about == 'image' else about}")
+    return f"{shown}; {', '.join(done)}"
 
 
 def alignment_text(numbers: Mapping[str, object]) -> str:

@@ -18,7 +18,7 @@ from etl.findings import (
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
 from etl.report.predictions import Agreement
-from etl.report.summary import Label, Summary, alignment_text
+from etl.report.summary import Label, Summary, alignment_text, resizing_text
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -107,6 +107,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yield a title and what it is about."""
     size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
     yield "Rows", f"{summary.n_rows} of {counted(summary.n_patients, 'patient')}, {size}"
+    yield from _resizing(summary)
     values = f"{summary.minimum:g} to {summary.maximum:g}"
     yield "Values", f"{values}, mean {summary.mean:.4g}, deviation {summary.std:.4g}"
     if summary.pixel_spacings:
@@ -154,6 +155,11 @@ def _agreement_text(found: Agreement, labels: Sequence[Label]) -> str:
     text = f"{found.path}: Dice with the masks of {counted(found.n_rows, 'row')}, in the median: "
     weak = "; a model this weak tells little about the masks" if found.is_weak else ""
     return f"{text}{medians or 'no structure is drawn'}{weak}"
+
+
+def _resizing(summary: Summary) -> Iterator[tuple[str, str]]:
+    if summary.source_sizes:
+        yield "Images", resizing_text(summary)
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:

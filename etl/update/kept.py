@@ -81,7 +81,7 @@ class Kept:
         rows = cache.rows["row"][taken]
         stored = dataset.manifest.stored
         manifest: ManifestTable = {}
-        columns = file_format.manifest_columns(scheme)
+        columns = file_format.manifest_columns(scheme, has_source_grid="source_rows" in stored)
         if missing := sorted(columns.keys() - stored.keys()):
             raise ReuseError(f"it lacks the column {missing[0]}")
         for name, kind in columns.items():

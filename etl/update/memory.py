@@ -15,8 +15,9 @@ import xxhash
 from etl.dicom.pixels import modality_range
 from etl.errors import EtlError, ReuseError
 from etl.findings import Finding, SampleKey, counted
-from etl.model import Sample
+from etl.model import Link, Sample
 from etl.options import BuildOptions
+from etl.quality.alignment import NOT_AUDITED
 from etl.quality.rows import SHAPES
 from etl.render import Rendered
 from etl.review import Reviewed
@@ -97,9 +98,16 @@ class Memory:
             raise ReuseError("it was built by another version or with other options")
         _require_columns(dataset)
         self._key = cache.key
-        return self._kept(engine, found, dataset, cache)
+        return self._kept(engine, found, dataset, cache, options)
 
-    def _kept(self, engine: Engine, found: Discovery, dataset: Dataset, cache: Cache) -> Kept:
+    def _kept(
+        self,
+        engine: Engine,
+        found: Discovery,
+        dataset: Dataset,
+        cache: Cache,
+        options: BuildOptions,
+    ) -> Kept:
         known = {link.decode(): place for place, link in enumerate(cache.rows["link"].tolist())}
         places = [known.get(link_digest(link), -1) for link in found.links]
         stamps = map(Stamp._make, cache.stamps.tolist())
@@ -107,7 +115,9 @@ class Memory:
         expected = _expected(dataset, cache, found, places)
         same = unchanged(engine, found.root, expected, before, self._stamps)
         is_kept = [
-            place >= 0 and all(path in same for path in paths_of(link))
+            place >= 0
+            and all(path in same for path in paths_of(link))
+            and not (options.is_resized and _is_newly_audited(link, cache, place))
             for link, place in zip(found.links, places, strict=True)
         ]
         links = list(itertools.compress(found.links, is_kept))
@@ -229,6 +239,13 @@ def open_older(out: Path) -> Dataset:
 def _basis(found: Discovery, options: BuildOptions) -> str:
     recorded = {k: v for k, v in options.to_json().items() if k not in _NOT_OF_ROWS}
     return json.dumps([VERSION, recorded, found.scheme.to_json()], sort_keys=True)
+
+
+def _is_newly_audited(link: Link, cache: Cache, place: int) -> bool:
+    """Say whether the audit takes a link that it did not take: it looks at the frame's pixels."""
+    if not (link.is_audited and len(cache.marks)):
+        return False
+    return bool(cache.marks["alignment"]["outcome"][place] == NOT_AUDITED)
 
 
 def _require_columns(dataset: Dataset) -> None:

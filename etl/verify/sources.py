@@ -3,11 +3,12 @@
 `compare_row` and `rebuild_row` run in workers.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError, SourceError
@@ -16,11 +17,12 @@ from etl.sources import layouts
 from etl.sources.source import Discovery, Index
 from etl.verify import reference
 from etl.verify.problem import Problem
-from etl.verify.rows import key_of, place_of
+from etl.verify.rows import grid_of, key_of, place_of
 from loader import Dataset, open_dataset
 from loader.format import Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
+_ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
 
 
 def find_sources(dataset: Dataset, data: Path) -> Discovery:
@@ -104,17 +106,41 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     place = place_of(dataset, row)
     try:
         frame = key_of(dataset, row).frame_number
-        expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
-        masks = [
-            (structure.code, _rebuilt_mask(dataset, root, row, structure))
+        path = root / str(manifest["dicom_path"][row])
+        expected = reference.modality_image(path, frame)
+        drawn = {
+            structure.code: _drawn(dataset, root, row, structure, expected.shape)
             for structure in dataset.structures
             if str(manifest[f"{structure.stem}_path"][row])
+        }
+        rule, grid, tolerance = str(options["rasterizer"]), None, 0.0
+        if (recorded := grid_of(dataset, row)) is not None:
+            spacing = reference.spacing_of(path, frame) if options.get("resample") else (1.0, 1.0)
+            drawings, size = list(drawn.values()), (rows, columns)
+            placed = reference.placed(expected.shape, spacing, drawings, size, options)
+            yield from _grid_problems(dataset, row, placed, place)
+            # As recorded, to the last digit: the order of a sum must decide no pixel.
+            grid = (
+                reference.Axis(recorded.rows, recorded.row_offset, recorded.row_scale),
+                reference.Axis(recorded.columns, recorded.column_offset, recorded.column_scale),
+            )
+            if options.get("resample"):
+                tolerance = reference.tolerance(expected, image.dtype)
+            expected = reference.regridded(expected, grid, size, _padding(dataset, row))
+        masks = [
+            (code, reference.painted(one, grid, (rows, columns), rule))
+            for code, one in drawn.items()
         ]
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
         yield Problem(place, f"cannot be built again ({type(error).__name__}).")
         return
-    if expected.shape != image.shape or not np.array_equal(expected.astype(image.dtype), image):
-        n_pixels = int((expected.astype(image.dtype) != image).sum())
+    if tolerance:
+        is_other = np.abs(expected - image.astype(np.float64)) > tolerance
+    elif expected.shape == image.shape:
+        is_other = expected.astype(image.dtype) != image
+    else:
+        is_other = np.ones(image.shape, np.bool_)
+    if n_pixels := int(is_other.sum()):
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
     labels = reference.label_map(masks, rows, columns)
     if options.get("not_drawn") == "ignore":
@@ -122,17 +148,39 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         names = {one.name: one.code for one in dataset.structures}
         parents = {code: names.get(name, 0) for code, name in inside_of.items()}
         labels = reference.with_ignored(labels, {code for code, _ in masks}, parents)
+        if grid is not None:
+            labels[reference.beyond(grid, (rows, columns))] = 0
     if not np.array_equal(labels, mask):
         n_pixels = int((labels != mask).sum())
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
 
 
-def _rebuilt_mask(
-    dataset: Dataset, root: Path, row: int, structure: Structure
-) -> npt.NDArray[np.bool_]:
-    """Return what `reference` makes of one structure's annotation."""
+def _grid_problems(
+    dataset: Dataset, row: int, grid: reference.Grid, place: str
+) -> Iterator[Problem]:
+    """Yield the columns that say something else of a row's place in its frame."""
+    for name, (length, offset, scale) in zip(("row", "column"), grid, strict=True):
+        for column, expected in (
+            (f"source_{name}s", length),
+            (f"source_{name}_offset", offset),
+            (f"source_{name}_scale", scale),
+        ):
+            found = float(dataset.manifest[column][row])
+            if not abs(found - expected) <= _ROUNDING * max(1.0, abs(expected)):
+                yield Problem(place, f"{column} is {found!r}, expected {expected!r}.")
+
+
+def _padding(dataset: Dataset, row: int) -> tuple[float, float] | None:
+    low, high = (float(dataset.manifest[f"padding_{end}"][row]) for end in ("minimum", "maximum"))
+    return None if math.isnan(low) else (low, high)
+
+
+def _drawn(
+    dataset: Dataset, root: Path, row: int, structure: Structure, size: tuple[int, ...]
+) -> reference.Drawn:
+    """Return what `reference` reads of one structure's annotation: polygons, or a mask."""
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
-    rows, columns = dataset.images.shape[1:]
+    rows, columns = size
     source = root / str(manifest[f"{structure.stem}_path"][row])
     image = root / str(manifest["dicom_path"][row])
     frame = key_of(dataset, row).frame_number
@@ -150,7 +198,7 @@ def _rebuilt_mask(
         polygons = reference.polygons_of(text, int(options["contour_origin"]))
         steps = tuple(map(str, options.get("contour_transform", ())))
         polygons = reference.transformed(polygons, steps, rows, columns, image, frame)
-    return reference.mask_of(polygons, rows, columns, str(options["rasterizer"]))
+    return polygons
 
 
 def _frozen(value: object) -> object:
