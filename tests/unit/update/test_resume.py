@@ -345,7 +345,7 @@ def test_an_update_that_was_killed_is_resumed(root, tmp_path, monkeypatch, parse
     build(root, out, resume=True, update=True)
     assert len(parsed) == N_ROWS - 48
     for n in range(21, 61):  # the last rows of the file
-        write_contour(root, "A2", n, text=f"{SQUARE}2 {4 + n / 100}\n")
+        write_contour(root, "A2", n, text=f"{SQUARE}3 {5 + n / 1000}\n")
     parsed.clear()
     shutil.copy(out, tmp_path / "old.h5")
     partial = kill(root, out, 24, monkeypatch, update=True)
