@@ -653,6 +653,12 @@ def check(
     is_flag=True,
     help="With --update: tell by the digest of every source whether it is unchanged.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the rows that a killed build has left beside OUT, and parse only the rest; if "
+    "this build is stopped, its rows stay for the next.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -700,6 +706,7 @@ def build(
     scheduler: str | None,
     update: bool,
     paranoid: bool,
+    resume: bool,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -763,6 +770,8 @@ def build(
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
         _say_layout(data, layout, log, quiet=quiet)
+        advice = f"--resume goes on with them; this build removes it when {out} is written"
+        _say_left(out, advice, is_said=not resume)
         try:
             result = build_file(
                 data,
@@ -775,6 +784,7 @@ def build(
                 progress=not quiet,
                 update=update,
                 paranoid=paranoid,
+                resume=resume,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
@@ -783,11 +793,13 @@ def build(
             raise click.ClickException(_as_typed(text)) from error  # several lines, all printable
         except EtlError as error:
             log.end(f"stopped: {error}")
+            _say_left(out, "--resume goes on with them", is_said=resume)
             raise
         except KeyboardInterrupt as stop:  # not when OUT has been replaced: see _is_replaced
             why, status = signals.why_stopped(stop)
             log.end(f"{why}: nothing was written.")
             _print(f"{why}: nothing was written.", err=True)
+            _say_left(out, "--resume goes on with them", is_said=resume)
             click.get_current_context().exit(status)
         with _whole_whatever_fails(out):
             _list_findings(result.findings, log, verbose=verbose)
@@ -1368,6 +1380,14 @@ def _say_layout(data: Path, layout: str, log: "_Log", *, quiet: bool) -> None:
         log.add(why)
         if not quiet:
             _print(why, err=True)
+
+
+def _say_left(out: Path, advice: str, *, is_said: bool) -> None:
+    """Name the partial file that a resume could use, where there is one and it is to be said."""
+    from etl.update.memory import left_text
+
+    if is_said and (text := left_text(out)):
+        _print(f"Note: {text}: {advice}.", err=True)
 
 
 class _Log:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+import xxhash
 
 from etl.contours import checks
 from etl.dicom.pixels import modality_range
@@ -20,6 +21,7 @@ from etl.errors import SourceError
 from etl.findings import Finding, SampleKey
 from etl.labels import LabelScheme
 from etl.model import (
+    BASICS,
     EMPTY_RANGE,
     AnnotationRef,
     Examined,
@@ -300,5 +302,20 @@ def _packed(
         vertices=np.concatenate([np.empty((0, 2)), *vertices]),
         values=reduce(or_, ranges, EMPTY_RANGE),
         identities=np.array([one.instance.identity for one in samples], np.uint64).reshape(-1, 2),
+        basics=np.array(
+            [
+                (one.link.digest(), _vertices_digest(one), held.lowest, held.highest, held.is_whole)
+                for one, held in zip(samples, ranges, strict=True)
+            ],
+            BASICS,
+        ),
         findings=findings,
     )
+
+
+def _vertices_digest(sample: Sample) -> int:
+    digest = xxhash.xxh3_64()
+    for region in sample.regions:
+        for vertices in region.polygons:
+            digest.update(np.ascontiguousarray(vertices).data)
+    return digest.intdigest()

@@ -4,6 +4,7 @@ What travels between processes for every pair is a NamedTuple, which is made and
 times faster than a dataclass.
 """
 
+import json
 import math
 import pickle
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from etl.findings import Finding, SampleKey
 from etl.geometry import ImagePlane, SourceGrid
@@ -22,6 +24,17 @@ Vertices: TypeAlias = npt.NDArray[
 Mask: TypeAlias = npt.NDArray[np.bool_]  # (rows, columns)
 Image: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]  # (rows, columns)
 LabelMap: TypeAlias = npt.NDArray[np.uint8]  # (rows, columns)
+
+# What a later build wants to know of a sample to tell whether it may take over its row.
+BASICS: Final = np.dtype(
+    [
+        ("link", "S32"),  # digest of the link
+        ("vertices", "<u8"),  # XXH3-64 of all its vertices, in order
+        ("lowest", "<f8"),  # value that the image may have by its header
+        ("highest", "<f8"),
+        ("is_whole", "|b1"),
+    ]
+)
 
 
 class FrameRef(NamedTuple):
@@ -60,6 +73,11 @@ class Link(NamedTuple):
     def drawn(self) -> set[int]:
         """Codes of which the masks tell: without a region they are nowhere in the image."""
         return {*self.looked_for, *(annotation.code for annotation in self.annotations)}
+
+    def digest(self) -> str:
+        """Return a digest of all that the link says, except for what the other links decide."""
+        text = json.dumps(self._replace(is_audited=False))
+        return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class FileStamp(NamedTuple):
@@ -272,6 +290,7 @@ class Examined:
     vertices: Vertices  # of all these contours, one after the other
     values: ValueRange  # over the samples
     identities: npt.NDArray[np.uint64]  # (n, 2): `Identity` of each sample
+    basics: npt.NDArray[np.void]  # of type BASICS, of each sample
     findings: list[Finding]
 
 

@@ -83,6 +83,7 @@ def render_samples(
     *,
     progress: bool,
     kept: KeptRows | None = None,
+    note: Callable[[int, Rendered], None] | None = None,
 ) -> Rendered:
     """Write the rows of all samples and return their manifest columns.
 
@@ -90,6 +91,8 @@ def render_samples(
     ----------
     kept : KeptRows, optional
         The rows whose samples are empty in the spool.
+    note : callable, optional
+        Called with the first row of each part and the part, when its rows are written.
     """
     parts = engine.run(_work(found, options, plan), spool.tasks(chunk_length(options)))
     if kept is not None:
@@ -100,7 +103,7 @@ def render_samples(
             lambda first, stop, place: kept.rendered(first, stop, plan, place),
         )
     with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
-        return gather(_shown(parts, shown))
+        return gather(_shown(parts, shown, note))
 
 
 def render_again(
@@ -137,9 +140,17 @@ def _work(
     )
 
 
-def _shown(parts: Iterator[Rendered], shown: Callable[[int], object]) -> Iterator[Rendered]:
-    """Yield the parts, telling the bar the number of rows of each."""
+def _shown(
+    parts: Iterator[Rendered],
+    shown: Callable[[int], object],
+    note: Callable[[int, Rendered], None] | None,
+) -> Iterator[Rendered]:
+    """Yield the parts; tell the bar the number of rows of each, and `note` what is written."""
+    first = 0
     for part in parts:
+        if note is not None:
+            note(first, part)
+        first += len(part.is_good)
         shown(len(part.is_good))
         yield part
 

@@ -106,7 +106,8 @@ def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path
     if kind == "seg" and "resample" not in options:
         options = fit(400, 340)
     data, result = build(root, tmp_path / "out.h5", **options)
-    assert set(codes(result)) <= {"identical-contour"}  # neighbouring masks of the finest shape
+    # Neighbouring masks of the finest shape; both patients have the same shapes.
+    assert set(codes(result)) <= {"identical-contour", "near-duplicate"}
     manifest = data.manifest
     spacing = options.get("resample", Patient(0, *(fine * n for n in PIXELS), 12, 0).spacing)
     between_rows, between_columns = spacing if isinstance(spacing, tuple) else (spacing, spacing)
