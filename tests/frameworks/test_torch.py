@@ -434,6 +434,26 @@ def test_a_changed_file_is_refused_on_every_path(tmp_path, make, change, why):
         list(batches)
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    ("change", "why"), [(overwrite, "written to while it was open"), (cut_short, "cut short")]
+)
+def test_a_changed_file_does_not_reach_a_device(tmp_path, current_stream, prefetch, change, why):
+    """Several threads copy into pinned memory, each a part of a batch."""
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N)
+    os.utime(path, (10**9, 10**9))
+    with loader_torch.DeviceBatches(
+        path, "cuda", prefetch=prefetch, gather_threads=3, **OPTIONS
+    ) as batches:
+        next(iter(batches))
+        state = batches.state_dict()
+        change(path)
+        with pytest.raises(loader.LoaderError, match=why):
+            list(batches)
+        assert batches.state_dict() == state
+
+
 def test_resident_rows_need_the_file_no_more(tmp_path):
     path = tmp_path / "out.h5"
     write_dataset(path, n=N)
