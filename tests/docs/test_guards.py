@@ -121,6 +121,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
+    *("--shm-size", "--ipc"),  # docker
     *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
 
