@@ -138,7 +138,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "image-no-spacing": FindingCode(
         "error",
-        "with `--resample`, the image has no usable PixelSpacing, or is smaller than half a pixel",
+        "with `--resample`, the image has no usable PixelSpacing, or one that gives it less than a "
+        "pixel, or more than 65535, along a side",
         "export the image again with its PixelSpacing, or build without `--resample`",
     ),
     "slice-ambiguous": FindingCode(

@@ -34,6 +34,7 @@ from etl.update import sources as update_sources
 from etl.verify.file import verify
 
 PIXELS = 192, 160  # rows, columns of the shapes' images: spacing 0.9167 x 1.4 mm
+SLICES = 7
 
 
 def build(root, out, **options):
@@ -60,7 +61,9 @@ def shapes(tmp_path_factory):
             rows, columns = PIXELS
             # Masks must be finer than what they are resampled to.
             fine = 2 if kind == "seg" else 1
-            write_shapes(folder / kind, kind, slices=12, rows=fine * rows, columns=fine * columns)
+            write_shapes(
+                folder / kind, kind, slices=SLICES, rows=fine * rows, columns=fine * columns
+            )
             made[kind] = fine
         return folder / kind, made[kind]
 
@@ -90,26 +93,30 @@ def exact(data, patient, row, name):
     return patient.shapes[name].covers(u, v, patient.height(place))
 
 
-@pytest.mark.parametrize("kind", ["rtstruct", "enhanced", "table", "seg"])
+RESAMPLED = {
+    "1 mm": fit(176, 224, resample=1.0),
+    "about structures": fit(200, 190, resample=(0.9, 1.3), fit_about="structures"),
+    "most": {"size": "most", "resample": (0.8, 1.1)},
+    "padded": fit(400, 330),
+}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "how"),
     [
-        fit(176, 224, resample=1.0),
-        fit(200, 190, resample=(0.9, 1.3), fit_about="structures"),
-        {"size": "most", "resample": (0.8, 1.1)},
-        fit(230, 232),
+        *(("rtstruct", how) for how in RESAMPLED),
+        *(("seg", how) for how in RESAMPLED),
+        ("enhanced", "most"),
+        ("table", "about structures"),
     ],
-    ids=["1 mm", "0.9 x 1.3 mm, about structures", "most, 0.8 x 1.1 mm", "padded"],
 )
-def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path, kind, options):
-    root, fine = shapes(kind)
-    if kind == "seg" and "resample" not in options:
-        options = fit(400, 340)
+def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path, kind, how):
+    (root, fine), options = shapes(kind), RESAMPLED[how]
     data, result = build(root, tmp_path / "out.h5", **options)
     # Neighbouring masks of the finest shape; both patients have the same shapes.
     assert set(codes(result)) <= {"identical-contour", "near-duplicate"}
     manifest = data.manifest
-    spacing = options.get("resample", Patient(0, *(fine * n for n in PIXELS), 12, 0).spacing)
+    spacing = options.get("resample", Patient(0, *(fine * n for n in PIXELS), SLICES, 0).spacing)
     between_rows, between_columns = spacing if isinstance(spacing, tuple) else (spacing, spacing)
     assert set(manifest["pixel_spacing_row"].tolist()) == {between_rows}
     assert set(manifest["pixel_spacing_column"].tolist()) == {between_columns}
@@ -117,7 +124,7 @@ def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path
     totals = {name: np.zeros(4) for name in names.values()}
     for row in range(len(data)):
         number = int(manifest["patient_id"][row][-3:]) - 1
-        patient = Patient(number, *(fine * n for n in PIXELS), 12, 0)
+        patient = Patient(number, *(fine * n for n in PIXELS), SLICES, 0)
         for code, name in names.items():
             expected, found = exact(data, patient, row, name), data.masks[row] == code
             totals[name] += expected.sum(), found.sum(), 2 * (expected & found).sum(), 0
@@ -129,15 +136,16 @@ def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["rtstruct", "seg", "table"])
-def test_other_code_builds_the_same_rows(shapes, tmp_path, kind):
-    root, _ = shapes(kind)
+def test_other_code_builds_the_same_rows(tmp_path, kind):
+    root = tmp_path / "shapes"
+    write_shapes(root, kind, patients=2, slices=5, rows=64, columns=48)
     for options in (
-        fit(60, 50, resample=(3.1, 4.2), fit_about="structures"),
-        fit(170, 200, rasterizer="pillow"),
-        {"size": "most", "resample": 2.5},
+        fit(24, 30, resample=(6.1, 5.2), fit_about="structures"),
+        fit(60, 62, rasterizer="pillow"),
+        {"size": "most", "resample": 4.0},
     ):
-        build(root, tmp_path / "out.h5", structures=("box", "torus"), **options)
-        found = verify(tmp_path / "out.h5", source=root, rebuild=True, workers=2)
+        build(root, tmp_path / "out.h5", **options)
+        found = verify(tmp_path / "out.h5", source=root, rebuild=True)
         assert list(map(str, found.problems)) == []
 
 
@@ -190,9 +198,11 @@ def test_one_command_takes_images_of_both_orientations(two_sizes, tmp_path):
     report = CliRunner().invoke(cli, ["report", str(out)])
     assert "Images    12x14 (8), 14x12 (6); fitted about the centre" in report.output
     drawn = tmp_path / "overlays"
-    report = CliRunner().invoke(cli, ["report", str(out), "--overlays", str(drawn)])
+    report = CliRunner().invoke(
+        cli, ["report", str(out), "--overlays", str(drawn), "--patient", "P3"]
+    )
     assert report.exit_code == 0
-    assert len(list(drawn.iterdir())) == 14
+    assert len(list(drawn.iterdir())) == 3
 
 
 def test_most_is_the_same_file_as_that_size_said(two_sizes, tmp_path):
@@ -253,6 +263,37 @@ def test_workers_and_an_update_give_the_bytes_of_one_process(two_sizes, tmp_path
     other = etl.BuildOptions(**fit(11, 13, resample=(1.4, 1.3)), audit=False)
     result = etl.build(two_sizes, tmp_path / "updated.h5", other, update=True)
     assert any("with other options" in note for note in result.notes)
+
+
+def test_predictions_come_back_to_the_pixels_of_the_images(shapes, tmp_path):
+    root, _ = shapes("rtstruct")
+    whole, _ = build(root, tmp_path / "whole.h5", size="most")
+    for options in (fit(205, 250, resample=0.9), fit(180, 140), fit(150, 150, resample=1.5)):
+        data, _ = build(root, tmp_path / "out.h5", **options)
+        back = np.stack([data.to_source(row, data.masks[row]) for row in range(len(data))])
+        assert back.shape == whole.masks.shape
+        for code in (1, 2, 3, 4):
+            one, other = back == code, whole.masks == code
+            dice = 2 * (one & other).sum() / (one.sum() + other.sum())
+            assert dice > (0.96 if options.get("resample") == 1.5 else 0.98)
+            if "resample" not in options:
+                assert np.array_equal(one, other)
+
+
+def test_an_update_of_the_commonest_size_is_that_of_a_full_build(two_sizes, tmp_path, monkeypatch):
+    monkeypatch.setattr(update_sources, "SETTLED_NS", 0)
+    options = etl.BuildOptions(size="most", audit=False)
+    etl.build(two_sizes, tmp_path / "updated.h5", options, update=True)
+    write_contour(two_sizes, "A1", 2, text="3 3\n9 3\n9 9\n3 9\n")
+    result = etl.build(two_sizes, tmp_path / "updated.h5", options, update=True)
+    assert any("7 of 8 rows were taken over" in note for note in result.notes), result.notes
+    for number in (1, 2, 3):  # now the others are the most
+        (two_sizes / contour_path("A2", number)).write_text("broken\n")
+    result = etl.build(two_sizes, tmp_path / "updated.h5", options, update=True)
+    assert any("with other options" in note for note in result.notes), result.notes
+    etl.build(two_sizes, tmp_path / "full.h5", options)
+    assert (tmp_path / "updated.h5").read_bytes() == (tmp_path / "full.h5").read_bytes()
+    assert loader.open_dataset(tmp_path / "full.h5").images.shape == (6, COLUMNS, ROWS)
 
 
 def test_an_update_audits_what_a_full_build_audits(tmp_path, monkeypatch):

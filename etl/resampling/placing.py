@@ -18,6 +18,7 @@ from etl.model import Instance, Region
 from etl.options import BuildOptions
 
 _HALF: Final = 0.5  # of a pixel
+_MAX_PIXELS: Final = 65535  # along a side, as Rows and Columns have
 
 
 def resampled_size(instance: Instance, options: BuildOptions) -> tuple[int, int]:
@@ -26,18 +27,23 @@ def resampled_size(instance: Instance, options: BuildOptions) -> tuple[int, int]
     Raises
     ------
     ImageError
-        It has no usable spacing, or is smaller than half a pixel.
+        It has no usable spacing, or gets less than half a pixel or more than 65535 along a side.
     """
     pixels = instance.pixel_format
-    scales = _scales(instance, options)
-    rows, columns = map(_n_resampled, (pixels.rows, pixels.columns), scales)
-    if options.resample is not None and not (rows and columns):
-        spacing = " x ".join(f"{step:g}" for step in options.resample)
+    lengths, scales = (pixels.rows, pixels.columns), _scales(instance, options)
+    sides = [length / scale for length, scale in zip(lengths, scales, strict=True)]
+    if options.resample is not None and not all(_HALF <= side <= _MAX_PIXELS for side in sides):
+        wanted, spacing = (
+            " x ".join(f"{step:g}" for step in steps)
+            for steps in (options.resample, instance.pixel_spacing)
+        )
         raise ImageError(
             "image-no-spacing",
-            f"is {pixels.rows}x{pixels.columns} pixels (rows x columns), less than half a pixel of "
-            f"{spacing} mm. Give a smaller --resample.",
+            f"its PixelSpacing of {spacing} mm makes {sides[0]:.3g} x {sides[1]:.3g} pixels of it "
+            f"at {wanted} mm, expected 1 to {_MAX_PIXELS} along each side. Check its PixelSpacing, "
+            "or give another --resample.",
         )
+    rows, columns = map(_n_resampled, lengths, scales)
     return rows, columns
 
 

@@ -97,6 +97,14 @@ def test_the_middle_stays_and_no_pixel_of_the_frame_is_passed_over(
         assert middle == pytest.approx((length - 1) / 2, abs=1e-6)
 
 
+@pytest.mark.parametrize("spacing", [(1e-9, 1.0), (1.0, 1e9), (1e-308, 1e308), (1.0, 5e-324)])
+def test_a_spacing_that_makes_no_image_is_refused(spacing):
+    one = frame()._replace(pixel_spacing=spacing)
+    with pytest.raises(ImageError, match="expected 1 to 65535 along each side") as raised:
+        resampled_size(one, BuildOptions(resample=1))
+    assert raised.value.code == "image-no-spacing"
+
+
 @pytest.mark.parametrize("spacing", [(np.nan, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, np.inf)])
 def test_resampling_needs_a_spacing(spacing):
     one = frame()._replace(pixel_spacing=spacing)
