@@ -1007,6 +1007,81 @@ def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path), default="out.h5")
 @click.option(
+    "--card",
+    "card_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="card.toml",
+    help="What only you know: licence, creators, annotation protocol, and so on.",
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write the card as Markdown.  [default: to stdout]",
+)
+@click.option(
+    "--json-ld",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write Croissant 1.1, which search engines for data sets read; - is stdout.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def describe(
+    file: Path,
+    card_file: Path | None,
+    markdown_file: Path | None,
+    json_file: Path | None,
+    force: bool,
+) -> None:
+    """Describe FILE for its publication: a data card, and Croissant metadata.
+
+    The facts come from FILE, the rest from card.toml. What nobody has stated is said to be missing.
+    """
+    import json
+
+    from etl.report.card import Card, read_card, sha256
+    from etl.report.card import describe as card_lines
+    from etl.report.croissant import croissant
+    from etl.report.summary import summarise
+    from loader import open_dataset
+
+    outputs = {"--markdown": markdown_file, "--json-ld": json_file}
+    if all(path == _STDOUT for path in outputs.values()):
+        raise click.UsageError("--markdown - and --json-ld - both go to stdout: give one of them.")
+    if markdown_file is None and json_file != _STDOUT:
+        outputs["--markdown"] = _STDOUT
+    card = read_card(card_file) if card_file is not None else Card()
+    dataset = open_dataset(file)
+    summary, digest = summarise(dataset), sha256(dataset)
+    texts = {
+        "--markdown": "\n".join(card_lines(summary, card, digest)),
+        "--json-ld": json.dumps(croissant(summary, card, digest), indent=2, ensure_ascii=False),
+    }
+    for option, path in outputs.items():
+        _write_text(texts[option], path, force=force)
+    if card.not_stated:
+        _print(f"Note: not stated: {', '.join(card.not_stated)}. Write them in --card.", err=True)
+
+
+def _write_text(text: str, path: Path | None, *, force: bool) -> None:
+    """Print a text, or write it to a file."""
+    from etl.output import target
+
+    if path == _STDOUT:
+        click.echo(text)
+    elif path is not None:
+        with target.replacing(
+            target.check_target(path, force=force, only_hdf5=False), force=force
+        ) as partial:
+            partial.write_text(f"{text}\n", encoding="utf-8")
+        _print(f"Written: {path}.", err=True)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
     "--source",
     type=click.Path(path_type=Path),
     metavar="DATA",
