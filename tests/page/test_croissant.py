@@ -15,6 +15,9 @@ mlcroissant = pytest.importorskip(
     exc_type=ImportError,
 )
 
+# rdflib, which it reads with, warns of itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 CARD = """
 name = "Hearts"
 description = "Synthetic."
