@@ -25,10 +25,10 @@ test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
 	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
 
-# What reads data cards brings SciPy along, and is not needed by any other command.
+# The browser's driver and the reader of data cards are large, and not needed by any other command.
 test-page: $(VENV)/.installed-test
-	$(BIN)/python -m pip install -qq --disable-pip-version-check mlcroissant==1.1.1
-	$(BIN)/python -m pytest tests/page
+	$(BIN)/python -m pip install -qq --disable-pip-version-check mlcroissant==1.1.1 playwright==1.65.2 axe-playwright-python==0.1.8
+	$(BIN)/python -m pytest --numprocesses 2 tests/page
 
 # Every failing call in every way, and hundreds of signals and kills: minutes.
 torture: $(VENV)/.installed-test

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
     from etl.options import Kind, NotDrawn, PatientId, Rasterizer, SamePerson
+    from etl.report.compare import Comparison
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -776,9 +777,10 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--html",
     "page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PAGE",
-    help="Write all of it as one page with pictures, in which rows can be accepted or excluded.",
+    type=click.Path(),
+    metavar="PAGE|DIR/",
+    help="Write all of it as one page with pictures, in which rows can be accepted or excluded; "
+    "with a slash at the end, as a folder with a page for each patient.",
 )
 @click.option(
     "--gallery",
@@ -824,14 +826,15 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that --csv, --splits-csv, --overlays and --contact-sheet would write.",
+    help="Replace files that --csv, --splits-csv, --overlays, --html and --contact-sheet would "
+    "write.",
 )
 @click.option(
     "--compare",
     "old",
     type=click.Path(path_type=Path),
     metavar="OLD.h5",
-    help="Instead, say what differs from an older file.",
+    help="Instead, say what differs from an older file; with --html the page shows it.",
 )
 def report(
     file: Path,
@@ -839,7 +842,7 @@ def report(
     csv_file: Path | None,
     splits_file: Path | None,
     overlays: Path | None,
-    page: Path | None,
+    page: str | None,
     gallery: int,
     pseudonyms: bool,
     contact_sheet: Path | None,
@@ -860,8 +863,8 @@ def report(
 
     _check_report_options()
     dataset = open_dataset(file)
-    if old is not None:
-        _print_comparison(open_dataset(old), dataset, as_json=as_json)
+    older = None if old is None else _compared(open_dataset(old), dataset, as_json=as_json)
+    if older is not None and page is None:
         return
     selection = Selection(severity, code, patient)
     findings = read_findings(dataset)
@@ -870,30 +873,34 @@ def report(
     _write_list(dataset, chosen, csv_file, force=force)
     _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
-    if page is not None:
-        from etl.report.page import write_page
-
-        write_page(
-            dataset, summary, chosen, page, n_pictures=gallery, pseudonyms=pseudonyms, force=force
-        )
+    where = _write_pages(
+        (dataset, summary, chosen),
+        page,
+        older,
+        n_pictures=gallery,
+        pseudonyms=pseudonyms,
+        force=force,
+    )
     if _STDOUT not in {csv_file, splits_file}:
-        _print_summary(summary, as_json=as_json)
+        if older is None:
+            _print_summary(summary, as_json=as_json)
         written = (
             ("Findings", csv_file),
             ("Splits", splits_file),
             ("Overlays", overlays),
             ("Contact sheet", contact_sheet),
-            ("Page", page),
+            ("Page", where),
         )
-        for what, where in written if not as_json else ():
-            if where is not None and where.exists():
-                _print(f"{what} written to {where}.")
+        for what, path in written if not as_json else ():
+            if path is not None and path.exists():
+                _print(f"{what} written to {path}.")
     _check_findings(summary, {one.code for one in findings}, fail_on)
 
 
 def _check_report_options() -> None:
     given = _given()
-    if "old" in given and (others := given - {"old", "file", "as_json"}):
+    of_page = {"page", "gallery", "pseudonyms", "force"} if "page" in given else set()
+    if "old" in given and (others := given - {"old", "file", "as_json"} - of_page):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
     if "page" not in given and (others := given & {"gallery", "pseudonyms"}):
@@ -908,6 +915,27 @@ def _check_report_options() -> None:
     to_stdout += ["--json"] * ("as_json" in given)
     if len(to_stdout) > 1:
         raise click.UsageError(f"{' and '.join(to_stdout)} both go to stdout: give one of them.")
+
+
+def _write_pages(
+    shown: "tuple[Dataset, Summary, list[FindingRow]]",
+    page: str | None,
+    older: "tuple[Dataset, Comparison] | None",
+    *,
+    n_pictures: int,
+    pseudonyms: bool,
+    force: bool,
+) -> Path | None:
+    """Write the page, or a folder of pages; return where."""
+    if page is None:
+        return None
+    from etl.report.page import Subject, write_page, write_pages
+
+    subject = Subject(*shown, pseudonyms=pseudonyms, older=older)
+    is_folder = page.endswith(("/", os.sep)) or os.path.isdir(page)
+    write = write_pages if is_folder else write_page
+    write(subject, Path(page), n_pictures=n_pictures, force=force)
+    return Path(page)
 
 
 def _write_list(
@@ -982,7 +1010,8 @@ def _print_summary(summary: "Summary", *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
+def _compared(old: "Dataset", new: "Dataset", *, as_json: bool) -> "tuple[Dataset, Comparison]":
+    """Print what differs from an older file; return both."""
     import json
 
     from etl.report.compare import compare, comparison_text
@@ -991,6 +1020,7 @@ def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
     lines = [json.dumps(found.to_json(), indent=2)] if as_json else comparison_text(found)
     for line in lines:
         click.echo(line)
+    return old, found
 
 
 def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...]) -> None:
