@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
     from etl.options import FitAbout, Kind, NotDrawn, PatientId, Rasterizer, SamePerson, Size
+    from etl.report.compare import Comparison
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -857,9 +858,10 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--html",
     "page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PAGE",
-    help="Write all of it as one page with pictures, in which rows can be accepted or excluded.",
+    type=click.Path(),
+    metavar="PAGE|DIR/",
+    help="Write all of it as one page with pictures, in which rows can be accepted or excluded; "
+    "with a slash at the end, as a folder with a page for each patient.",
 )
 @click.option(
     "--gallery",
@@ -911,14 +913,15 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that --csv, --splits-csv, --overlays and --contact-sheet would write.",
+    help="Replace files that --csv, --splits-csv, --overlays, --html and --contact-sheet would "
+    "write.",
 )
 @click.option(
     "--compare",
     "old",
     type=click.Path(path_type=Path),
     metavar="OLD.h5",
-    help="Instead, say what differs from an older file.",
+    help="Instead, say what differs from an older file; with --html the page shows it.",
 )
 def report(
     file: Path,
@@ -926,7 +929,7 @@ def report(
     csv_file: Path | None,
     splits_file: Path | None,
     overlays: Path | None,
-    page: Path | None,
+    page: str | None,
     gallery: int,
     pseudonyms: bool,
     contact_sheet: Path | None,
@@ -948,8 +951,8 @@ def report(
 
     _check_report_options()
     dataset = open_dataset(file)
-    if old is not None:
-        _print_comparison(open_dataset(old), dataset, as_json=as_json)
+    older = None if old is None else _compared(open_dataset(old), dataset, as_json=as_json)
+    if older is not None and page is None:
         return
     selection = Selection(severity, code, patient)
     findings, agreed = read_findings(dataset), None
@@ -965,30 +968,34 @@ def report(
     _write_list(dataset, chosen, csv_file, force=force)
     _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
-    if page is not None:
-        from etl.report.page import write_page
-
-        write_page(
-            dataset, summary, chosen, page, n_pictures=gallery, pseudonyms=pseudonyms, force=force
-        )
+    where = _write_pages(
+        (dataset, summary, chosen),
+        page,
+        older,
+        n_pictures=gallery,
+        pseudonyms=pseudonyms,
+        force=force,
+    )
     if _STDOUT not in {csv_file, splits_file}:
-        _print_summary(summary, as_json=as_json)
+        if older is None:
+            _print_summary(summary, as_json=as_json)
         written = (
             ("Findings", csv_file),
             ("Splits", splits_file),
             ("Overlays", overlays),
             ("Contact sheet", contact_sheet),
-            ("Page", page),
+            ("Page", where),
         )
-        for what, where in written if not as_json else ():
-            if where is not None and where.exists():
-                _print(f"{what} written to {where}.")
+        for what, path in written if not as_json else ():
+            if path is not None and path.exists():
+                _print(f"{what} written to {path}.")
     _check_findings(summary, {one.code for one in findings}, fail_on)
 
 
 def _check_report_options() -> None:
     given = _given()
-    if "old" in given and (others := given - {"old", "file", "as_json"}):
+    of_page = {"page", "gallery", "pseudonyms", "force"} if "page" in given else set()
+    if "old" in given and (others := given - {"old", "file", "as_json"} - of_page):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
     params = click.get_current_context().params
@@ -1003,6 +1010,27 @@ def _check_report_options() -> None:
     to_stdout += ["--json"] * ("as_json" in given)
     if len(to_stdout) > 1:
         raise click.UsageError(f"{' and '.join(to_stdout)} both go to stdout: give one of them.")
+
+
+def _write_pages(
+    shown: "tuple[Dataset, Summary, list[FindingRow]]",
+    page: str | None,
+    older: "tuple[Dataset, Comparison] | None",
+    *,
+    n_pictures: int,
+    pseudonyms: bool,
+    force: bool,
+) -> Path | None:
+    """Write the page, or a folder of pages; return where."""
+    if page is None:
+        return None
+    from etl.report.page import Subject, write_page, write_pages
+
+    subject = Subject(*shown, pseudonyms=pseudonyms, older=older)
+    is_folder = page.endswith(("/", os.sep)) or os.path.isdir(page)
+    write = write_pages if is_folder else write_page
+    write(subject, Path(page), n_pictures=n_pictures, force=force)
+    return Path(page)
 
 
 def _write_list(
@@ -1077,7 +1105,8 @@ def _print_summary(summary: "Summary", *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
+def _compared(old: "Dataset", new: "Dataset", *, as_json: bool) -> "tuple[Dataset, Comparison]":
+    """Print what differs from an older file; return both."""
     import json
 
     from etl.report.compare import compare, comparison_text
@@ -1086,6 +1115,7 @@ def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
     lines = [json.dumps(found.to_json(), indent=2)] if as_json else comparison_text(found)
     for line in lines:
         click.echo(line)
+    return old, found
 
 
 def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...]) -> None:
@@ -1097,6 +1127,81 @@ def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...
         )
     if found := [code for code in fail_on if code in codes]:
         raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
+    "--card",
+    "card_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="card.toml",
+    help="What only you know: licence, creators, annotation protocol, and so on.",
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write the card as Markdown.  [default: to stdout]",
+)
+@click.option(
+    "--json-ld",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write Croissant 1.1, which search engines for data sets read; - is stdout.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def describe(
+    file: Path,
+    card_file: Path | None,
+    markdown_file: Path | None,
+    json_file: Path | None,
+    force: bool,
+) -> None:
+    """Describe FILE for its publication: a data card, and Croissant metadata.
+
+    The facts come from FILE, the rest from card.toml. What nobody has stated is said to be missing.
+    """
+    import json
+
+    from etl.report.card import Card, read_card, sha256
+    from etl.report.card import describe as card_lines
+    from etl.report.croissant import croissant
+    from etl.report.summary import summarise
+    from loader import open_dataset
+
+    outputs = {"--markdown": markdown_file, "--json-ld": json_file}
+    if all(path == _STDOUT for path in outputs.values()):
+        raise click.UsageError("--markdown - and --json-ld - both go to stdout: give one of them.")
+    if markdown_file is None and json_file != _STDOUT:
+        outputs["--markdown"] = _STDOUT
+    card = read_card(card_file) if card_file is not None else Card()
+    dataset = open_dataset(file)
+    summary, digest = summarise(dataset), sha256(dataset)
+    texts = {
+        "--markdown": "\n".join(card_lines(summary, card, digest)),
+        "--json-ld": json.dumps(croissant(summary, card, digest), indent=2, ensure_ascii=False),
+    }
+    for option, path in outputs.items():
+        _write_text(texts[option], path, force=force)
+    if card.not_stated:
+        _print(f"Note: not stated: {', '.join(card.not_stated)}. Write them in --card.", err=True)
+
+
+def _write_text(text: str, path: Path | None, *, force: bool) -> None:
+    """Print a text, or write it to a file."""
+    from etl.output import target
+
+    if path == _STDOUT:
+        click.echo(text)
+    elif path is not None:
+        with target.replacing(
+            target.check_target(path, force=force, only_hdf5=False), force=force
+        ) as partial:
+            partial.write_text(f"{text}\n", encoding="utf-8")
+        _print(f"Written: {path}.", err=True)
 
 
 @cli.command()

@@ -312,3 +312,22 @@ def test_checks_that_came_after_the_build_are_said_to_be_missing(out):
     assert "near-duplicate" in json.loads(run("report", out, "--json").stdout)["unchecked"]
     result = run("report", out, "--fail-on", "near-duplicate")
     assert "was built without the checks for near-duplicate" in result.stderr
+
+
+def test_a_folder_of_pages_is_written_and_said(out, tmp_path):
+    found = run("report", out, "--html", f"{tmp_path / 'pages'}/")
+    assert f"Page written to {tmp_path / 'pages'}." in found.output
+    assert (tmp_path / "pages/patient-0001.html").exists()
+
+
+def test_the_comparison_is_printed_and_in_the_page(out, root, tmp_path):
+    old, page = tmp_path / "old.h5", tmp_path / "page.html"
+    run("build", root, old, *SIZE, "--rasterizer", "pillow")
+    found = run("report", out, "--compare", old, "--html", page, "--gallery", "9")
+    assert found.exit_code == 0
+    assert "Differs   option rasterizer: 'pillow', now 'center'" in found.output
+    assert "Nothing was rejected" not in found.output
+    assert '"n_changed": ' in page.read_text()
+    refused = run("report", out, "--compare", old, "--html", page, "--csv", "-")
+    assert refused.exit_code == 2
+    assert "--compare excludes --csv." in refused.output
