@@ -70,6 +70,10 @@ VERSION_2: Final[dict[str, str]] = {
     "n_padding": "<i8",
     "padding_minimum": "<f8",
     "padding_maximum": "<f8",
+    "dimension_indices": STRING,  # whole numbers, joined by a backslash
+    "stack_id": STRING,
+    "in_stack_position": "<f8",
+    "temporal_position": "<f8",
 }
 
 CONTOURS: Final[dict[str, str]] = {
