@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from etl.contours import checks
+from etl.dicom.kept_tags import kept_tags
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey
@@ -142,6 +143,7 @@ def examine(
     """
     samples: list[Sample] = []
     findings: list[Finding] = []
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     for link in links:
         key = link.key
         instance: Instance | None = None
@@ -151,7 +153,7 @@ def examine(
         warnings: list[Finding] = []
         regions: list[Region] = []
         try:
-            instance, stamp = read_header(root, link.frame)
+            instance, stamp = read_header(root, link.frame, kept)
             checks.check_size(instance.pixel_format, options.rows, options.columns)
             is_sized = True
             warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]

@@ -17,6 +17,7 @@ import xxhash
 
 from etl.contours import polygon
 from etl.contours.rasterise import Painted, label_maps
+from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
@@ -210,7 +211,7 @@ def render(
     ]
     return Rendered(
         is_good=is_good,
-        manifest=_columns([row.manifest for row in good], scheme),
+        manifest=_columns([row.manifest for row in good], scheme, options),
         marks=np.array([row.marks for row in good if row.marks], MARKS),
         shapes=np.array(shapes, SHAPES),
         findings=findings,
@@ -322,7 +323,7 @@ def _render_one(
                 for one in map(drawn.__getitem__, empty)
             ]
         )
-    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options.not_drawn)
+    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
@@ -365,7 +366,7 @@ def _manifest_row(
     image: Image,
     painted: Painted,
     scheme: LabelScheme,
-    not_drawn: NotDrawn,
+    options: BuildOptions,
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
@@ -404,7 +405,14 @@ def _manifest_row(
         "row_xxh3": row_digest(link.key, image, painted.labels),
     }
     row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
-    return row | _structure_columns(sample, painted, scheme, not_drawn)
+    if instance.kept:
+        row.update(zip(kept_columns(options), instance.kept, strict=True))
+    return row | _structure_columns(sample, painted, scheme, options.not_drawn)
+
+
+def kept_columns(options: BuildOptions) -> dict[str, str]:
+    """Return the columns of the attributes that the options keep, with their types."""
+    return columns(kept_tags(options.keep_tags, anyway=options.keep_tags_anyway))
 
 
 def _structure_columns(
@@ -436,10 +444,13 @@ def _area(region: Region) -> float:
     return sum(polygon.nested_areas(region.polygons))
 
 
-def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> ManifestTable:
+def _columns(
+    manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme, options: BuildOptions
+) -> ManifestTable:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: ManifestTable = {}
-    for name, kind in file_format.manifest_columns(scheme).items():
+    kinds = file_format.manifest_columns(scheme) | kept_columns(options)
+    for name, kind in kinds.items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
             is_text = kind == file_format.STRING

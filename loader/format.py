@@ -76,6 +76,10 @@ VERSION_2: Final[dict[str, str]] = {
     "temporal_position": "<f8",
 }
 
+# Further columns of version 2: a DICOM attribute each, under its keyword. A number or a text.
+TAG_PREFIX: Final = "tag_"
+TAG_KINDS: Final = ("<f8", STRING)
+
 CONTOURS: Final[dict[str, str]] = {
     "x": "<f8",
     "y": "<f8",

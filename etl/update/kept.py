@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,8 +72,12 @@ class Kept:
         is_kept: Sequence[bool],
         links: Sequence[Link],
         places: Sequence[int],
+        more: Mapping[str, str],
     ) -> "Kept":
-        """Return the rows that belong to some links, by their places in the cache."""
+        """Return the rows that belong to some links, by their places in the cache.
+
+        `more` has the columns of attributes that the options keep, with their types.
+        """
         taken = np.array(places, np.int64)
         remarks: defaultdict[tuple[int, str], list[Remark]] = defaultdict(list)
         for remark in cache.remarks:
@@ -81,7 +85,7 @@ class Kept:
         rows = cache.rows["row"][taken]
         stored = dataset.manifest.stored
         manifest: ManifestTable = {}
-        columns = file_format.manifest_columns(scheme)
+        columns = file_format.manifest_columns(scheme) | dict(more)
         if missing := sorted(columns.keys() - stored.keys()):
             raise ReuseError(f"it lacks the column {missing[0]}")
         for name, kind in columns.items():

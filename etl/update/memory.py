@@ -3,7 +3,7 @@
 import itertools
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from etl.findings import Finding, SampleKey, counted
 from etl.model import Sample
 from etl.options import BuildOptions
 from etl.quality.rows import SHAPES
-from etl.render import Rendered
+from etl.render import Rendered, kept_columns
 from etl.review import Reviewed
 from etl.sources.source import Discovery
 from etl.spool import Spool
@@ -97,9 +97,16 @@ class Memory:
             raise ReuseError("it was built by another version or with other options")
         _require_columns(dataset)
         self._key = cache.key
-        return self._kept(engine, found, dataset, cache)
+        return self._kept(engine, found, dataset, cache, kept_columns(options))
 
-    def _kept(self, engine: Engine, found: Discovery, dataset: Dataset, cache: Cache) -> Kept:
+    def _kept(
+        self,
+        engine: Engine,
+        found: Discovery,
+        dataset: Dataset,
+        cache: Cache,
+        more: Mapping[str, str],
+    ) -> Kept:
         known = {link.decode(): place for place, link in enumerate(cache.rows["link"].tolist())}
         places = [known.get(link_digest(link), -1) for link in found.links]
         stamps = map(Stamp._make, cache.stamps.tolist())
@@ -112,7 +119,7 @@ class Memory:
         ]
         links = list(itertools.compress(found.links, is_kept))
         kept = list(itertools.compress(places, is_kept))
-        return Kept.of(dataset, cache, found.scheme, is_kept, links, kept)
+        return Kept.of(dataset, cache, found.scheme, is_kept, links, kept, more)
 
     def remember(
         self,

@@ -5,6 +5,7 @@ numbers are read by float(), and a pixel's side of a polygon is asked edge by ed
 obvious; a build must equal it pixel by pixel.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageDraw
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 Polygon = npt.NDArray[np.float64]
+
+_NUMBERS = {"DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV"}
 
 
 def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]:
@@ -48,6 +52,33 @@ def _of_frame(dataset: Any, sequence: str, frame_number: int) -> Any:  # noqa: A
 def _number(dataset: Any, keyword: str, default: float) -> float:  # noqa: ANN401  pydicom's
     value = dataset.get(keyword)
     return default if value in (None, "") else float(value)
+
+
+def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
+    """Return an attribute of a frame as a column keeps it: one number, else text.
+
+    It is the frame's own, in whichever functional group, else the shared one, else the root's.
+    """
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    tag = tag_for_keyword(keyword)
+    assert tag is not None  # noqa: S101  the column is of this attribute
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    value = None
+    for groups in [*per_frame[frame_number - 1 : frame_number], *shared[:1]]:
+        items = [one.value[0] for one in groups if one.VR == "SQ" and one.value]
+        value = next((item[tag].value for item in items if keyword in item), value)
+        if value not in (None, ""):
+            break
+    value = value if value not in (None, "") else dataset.get(keyword)
+    is_number = dictionary_VM(tag) == "1" and dictionary_VR(tag) in _NUMBERS
+    if is_number:
+        return math.nan if value in (None, "") else float(value)
+    if value is None:
+        return ""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return str(value).strip(" \0")
+    return "\\".join(str(one).strip(" \0") for one in value)
 
 
 def polygons_of(text: str, origin: int) -> list[Polygon]:

@@ -18,7 +18,7 @@ from etl.verify import reference
 from etl.verify.problem import Problem
 from etl.verify.rows import key_of, place_of
 from loader import Dataset, open_dataset
-from loader.format import Attribute, Structure
+from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
 
@@ -100,11 +100,17 @@ def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Probl
 def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
     image, mask = dataset[row]
+    columns_of_tags = [name for name in manifest if name.startswith(TAG_PREFIX)]
     rows, columns = image.shape
     place = place_of(dataset, row)
     try:
         frame = key_of(dataset, row).frame_number
-        expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
+        source = root / str(manifest["dicom_path"][row])
+        expected = reference.modality_image(source, frame)
+        attributes = {
+            name: reference.attribute(source, frame, name.removeprefix(TAG_PREFIX))
+            for name in columns_of_tags
+        }
         masks = [
             (structure.code, _rebuilt_mask(dataset, root, row, structure))
             for structure in dataset.structures
@@ -116,6 +122,9 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     if expected.shape != image.shape or not np.array_equal(expected.astype(image.dtype), image):
         n_pixels = int((expected.astype(image.dtype) != image).sum())
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
+    for name, value in attributes.items():
+        if not np.array_equal([manifest[name][row]], [value], equal_nan=value != value):  # noqa: PLR0124
+            yield Problem(place, f"{name} differs from its source.")
     labels = reference.label_map(masks, rows, columns)
     if options.get("not_drawn") == "ignore":
         inside_of = {one.code: one.inside_of for one in dataset.structures}

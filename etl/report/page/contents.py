@@ -14,7 +14,7 @@ from etl.model import LabelMap
 from etl.quality.diagnoses import Diagnosis
 from etl.report.overlays import colours, windowed
 from etl.report.summary import Side, Summary
-from etl.report.text import sources_text
+from etl.report.text import sources_text, tag_text
 from loader import Dataset
 from loader.format import IGNORE, NO_FOLD, NO_ROW, NO_SPLIT, SPLITS
 
@@ -86,6 +86,7 @@ def contents(
         ],
         "splits": [*_sides(summary.splits, "split"), *_sides(summary.folds, "fold")],
         "sources": list(sources_text(summary.sources)),
+        "tags": [] if pseudonyms else [tag_text(tag) for tag in summary.tags],
         "options": summary.options if not pseudonyms else {},
         "pseudonyms": pseudonyms,
     }

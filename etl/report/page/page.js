@@ -221,7 +221,7 @@
   put("findings", data.groups.length ? table(["severity", "code", "number", "what to do", "examples"], data.groups.map((one) => [
     make("span", { class: one.severity }, one.severity), one.code, one.n, one.advice, make("div", {}, ...one.examples.map((text) => make("div", {}, text)))])) : make("p", {}, "None."));
   put("splits", data.splits.length ? table(["part", "patients", "rows"], data.splits.map((one) => [one.name, one.patients, one.rows])) : make("p", {}, "The file has no split."));
-  put("sources", make("p", {}, data.sources.join(", ")), make("pre", {}, JSON.stringify(data.options, null, 1)));
+  put("sources", make("p", {}, data.sources.join(", ")), ...data.tags.map((one) => make("p", {}, one)), make("pre", {}, JSON.stringify(data.options, null, 1)));
   put("privacy", data.pseudonyms
     ? "Pixels of the rows shown, slice numbers, areas and counts. Ids, paths, UIDs and messages are left out: patients are numbered in their order."
     : "Pixels of the rows shown, the ids of patients, paths, series UIDs where the file has them, and the messages of findings. report --pseudonyms leaves out all but the pixels and numbers.");
