@@ -67,6 +67,7 @@ _NEEDS: Final = (  # option, options of which it needs one, why
     ("split_seed", _DIVIDES, "--split-seed needs --split or --folds."),
     ("stratify", _DIVIDES, "--stratify needs --split or --folds."),
     ("patients_csv", {"stratify"}, "--patients-csv needs --stratify with the name of its column."),
+    ("keep_tags_anyway", {"keep_tags"}, "--keep-tags-anyway needs --keep-tags."),
     ("paranoid", {"update"}, "--paranoid needs --update."),
     (
         "exclude_structures",
@@ -571,6 +572,17 @@ def check(
     show_default=True,
     help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
 )
+@click.option(
+    "--keep-tags",
+    metavar="KEYWORD,...",
+    help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; only "
+    "those that describe equipment and acquisition.",
+)
+@click.option(
+    "--keep-tags-anyway",
+    is_flag=True,
+    help="With --keep-tags: also keep attributes by which patients may be found.",
+)
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -689,6 +701,8 @@ def build(
     contour_transform: tuple[str, ...] | None,
     partial: bool,
     not_drawn: "NotDrawn",
+    keep_tags: str | None,
+    keep_tags_anyway: bool,
     split: tuple[float, float, float] | None,
     split_seed: int,
     folds: int | None,
@@ -753,6 +767,8 @@ def build(
         contour_transform=contour_transform or (),
         partial=partial,
         not_drawn=not_drawn,
+        keep_tags=tuple(name.strip() for name in keep_tags.split(",")) if keep_tags else (),
+        keep_tags_anyway=keep_tags_anyway,
         split=split,
         split_seed=split_seed,
         folds=folds,

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from etl.contours import checks
+from etl.dicom.kept_tags import kept_tags
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey
@@ -188,6 +189,7 @@ def examine(
     """
     samples: list[Sample] = []
     findings: list[Finding] = []
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     for link in links:
         key = link.key
         instance: Instance | None = None
@@ -198,7 +200,7 @@ def examine(
         regions: list[Region] = []
         size = options.rows, options.columns  # of the image, for its regions
         try:
-            instance, stamp = read_header(root, link.frame)
+            instance, stamp = read_header(root, link.frame, kept)
             _check_size(instance, options)
             is_sized = True
             size = instance.pixel_format.rows, instance.pixel_format.columns

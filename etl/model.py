@@ -182,6 +182,7 @@ class Instance(NamedTuple):
     temporal_position: float = math.nan  # from 1
     warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is worth knowing of it
     identity: Identity = NOBODY  # in memory only
+    kept: tuple[str | float, ...] = ()  # values of the attributes that become columns
 
     @property
     def plane(self) -> ImagePlane:

@@ -32,6 +32,7 @@ _RANGES: Final = (  # of the options that are whole numbers
 )
 _SWITCHES: Final = (  # options that are on or off
     *("partial", "qc", "audit", "exclude_structures", "background"),
+    "keep_tags_anyway",
 )
 NEWEST: Final = "newest"
 ALL: Final = "all"
@@ -139,6 +140,12 @@ class BuildOptions:
     segment_threshold : float
         With fractional segmentations, the share of the highest value from which a pixel belongs to
         the segment.
+    keep_tags : tuple of str
+        Keywords of DICOM attributes that become columns of the manifest, `tag_<keyword>`, such as
+        "MagneticFieldStrength". Those of equipment and acquisition may be kept; the documentation's
+        page on the file lists them.
+    keep_tags_anyway : bool
+        Also keep attributes by which patients may be found.
     """
 
     contours: tuple[Kind, ...] | None = None
@@ -173,6 +180,8 @@ class BuildOptions:
     background: bool = False
     plane_tolerance: float = 0.25
     segment_threshold: float = 0.5
+    keep_tags: tuple[str, ...] = ()
+    keep_tags_anyway: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -209,6 +218,7 @@ class BuildOptions:
             "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
             "resample": _spacing(self.resample),
+            "keep_tags": tuple(sorted(set(_strings("keep_tags", self.keep_tags)))),
             "split": None if self.split is None else shares(self.split),
             "plane_tolerance": _positive("plane_tolerance", self.plane_tolerance, math.inf),
             "segment_threshold": _positive("segment_threshold", self.segment_threshold, 1),

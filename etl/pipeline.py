@@ -15,6 +15,7 @@ import numpy as np
 
 from etl.assemble import BuildResult, assemble
 from etl.diagnose import choose_audited, diagnose
+from etl.dicom.kept_tags import columns, kept_tags, notes_on
 from etl.errors import ReuseError
 from etl.examine import choose_size, examine_links, index_headers
 from etl.options import BuildOptions
@@ -101,14 +102,15 @@ def build(
     if update:
         force = force or out.exists()
         options = for_update(options, out)
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     check_split_file(options)
     check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
-    check_stratify(options, found.scheme)
+    check_stratify(options, found.scheme, columns(kept))
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
-    notes: list[str] = []  # on what did not succeed once OUT was replaced
+    notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
     with (
         target.replacing(out, force=force, notes=notes, left=left) as path,
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,

@@ -17,6 +17,7 @@ import xxhash
 
 from etl.contours import polygon
 from etl.contours.rasterise import Painted, label_maps
+from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
@@ -225,7 +226,7 @@ def render(
     ]
     return Rendered(
         is_good=is_good,
-        manifest=_columns([row.manifest for row in good], scheme),
+        manifest=_columns([row.manifest for row in good], scheme, options),
         marks=np.array([row.marks for row in good if row.marks], MARKS),
         shapes=np.array(shapes, SHAPES),
         findings=findings,
@@ -452,6 +453,10 @@ def _manifest_row(
         "pixel_spacing_column": spacing[1],
         "slice_location": instance.slice_location,
         "trigger_time": instance.trigger_time,
+        "dimension_indices": "\\".join(map(str, instance.dimension_indices)),
+        "stack_id": instance.stack_id,
+        "in_stack_position": instance.in_stack_position,
+        "temporal_position": instance.temporal_position,
         "rescale_slope": instance.pixel_format.rescale_slope,
         "rescale_intercept": instance.pixel_format.rescale_intercept,
         "minimum": statistics.minimum,
@@ -468,7 +473,14 @@ def _manifest_row(
     row.update(zip(_PLACE, position + instance.image_orientation, strict=True))
     if grid is not None:
         row.update((f"source_{name}", value) for name, value in grid._asdict().items())
+    if instance.kept:
+        row.update(zip(kept_columns(options), instance.kept, strict=True))
     return row | _structure_columns(sample, painted, scheme, options.not_drawn)
+
+
+def kept_columns(options: BuildOptions) -> dict[str, str]:
+    """Return the columns of the attributes that the options keep, with their types."""
+    return columns(kept_tags(options.keep_tags, anyway=options.keep_tags_anyway))
 
 
 def _structure_columns(
@@ -505,10 +517,13 @@ def _area(region: Region, grid: SourceGrid | None) -> float:
     return sum(polygon.nested_areas(polygons))
 
 
-def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> ManifestTable:
+def _columns(
+    manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme, options: BuildOptions
+) -> ManifestTable:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: ManifestTable = {}
-    for name, kind in file_format.manifest_columns(scheme, has_source_grid=True).items():
+    kinds = file_format.manifest_columns(scheme, has_source_grid=True) | kept_columns(options)
+    for name, kind in kinds.items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
             is_text = kind == file_format.STRING

@@ -70,6 +70,10 @@ VERSION_2: Final[dict[str, str]] = {
     "n_padding": "<i8",
     "padding_minimum": "<f8",
     "padding_maximum": "<f8",
+    "dimension_indices": STRING,  # whole numbers, joined by a backslash
+    "stack_id": STRING,
+    "in_stack_position": "<f8",
+    "temporal_position": "<f8",
 }
 
 # Columns of files whose images were resampled, padded or cropped: where a row lies in its source.
@@ -81,6 +85,9 @@ SOURCE_GRID: Final[dict[str, str]] = {
     "source_column_offset": "<f8",
     "source_column_scale": "<f8",
 }
+# Further columns of version 2: a DICOM attribute each, under its keyword. A number or a text.
+TAG_PREFIX: Final = "tag_"
+TAG_KINDS: Final = ("<f8", STRING)
 
 CONTOURS: Final[dict[str, str]] = {
     "x": "<f8",

@@ -29,6 +29,8 @@ from loader.format import (
     MAX_CODE,
     SOURCE_GRID,
     STRING,
+    TAG_KINDS,
+    TAG_PREFIX,
     VERSION_1_STRUCTURES,
     VERSION_2,
     Attribute,
@@ -53,6 +55,8 @@ _ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.DATASET_ID: str,
     Attribute.DIGESTS: dict,
 }
+
+_TAG_COLUMN: Final = re.compile(rf"{TAG_PREFIX}[A-Za-z0-9]+", re.ASCII)
 
 _OPTIONAL_ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.ALIGNMENT: dict,
@@ -303,7 +307,18 @@ def _read_tables(
             for column, kind in (required | optional).items()
             if column in required or parent.links.exists(column.encode())
         }
+        if group == "manifest":
+            tables[group] |= {
+                column: _read_extent(parent, column, TAG_KINDS, f"{path}, /{group}/{column}")
+                for column in _tag_columns(parent)
+            }
     return tables
+
+
+def _tag_columns(parent: h5g.GroupID) -> list[str]:
+    """Return the columns of DICOM attributes, by name; other names are none of ours."""
+    names = (bytes(name).decode("ascii", "replace") for name in parent)
+    return sorted(name for name in names if _TAG_COLUMN.fullmatch(name))
 
 
 def _open_object(
@@ -348,8 +363,10 @@ def _read_dtype(hdf5_type: h5t.TypeID, dtypes: Sequence[str], where: str) -> np.
         raise not_opened(where, "expected a plain type, found a named one")
     if tuple(dtypes) == (STRING,):
         return _read_string_dtype(hdf5_type, where)
+    if STRING in dtypes and hdf5_type.get_class() == h5t.STRING:
+        return _read_string_dtype(hdf5_type, where)
     for dtype in dtypes:
-        if hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
+        if dtype != STRING and hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
             return np.dtype(dtype)
     raise not_opened(where, f"expected the type {' or '.join(dtypes)}, found another")
 

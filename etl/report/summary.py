@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from etl.errors import EtlError
 from etl.findings import AUDIT_CODES, FLAG_CODES, QUALITY_CODES, FindingRow, counted
@@ -17,6 +18,7 @@ from loader import format as file_format
 from loader.format import Attribute
 
 _N_SIZES: Final = 6  # that one line lists
+_COMMON_VALUES: Final = 5  # of a kept attribute
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,18 @@ class Label:
     n_rows: int
     n_pixels: int
     median_pixels: float  # over the rows that have it
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One DICOM attribute that the file keeps, over all rows."""
+
+    keyword: str
+    values: list[tuple[str, int]]  # the most frequent ones, and the number of rows that have each
+    n_values: int  # different ones
+    n_unknown: int  # rows without a value
+    minimum: float | None  # of numbers
+    maximum: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,7 @@ class Summary:
     mean: float
     std: float
     pixel_spacings: list[tuple[float, float]]  # mm, between rows and between columns; known ones
+    tags: list[Tag]
     labels: list[Label]
     n_not_drawn: int  # rows in which a structure was not drawn
     is_ignored: bool  # whether masks are 255 where it may be, else 0
@@ -139,6 +154,7 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         mean=float(str(attributes[Attribute.IMAGE_MEAN])),
         std=float(str(attributes[Attribute.IMAGE_STD])),
         pixel_spacings=_pixel_spacings(dataset),
+        tags=_tags(dataset),
         labels=_labels(dataset),
         n_not_drawn=_n_not_drawn(dataset),
         is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
@@ -207,6 +223,29 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     both = np.stack([dataset.manifest[name] for name in names], axis=1).astype(np.float64)
     known = np.unique(both[~np.isnan(both).any(axis=1)], axis=0)
     return [(row, column) for row, column in known.tolist()]
+
+
+def _tags(dataset: Dataset) -> list[Tag]:
+    return [
+        _tag(name.removeprefix(file_format.TAG_PREFIX), values)
+        for name, values in dataset.manifest.items()
+        if name.startswith(file_format.TAG_PREFIX)
+    ]
+
+
+def _tag(keyword: str, column: npt.NDArray[np.generic]) -> Tag:
+    is_number = column.dtype.kind == "f"
+    known = column[~np.isnan(column.astype(np.float64))] if is_number else column[column != ""]
+    counts = Counter(known.tolist())
+    common = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:_COMMON_VALUES]
+    return Tag(
+        keyword,
+        values=[(f"{value:g}" if is_number else value, n) for value, n in common],
+        n_values=len(counts),
+        n_unknown=len(column) - len(known),
+        minimum=min(counts) if is_number and counts else None,
+        maximum=max(counts) if is_number and counts else None,
+    )
 
 
 def _unchecked(attributes: Mapping[str, Any]) -> Sequence[str]:

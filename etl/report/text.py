@@ -1,5 +1,6 @@
 """Summaries, diagnoses and findings → lines for people, as wide as their terminal."""
 
+import itertools
 import os
 import shutil
 import textwrap
@@ -18,7 +19,7 @@ from etl.findings import (
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
 from etl.report.predictions import Agreement
-from etl.report.summary import Label, Summary, alignment_text, resizing_text
+from etl.report.summary import Label, Summary, Tag, alignment_text, resizing_text
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -126,6 +127,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
             "Partial",
             f"a structure is not drawn in {rows}: there masks are {value} where it may be",
         )
+    yield from zip(itertools.repeat("Tag"), map(tag_text, summary.tags))
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)
@@ -160,6 +162,20 @@ def _agreement_text(found: Agreement, labels: Sequence[Label]) -> str:
 def _resizing(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.source_sizes:
         yield "Images", resizing_text(summary)
+
+
+def tag_text(tag: Tag) -> str:
+    """Return the values of a kept attribute in one line."""
+    if not tag.values:
+        return f"{tag.keyword}: no row has a value"
+    if tag.minimum is not None and tag.n_values > len(tag.values):
+        text = f"{tag.minimum:g} to {tag.maximum:g}, {tag.n_values} values"
+    else:
+        text = ", ".join(f"{value} in {counted(n, 'row')}" for value, n in tag.values)
+        if (n_more := tag.n_values - len(tag.values)) > 0:
+            text += f", and {counted(n_more, 'other value')}"
+    unknown = f", none in {counted(tag.n_unknown, 'row')}" if tag.n_unknown else ""
+    return f"{tag.keyword}: {text}{unknown}"
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -73,8 +73,12 @@ class Kept:
         is_kept: Sequence[bool],
         links: Sequence[Link],
         places: Sequence[int],
+        more: Mapping[str, str],
     ) -> "Kept":
-        """Return the rows that belong to some links, by their places in the cache."""
+        """Return the rows that belong to some links, by their places in the cache.
+
+        `more` has the columns of attributes that the options keep, with their types.
+        """
         taken = np.array(places, np.int64)
         remarks: defaultdict[tuple[int, str], list[Remark]] = defaultdict(list)
         for remark in cache.remarks:
@@ -83,6 +87,7 @@ class Kept:
         stored = older.manifest
         manifest: ManifestTable = {}
         columns = file_format.manifest_columns(scheme, has_source_grid="source_rows" in stored)
+        columns |= more
         for name in _LATER_COLUMNS:
             del columns[name]
         if missing := sorted(columns.keys() - stored.keys()):

@@ -21,7 +21,7 @@ from etl.options import BuildOptions
 from etl.output.row_writer import Plan
 from etl.output.target import Left, leftovers
 from etl.quality.alignment import NOT_AUDITED
-from etl.render import Rendered
+from etl.render import Rendered, kept_columns
 from etl.review import Reviewed, rows_by_key
 from etl.sources.source import Discovery
 from etl.spool import Spool
@@ -237,7 +237,7 @@ class Memory:
         ]
         links = list(itertools.compress(found.links, is_kept))
         kept = list(itertools.compress(places, is_kept))
-        return Kept.of(older, cache, found.scheme, is_kept, links, kept)
+        return Kept.of(older, cache, found.scheme, is_kept, links, kept, kept_columns(options))
 
     def remember(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageDraw
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 Polygon = npt.NDArray[np.float64]
 Drawn: TypeAlias = list[Polygon] | npt.NDArray[np.bool_]  # on one frame: polygons, or a mask
@@ -28,6 +29,8 @@ class Axis(NamedTuple):
 
 
 Grid: TypeAlias = tuple[Axis, Axis]  # rows, columns
+
+_NUMBERS = {"DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV"}
 
 
 def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]:
@@ -218,6 +221,33 @@ def painted(
         ]
         return mask_of(moved, *size, rule) & ~beyond(grid, size)
     return sampled(drawn, grid, size)
+
+
+def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
+    """Return an attribute of a frame as a column keeps it: one number, else text.
+
+    It is the frame's own, in whichever functional group, else the shared one, else the root's.
+    """
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    tag = tag_for_keyword(keyword)
+    assert tag is not None  # noqa: S101  the column is of this attribute
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    value = None
+    for groups in [*per_frame[frame_number - 1 : frame_number], *shared[:1]]:
+        items = [one.value[0] for one in groups if one.VR == "SQ" and one.value]
+        value = next((item[tag].value for item in items if keyword in item), value)
+        if value not in (None, ""):
+            break
+    value = value if value not in (None, "") else dataset.get(keyword)
+    is_number = dictionary_VM(tag) == "1" and dictionary_VR(tag) in _NUMBERS
+    if is_number:
+        return math.nan if value in (None, "") else float(value)
+    if value is None:
+        return ""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return str(value).strip(" \0")
+    return "\\".join(str(one).strip(" \0") for one in value)
 
 
 def polygons_of(text: str, origin: int) -> list[Polygon]:

@@ -19,7 +19,7 @@ from etl.verify import reference
 from etl.verify.problem import Problem
 from etl.verify.rows import grid_of, key_of, place_of
 from loader import Dataset, open_dataset
-from loader.format import Attribute, Structure
+from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
 _ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
@@ -108,6 +108,7 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         frame = key_of(dataset, row).frame_number
         path = root / str(manifest["dicom_path"][row])
         expected = reference.modality_image(path, frame)
+        yield from _tag_problems(dataset, path, row, place)
         drawn = {
             structure.code: _drawn(dataset, root, row, structure, expected.shape)
             for structure in dataset.structures
@@ -134,13 +135,7 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
         yield Problem(place, f"cannot be built again ({type(error).__name__}).")
         return
-    if tolerance:
-        is_other = np.abs(expected - image.astype(np.float64)) > tolerance
-    elif expected.shape == image.shape:
-        is_other = expected.astype(image.dtype) != image
-    else:
-        is_other = np.ones(image.shape, np.bool_)
-    if n_pixels := int(is_other.sum()):
+    if n_pixels := _n_other(expected, image, tolerance):
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
     labels = reference.label_map(masks, rows, columns)
     if options.get("not_drawn") == "ignore":
@@ -153,6 +148,27 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     if not np.array_equal(labels, mask):
         n_pixels = int((labels != mask).sum())
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
+
+
+def _tag_problems(dataset: Dataset, path: Path, row: int, place: str) -> Iterator[Problem]:
+    """Yield the kept attributes that the image has otherwise."""
+    frame = key_of(dataset, row).frame_number
+    for name, values in dataset.manifest.items():
+        if name.startswith(TAG_PREFIX):
+            value = reference.attribute(path, frame, name.removeprefix(TAG_PREFIX))
+            if not np.array_equal([values[row]], [value], equal_nan=isinstance(value, float)):
+                yield Problem(place, f"{name} differs from its source.")
+
+
+def _n_other(
+    expected: npt.NDArray[np.float64], image: npt.NDArray[np.generic], tolerance: float
+) -> int:
+    """Return how many pixels are other than expected; all where the size is."""
+    if expected.shape != image.shape:
+        return image.size
+    if tolerance:
+        return int((np.abs(expected - image.astype(np.float64)) > tolerance).sum())
+    return int((expected.astype(image.dtype) != image).sum())
 
 
 def _grid_problems(

@@ -18,7 +18,7 @@ from etl.report.page.drift import drift
 from etl.report.page.pictures import picture
 from etl.report.page.places import neighbours, places
 from etl.report.summary import Summary, alignment_text
-from etl.report.text import sources_text
+from etl.report.text import sources_text, tag_text
 from loader import Dataset
 from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS
 
@@ -131,6 +131,7 @@ def contents(subject: Subject, n_pictures: int) -> Json:
         "pairs_unchecked": "near-duplicate" in summary.unchecked,
         "alignment": "" if summary.alignment is None else alignment_text(summary.alignment),
         "sources": list(sources_text(summary.sources)),
+        "tags": [] if subject.pseudonyms else [tag_text(tag) for tag in summary.tags],
         "options": {} if subject.pseudonyms else summary.options,
     }
     if subject.older is not None:

@@ -892,7 +892,12 @@
           )
         : make("p", {}, "None."),
     );
-    put("sources", make("p", {}, data.sources.join(", ")), make("pre", {}, JSON.stringify(data.options, null, 1)));
+    put(
+      "sources",
+      make("p", {}, data.sources.join(", ")),
+      ...data.tags.map((one) => make("p", {}, one)),
+      make("pre", {}, JSON.stringify(data.options, null, 1)),
+    );
   }
   if (data.changes) {
     document.getElementById("changed").hidden = false;
