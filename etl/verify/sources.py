@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError, SourceError
