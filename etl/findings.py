@@ -272,6 +272,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "check whether one of the two belongs elsewhere",
         flag=4,
     ),
+    "structures-overlap": FindingCode(
+        "warning",
+        "two structures of which neither lies in the other share over 5 % of the smaller one's "
+        "pixels, and 4 or more; the mask shows the one that was painted last",
+        "look at its overlay",
+        flag=18,
+    ),
     "identical-contour": FindingCode(
         "warning",
         "contours on different images have the same points, to 0.01 pixel, whatever their "

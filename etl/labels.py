@@ -104,6 +104,18 @@ class LabelScheme:
         by_name = {structure.name: structure for structure in self.structures}
         return [(one, by_name[one.inside_of]) for one in self if one.inside_of]
 
+    @cached_property
+    def kin(self) -> frozenset[tuple[int, int]]:
+        """Codes of each two structures of which one lies in the other, directly or not."""
+        parents = {inner.code: outer.code for inner, outer in self.nested}
+        kin: set[tuple[int, int]] = set()
+        for code in parents:
+            outer = code
+            while outer in parents:
+                outer = parents[outer]
+                kin |= {(code, outer), (outer, code)}
+        return frozenset(kin)
+
     @property
     def has_contrast(self) -> bool:
         """Whether the audit can look for the edges of any structure."""

@@ -26,7 +26,7 @@ from etl.model import FileStamp, Image, Region, Sample
 from etl.options import BuildOptions, NotDrawn
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
-from etl.quality.drawing import Shape, check_overlap, check_region
+from etl.quality.drawing import Shape, check_overlap, check_region, check_shared
 from etl.quality.near_copies import NO_HASH, Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
@@ -198,7 +198,7 @@ def render(
                 # At once: memory that is free again for the next row is still in the cache.
                 place = first_row + len(is_good)
                 write_rows(file, plan, file_format.IMAGES, place, row.image)
-                write_rows(file, plan, file_format.MASKS, place, painted.labels)
+                write_rows(file, plan, file_format.MASKS, place, painted.mask)
                 good.append(row._replace(image=None))
             is_good.append(row.image is not None)
         for name in (file_format.IMAGES, file_format.MASKS):
@@ -350,6 +350,10 @@ def _check(
             findings += [
                 remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
             ]
+    if painted.shared.of_two:
+        names = {structure.code: structure.name for structure in scheme}
+        remarks = check_shared(names, painted.n_inside, *painted.shared)
+        findings += [remark.about(link.frame.path, link.key) for remark in remarks]
     return shapes, findings
 
 
@@ -397,7 +401,8 @@ def _manifest_row(
         "n_padding": statistics.n_padding,
         "padding_minimum": statistics.padding_minimum,
         "padding_maximum": statistics.padding_maximum,
-        "row_xxh3": row_digest(link.key, image, painted.labels),
+        "n_overlapping": painted.shared.n_pixels,
+        "row_xxh3": row_digest(link.key, image, painted.mask),
     }
     row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
     return row | _structure_columns(sample, painted, scheme, not_drawn)
@@ -418,7 +423,7 @@ def _structure_columns(
         columns[f"{stem}_area"] = _area(region)
         is_top = is_whole and code == top
         columns[f"n_pixels_{code}"] = (
-            painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))
+            painted.n_inside[code] if is_top else int(np.count_nonzero(painted.mask == code))
         )
     return columns
 

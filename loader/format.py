@@ -70,6 +70,7 @@ VERSION_2: Final[dict[str, str]] = {
     "n_padding": "<i8",
     "padding_minimum": "<f8",
     "padding_maximum": "<f8",
+    "n_overlapping": "<i8",
 }
 
 CONTOURS: Final[dict[str, str]] = {

@@ -3,7 +3,8 @@
 A run is the stretch of pixels between two borders of a polygon, row by row.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -47,12 +48,25 @@ def rasterise(vertices: Vertices, rows: int, columns: int, rule: Rasterizer = "c
     return mask
 
 
-class Painted(NamedTuple):
-    """The label map of one sample, and the pixels of its regions, by code."""
+class Shared(NamedTuple):
+    """The pixels inside two structures or more of which neither lies in the other."""
 
-    labels: LabelMap
+    n_pixels: int  # each once, however many structures have it
+    of_two: Mapping[
+        tuple[int, int], int
+    ]  # codes of two structures, in paint order → pixels in both
+
+
+_NONE_SHARED: Final = Shared(0, {})
+
+
+class Painted(NamedTuple):
+    """The mask of one sample, and the pixels of its regions, by code."""
+
+    mask: LabelMap
     n_inside: dict[int, int]  # pixels inside the region, covered by another one or not
     n_outside: dict[int, int]  # those of them outside the structure that it lies in, where drawn
+    shared: Shared
 
 
 def label_maps(
@@ -88,7 +102,7 @@ def label_maps(
         n_outside = _n_outside(scheme, borders, n_inside, labels) if len(borders) > 1 else {}
         if drawn is not None:
             _ignore(labels, drawn[place], scheme)
-        yield Painted(labels, n_inside, n_outside)
+        yield Painted(labels, n_inside, n_outside, _shared(scheme, borders))
 
 
 def _ignore(labels: LabelMap, drawn: Container[int], scheme: LabelScheme) -> None:
@@ -132,6 +146,32 @@ def _n_outside(
     return {
         inner: n_inside[inner] - _n_common(borders[inner], borders[outer]) for inner, outer in pairs
     }
+
+
+def _shared(scheme: LabelScheme, borders: Mapping[int, _Borders]) -> Shared:
+    """Return the pixels that structures share, from the borders of their runs and no pixel."""
+    if len(borders) == 1:
+        return _NONE_SHARED
+    codes = sorted(borders, key=scheme.places.__getitem__)
+    pairs = [pair for pair in combinations(codes, 2) if pair not in scheme.kin]
+    if not pairs:
+        return _NONE_SHARED
+    ends = np.concatenate(list(borders.values()))
+    order = np.argsort(ends, kind="stable")
+    ends, steps = ends[order], np.where(order % 2, -1, 1)  # each region begins and ends by turns
+    is_crowded = steps.cumsum()[:-1] > 1
+    starts, lengths = ends[:-1][is_crowded], np.diff(ends)[is_crowded]
+    if not lengths.any():
+        return _NONE_SHARED
+    is_in = {code: borders[code].searchsorted(starts, "right") % 2 == 1 for code in codes}
+    is_shared = np.zeros(len(starts), np.bool_)
+    of_two: dict[tuple[int, int], int] = {}
+    for one, other in pairs:
+        is_in_both = is_in[one] & is_in[other]
+        if n_pixels := int(lengths[is_in_both].sum()):
+            of_two[one, other] = n_pixels
+            is_shared |= is_in_both
+    return Shared(int(lengths[is_shared].sum()), of_two)
 
 
 def _n_common(one: _Borders, other: _Borders) -> int:

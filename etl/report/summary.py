@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from etl.errors import EtlError
 from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, QUALITY_CODES, FindingRow, counted
@@ -57,6 +58,8 @@ class Summary:
     labels: list[Label]
     n_not_drawn: int  # rows in which a structure was not drawn
     is_ignored: bool  # whether masks are 255 where it may be, else 0
+    n_overlap_rows: int  # rows in which structures overlap of which neither lies in the other
+    n_overlap_pixels: int  # that they share, over all rows
     splits: list[Side]
     folds: list[Side]
     unchecked: list[str]  # codes of findings that the build did not look for
@@ -107,6 +110,7 @@ def summarise(
 def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Selection) -> Summary:
     manifest, attributes = dataset.manifest, dataset.attributes
     n_rows, rows, columns = dataset.images.shape
+    overlaps = _overlaps(dataset)
     alignment: dict[str, object] | None = None
     if Attribute.ALIGNMENT in attributes:
         alignment = dict(_items(attributes[Attribute.ALIGNMENT]))
@@ -131,6 +135,8 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         labels=_labels(dataset),
         n_not_drawn=_n_not_drawn(dataset),
         is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
+        n_overlap_rows=int(np.count_nonzero(overlaps)),
+        n_overlap_pixels=int(overlaps.sum()),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
         unchecked=list(_unchecked(attributes)),
@@ -193,6 +199,13 @@ def _n_not_drawn(dataset: Dataset) -> int:
     names = [f"drawn_{structure.code}" for structure in dataset.structures]
     columns = [manifest[name] == 0 for name in names if name in manifest.stored]
     return int(np.any(columns, axis=0).sum()) if columns else 0
+
+
+def _overlaps(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the pixels of each row that structures share; none where the file does not tell."""
+    if "n_overlapping" not in dataset.manifest.stored:
+        return np.zeros(0, np.int64)
+    return dataset.manifest["n_overlapping"].astype(np.int64)
 
 
 def _labels(dataset: Dataset) -> list[Label]:

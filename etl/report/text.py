@@ -117,13 +117,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         in_rows, n_pixels = counted(label.n_rows, "row"), counted(label.n_pixels, "pixel")
         median = f"{label.median_pixels:.0f} in the median"
         yield f"Label {label.code:<{width}}", f"{label.meaning}: in {in_rows}, {n_pixels}, {median}"
-    if summary.n_not_drawn:
-        value = "255 (ignore)" if summary.is_ignored else "0 (background)"
-        rows = counted(summary.n_not_drawn, "row")
-        yield (
-            "Partial",
-            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
-        )
+    yield from _mask_facts(summary)
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)
@@ -137,6 +131,26 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "Sources", ", ".join(sources_text(summary.sources))
     if summary.selection:
         yield "Shown", f"findings of {summary.selection}"
+
+
+def _mask_facts(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield what masks do not tell."""
+    if summary.n_not_drawn:
+        value = "255 (ignore)" if summary.is_ignored else "0 (background)"
+        rows = counted(summary.n_not_drawn, "row")
+        yield (
+            "Partial",
+            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
+        )
+    if summary.n_overlap_rows:
+        pixels, rows = (
+            counted(summary.n_overlap_pixels, "pixel"),
+            counted(summary.n_overlap_rows, "row"),
+        )
+        yield (
+            "Overlap",
+            f"structures share {pixels} in {rows}: there masks show the one painted last",
+        )
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:

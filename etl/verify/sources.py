@@ -116,15 +116,22 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     if expected.shape != image.shape or not np.array_equal(expected.astype(image.dtype), image):
         n_pixels = int((expected.astype(image.dtype) != image).sum())
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
+    names = {one.name: one.code for one in dataset.structures}
+    parents = {one.code: names.get(one.inside_of, 0) for one in dataset.structures}
     labels = reference.label_map(masks, rows, columns)
     if options.get("not_drawn") == "ignore":
-        inside_of = {one.code: one.inside_of for one in dataset.structures}
-        names = {one.name: one.code for one in dataset.structures}
-        parents = {code: names.get(name, 0) for code, name in inside_of.items()}
         labels = reference.with_ignored(labels, {code for code, _ in masks}, parents)
     if not np.array_equal(labels, mask):
         n_pixels = int((labels != mask).sum())
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
+    if "n_overlapping" in manifest.stored:
+        written, n_pixels = (
+            int(manifest["n_overlapping"][row]),
+            reference.n_overlapping(masks, parents),
+        )
+        if written != n_pixels:
+            message = f"n_overlapping is {written} in the manifest, {n_pixels} in its contours."
+            yield Problem(place, message)
 
 
 def _rebuilt_mask(

@@ -1,5 +1,7 @@
 """Regions of several polygons and of masks: even-odd together, as one structure."""
 
+import itertools
+
 import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, write_contour, write_tree
@@ -110,8 +112,8 @@ def test_two_apart_add_up_and_one_inside_is_a_hole(rule):
     region = Region(1, (outer, inner, apart), "")
     painted = masks_of([region], named_scheme(["x"]), rule=rule)
     whole, hole, more = (rasterise(part, 20, 24, rule) for part in region.polygons)
-    assert np.array_equal(painted.labels.astype(bool), (whole & ~hole) | more)
-    assert painted.n_inside == {1: int(painted.labels.sum())}
+    assert np.array_equal(painted.mask.astype(bool), (whole & ~hole) | more)
+    assert painted.n_inside == {1: int(painted.mask.sum())}
 
 
 points = st.tuples(st.integers(-8, 56), st.integers(-8, 48)).map(lambda p: (p[0] / 2, p[1] / 2))
@@ -127,7 +129,7 @@ regions = st.one_of(
 @given(st.dictionaries(st.integers(1, 5), regions, min_size=1), st.permutations(range(1, 6)))
 def test_label_maps_are_what_painting_by_hand_gives(drawn, order):
     """Even-odd by exclusive or, structures over each other in the paint order; slow and obvious."""
-    inside = {2: "1", 4: "2", 5: "2"}
+    inside = {2: "1", 4: "2", 5: "2"}  # so that 4 and 5 lie in 1 too
     scheme = LabelScheme(
         tuple(Structure(str(c), c, "", f"s{c}", inside_of=inside.get(c, "")) for c in order)
     )
@@ -140,13 +142,21 @@ def test_label_maps_are_what_painting_by_hand_gives(drawn, order):
         if code in masks:
             expected[masks[code]] = code
     found = masks_of([Region(c, parts, "", mask) for c, (parts, mask) in drawn.items()], scheme)
-    assert np.array_equal(found.labels, expected)
+    assert np.array_equal(found.mask, expected)
     assert found.n_inside == {code: int(mask.sum()) for code, mask in masks.items()}
     assert found.n_outside == {
         inner: int((masks[inner] & ~masks[int(outer)]).sum())
         for inner, outer in inside.items()
         if inner in masks and int(outer) in masks
     }
+    shared = {
+        (a, b): int((masks[a] & masks[b]).sum())
+        for a, b in itertools.combinations([code for code in order if code in masks], 2)
+        if {a, b} not in ({1, 2}, {2, 4}, {1, 4}, {2, 5}, {1, 5}) and (masks[a] & masks[b]).any()
+    }
+    assert found.shared.of_two == shared
+    both = [masks[a] & masks[b] for a, b in shared]
+    assert found.shared.n_pixels == int(np.any(both, axis=0).sum())
 
 
 # ---------------------------------------------------------------------------------- the checks
