@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, NotDrawn, PatientId, Rasterizer, SamePerson
+    from etl.options import Kind, MaskKind, NotDrawn, PatientId, Rasterizer, SamePerson
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -378,6 +378,14 @@ _CONTOUR_TRANSFORM: Final = click.option(
 _PARTIAL: Final = click.option(
     "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
 )
+_MASKS: Final = click.option(
+    "--masks",
+    type=click.Choice(["labels", "bits"]),
+    default="labels",
+    show_default=True,
+    help="One code a pixel, of the structure painted last; or a bit of each structure, so that "
+    "none covers another.",
+)
 _WORKERS: Final = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -399,6 +407,7 @@ _WORKERS: Final = click.option(
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
+@_MASKS
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
 )
@@ -425,6 +434,7 @@ def check(
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
+    masks: "MaskKind",
     full: bool,
     as_json: bool,
     csv_file: Path | None,
@@ -460,6 +470,7 @@ def check(
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
+        masks=masks,
     )
     found = check_input(data, options, workers=n_workers, full=full, progress=True)
     if csv_file is not None:
@@ -494,6 +505,7 @@ def check(
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
+@_MASKS
 @click.option(
     "--not-drawn",
     type=click.Choice(["background", "ignore"]),
@@ -614,6 +626,7 @@ def build(
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
+    masks: "MaskKind",
     not_drawn: "NotDrawn",
     split: tuple[float, float, float] | None,
     split_seed: int,
@@ -674,6 +687,7 @@ def build(
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
+        masks=masks,
         not_drawn=not_drawn,
         split=split,
         split_seed=split_seed,
@@ -1248,6 +1262,11 @@ def _check_build_options() -> None:
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)
+    if context.params["masks"] == "bits" and context.params.get("not_drawn") == "ignore":
+        raise click.UsageError(
+            "--not-drawn ignore has no value in bit masks, of which the columns drawn_<code> tell "
+            "what was not drawn: leave it out, or --masks bits."
+        )
     has_two = len(_CONTOURS[context.params["contours"] or "i"]) > 1
     if has_two and "exclude_structures" in given and "partial" not in given:
         raise click.UsageError(

@@ -276,7 +276,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "warning",
         "two structures of which neither lies in the other share over 5 % of the smaller one's "
         "pixels, and 4 or more; the mask shows the one that was painted last",
-        "look at its overlay",
+        "look at its overlay; `--masks bits` keeps both",
         flag=18,
     ),
     "identical-contour": FindingCode(
@@ -453,6 +453,8 @@ _ALWAYS_CHECKED: Final = frozenset(
 )
 # Codes that a build looks for only where that is asked for.
 ASKED_FOR_CODES: Final = ("near-duplicate",)
+# Codes that a build looks for only where a mask has one code a pixel.
+LABEL_MAP_CODES: Final = ("structures-overlap",)
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
 AUDIT_CODES: Final = ("contours-misfit", "alignment-dataset", "alignment-patient")
 QUALITY_CODES: Final = (

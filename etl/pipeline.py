@@ -137,7 +137,8 @@ def _make(
         found = index_headers(engine, source, found, options, progress=progress)
         found = exclude_listed(found, options)
         spool.findings += found.findings
-        target.check_space(out, len(found.links) * options.rows * options.columns)
+        mask_dtype = found.scheme.mask_dtype(options.masks)
+        target.check_space(out, len(found.links) * options.rows * options.columns, mask_dtype)
         chosen = choose_audited(source, found, options)
         kept = None
         if memory is not None:
@@ -151,7 +152,7 @@ def _make(
         if not can_go_on(len(spool), spool.findings, strict=strict):
             spool.findings += look(spool.findings).findings
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
-        plan = spool.reserve(path, options)
+        plan = spool.reserve(path, options, mask_dtype)
         rendered = render_samples(engine, spool, found, options, plan, progress=progress, kept=kept)
         contours = spool.contours()
         written = WrittenRows(plan, np.flatnonzero(rendered.is_good), contours)

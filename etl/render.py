@@ -16,14 +16,14 @@ import numpy.typing as npt
 import xxhash
 
 from etl.contours import polygon
-from etl.contours.rasterise import Painted, label_maps
+from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
 from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
-from etl.options import BuildOptions, NotDrawn
+from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region, check_shared
@@ -191,7 +191,7 @@ def render(
     findings: list[Finding] = []
     files = _Files(root)
     with open_rows(plan) as file:
-        for sample, painted in _painted(packed, scheme, options):
+        for sample, painted in _painted(packed, scheme, options, plan.mask_dtype):
             row = _render_one(files, sample, painted, scheme, options, plan.image_dtype)
             findings += row.findings
             if row.image is not None:
@@ -231,12 +231,16 @@ def names(task: tuple[list[bytes], int]) -> list[str]:
 
 
 def _painted(
-    packed: list[bytes], scheme: LabelScheme, options: BuildOptions
+    packed: list[bytes], scheme: LabelScheme, options: BuildOptions, mask_dtype: str
 ) -> Iterator[tuple[Sample, Painted]]:
-    """Yield each sample with its label map."""
+    """Yield each sample with its mask."""
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
         regions = [sample.regions for sample in samples]
+        if options.masks == file_format.MASK_BITS:
+            painted = bit_masks(regions, scheme, *size, options.rasterizer, mask_dtype)
+            yield from zip(samples, painted, strict=True)
+            continue
         drawn = None
         if options.not_drawn == "ignore":
             drawn = [sample.link.drawn for sample in samples]
@@ -322,18 +326,18 @@ def _render_one(
                 for one in map(drawn.__getitem__, empty)
             ]
         )
-    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options.not_drawn)
+    manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
-    shapes, findings = _check(sample, painted, scheme)
+    shapes, findings = _check(sample, painted, scheme, options)
     digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
     marks = digest, image_hash(image) if options.near_duplicates else NO_HASH, alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 
 def _check(
-    sample: Sample, painted: Painted, scheme: LabelScheme
+    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
 ) -> tuple[dict[int, Shape], list[Finding]]:
     """Return what to keep of the regions for the checks of all rows, and what they show."""
     link = sample.link
@@ -350,7 +354,7 @@ def _check(
             findings += [
                 remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
             ]
-    if painted.shared.of_two:
+    if painted.shared.of_two and options.masks == file_format.MASK_LABELS:
         names = {structure.code: structure.name for structure in scheme}
         remarks = check_shared(names, painted.n_inside, *painted.shared)
         findings += [remark.about(link.frame.path, link.key) for remark in remarks]
@@ -369,7 +373,7 @@ def _manifest_row(
     image: Image,
     painted: Painted,
     scheme: LabelScheme,
-    not_drawn: NotDrawn,
+    options: BuildOptions,
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
     link, instance = sample.link, sample.instance
@@ -405,25 +409,26 @@ def _manifest_row(
         "row_xxh3": row_digest(link.key, image, painted.mask),
     }
     row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
-    return row | _structure_columns(sample, painted, scheme, not_drawn)
+    return row | _structure_columns(sample, painted, scheme, options)
 
 
 def _structure_columns(
-    sample: Sample, painted: Painted, scheme: LabelScheme, not_drawn: NotDrawn
+    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
 ) -> dict[str, str | int | float]:
     columns = scheme.absent.copy()
     columns.update((f"drawn_{code}", 1) for code in sample.link.drawn)
     # Nothing is painted over the last structure drawn, so that its pixels are counted already.
     top = max((region.code for region in sample.regions), key=scheme.places.__getitem__, default=0)
-    is_whole = not_drawn == "background"
+    is_whole = options.not_drawn == "background"
+    has_bits = options.masks == file_format.MASK_BITS
     for annotation, region in zip(sample.link.annotations, sample.regions, strict=True):
         code, stem = region.code, scheme[region.code].stem
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
         columns[f"{stem}_area"] = _area(region)
-        is_top = is_whole and code == top
+        is_counted = has_bits or (is_whole and code == top)
         columns[f"n_pixels_{code}"] = (
-            painted.n_inside[code] if is_top else int(np.count_nonzero(painted.mask == code))
+            painted.n_inside[code] if is_counted else int(np.count_nonzero(painted.mask == code))
         )
     return columns
 

@@ -100,7 +100,7 @@ class Spool:
             self._samples.seek(ends[row] - self._n_bytes[row])
             yield self._samples.read(self._n_bytes[row])
 
-    def reserve(self, path: Path, options: BuildOptions) -> Plan:
+    def reserve(self, path: Path, options: BuildOptions, mask_dtype: str) -> Plan:
         """Make the file with room for a row of each sample, and write the vertices into it.
 
         Raises
@@ -110,7 +110,7 @@ class Spool:
         """
         dtype = image_dtype(self.values)
         size = options.rows, options.columns
-        plan = hdf5_file.create(path, len(self), *size, dtype, self.n_vertices)
+        plan = hdf5_file.create(path, len(self), *size, dtype, self.n_vertices, mask_dtype)
         return self._write_vertices(plan)
 
     def _write_vertices(self, plan: Plan) -> Plan:

@@ -244,7 +244,7 @@ def check_shared(
     more = [f"and {counted(len(told) - _MAX_PAIRS, 'more pair')}"] * (len(told) > _MAX_PAIRS)
     message = (
         f"{counted(n_shared, 'pixel')} {'is' if n_shared == 1 else 'are'} inside of more than one "
-        f"structure: {', '.join([*pairs, *more])}. The mask shows the one that was painted last. "
-        "Is one of them drawn too large?"
+        f"structure: {', '.join([*pairs, *more])}. The mask shows the one that was painted last; "
+        "--masks bits keeps all. Is one of them drawn too large?"
     )
     return [Remark("structures-overlap", message)]

@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import EtlError
-from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, QUALITY_CODES, FindingRow, counted
+from etl.findings import (
+    ASKED_FOR_CODES,
+    AUDIT_CODES,
+    LABEL_MAP_CODES,
+    QUALITY_CODES,
+    FindingRow,
+    counted,
+)
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
 from loader import Dataset
@@ -58,6 +65,8 @@ class Summary:
     labels: list[Label]
     n_not_drawn: int  # rows in which a structure was not drawn
     is_ignored: bool  # whether masks are 255 where it may be, else 0
+    mask_kind: str  # "labels": one code a pixel; "bits": a bit of each structure
+    mask_dtype: str
     n_overlap_rows: int  # rows in which structures overlap of which neither lies in the other
     n_overlap_pixels: int  # that they share, over all rows
     splits: list[Side]
@@ -135,6 +144,8 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         labels=_labels(dataset),
         n_not_drawn=_n_not_drawn(dataset),
         is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
+        mask_kind=file_format.MASK_BITS if dataset.has_bits else file_format.MASK_LABELS,
+        mask_dtype=str(dataset.masks.dtype),
         n_overlap_rows=int(np.count_nonzero(overlaps)),
         n_overlap_pixels=int(overlaps.sum()),
         splits=_splits(dataset),
@@ -184,6 +195,8 @@ def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
     if not options.get("qc", True):
         return QUALITY_CODES
     unchecked = () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
+    if attributes.get(Attribute.MASK_KIND) == file_format.MASK_BITS:
+        unchecked = (*unchecked, *LABEL_MAP_CODES)
     return unchecked if options.get("near_duplicates") else (*unchecked, *ASKED_FOR_CODES)
 
 

@@ -18,6 +18,7 @@ from etl.findings import (
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
 from etl.report.summary import Summary, alignment_text
+from loader.format import MASK_BITS
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -134,7 +135,9 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _mask_facts(summary: Summary) -> Iterator[tuple[str, str]]:
-    """Yield what masks do not tell."""
+    """Yield what masks are, and what they do not tell."""
+    if summary.mask_kind == MASK_BITS:
+        yield "Masks", f"bits: {summary.mask_dtype}, one for each structure"
     if summary.n_not_drawn:
         value = "255 (ignore)" if summary.is_ignored else "0 (background)"
         rows = counted(summary.n_not_drawn, "row")
@@ -143,13 +146,14 @@ def _mask_facts(summary: Summary) -> Iterator[tuple[str, str]]:
             f"a structure is not drawn in {rows}: there masks are {value} where it may be",
         )
     if summary.n_overlap_rows:
+        shown = "all of them" if summary.mask_kind == MASK_BITS else "the one painted last"
         pixels, rows = (
             counted(summary.n_overlap_pixels, "pixel"),
             counted(summary.n_overlap_rows, "row"),
         )
         yield (
             "Overlap",
-            f"structures share {pixels} in {rows}: there masks show the one painted last",
+            f"structures share {pixels} in {rows}: there masks show {shown}",
         )
 
 

@@ -201,12 +201,22 @@ def mask_of(
 
 def label_map(
     masks: Sequence[tuple[int, npt.NDArray[np.bool_]]], rows: int, columns: int
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.integer]:
     """Return a label map of (code, mask) painted one over the other in the order given."""
     labels = np.zeros((rows, columns), np.uint8)
     for code, mask in masks:
         labels[mask] = code
     return labels
+
+
+def bit_mask(
+    masks: Sequence[tuple[int, npt.NDArray[np.bool_]]], rows: int, columns: int
+) -> npt.NDArray[np.integer]:
+    """Return the sum of 2 to the power of its bit for each (bit, mask) that has the pixel."""
+    words = np.zeros((rows, columns), np.int64)
+    for bit, mask in masks:
+        words += mask * 2**bit
+    return words
 
 
 def n_overlapping(
@@ -238,8 +248,8 @@ def _around(code: int, parents: dict[int, int]) -> list[int]:
 
 
 def with_ignored(
-    labels: npt.NDArray[np.uint8], drawn: set[int], parents: dict[int, int]
-) -> npt.NDArray[np.uint8]:
+    labels: npt.NDArray[np.integer], drawn: set[int], parents: dict[int, int]
+) -> npt.NDArray[np.integer]:
     """Return a label map with 255 where a structure that was not drawn may be.
 
     Parameters

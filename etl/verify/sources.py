@@ -105,11 +105,8 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     try:
         frame = key_of(dataset, row).frame_number
         expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
-        masks = [
-            (structure.code, _rebuilt_mask(dataset, root, row, structure))
-            for structure in dataset.structures
-            if str(manifest[f"{structure.stem}_path"][row])
-        ]
+        drawn = [one for one in dataset.structures if str(manifest[f"{one.stem}_path"][row])]
+        masks = [(one.code, _rebuilt_mask(dataset, root, row, one)) for one in drawn]
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
         yield Problem(place, f"cannot be built again ({type(error).__name__}).")
         return
@@ -118,11 +115,17 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
     names = {one.name: one.code for one in dataset.structures}
     parents = {one.code: names.get(one.inside_of, 0) for one in dataset.structures}
-    labels = reference.label_map(masks, rows, columns)
+    if dataset.has_bits:
+        bits = [one.bit or 0 for one in drawn]
+        made = reference.bit_mask(
+            list(zip(bits, (m for _, m in masks), strict=True)), rows, columns
+        )
+    else:
+        made = reference.label_map(masks, rows, columns)
     if options.get("not_drawn") == "ignore":
-        labels = reference.with_ignored(labels, {code for code, _ in masks}, parents)
-    if not np.array_equal(labels, mask):
-        n_pixels = int((labels != mask).sum())
+        made = reference.with_ignored(made, {code for code, _ in masks}, parents)
+    if not np.array_equal(made, mask):
+        n_pixels = int((made != mask).sum())
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
     if "n_overlapping" in manifest.stored:
         written, n_pixels = (

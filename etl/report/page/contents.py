@@ -12,11 +12,11 @@ from PIL import Image as PillowImage
 from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, CODES, FindingRow
 from etl.model import LabelMap
 from etl.quality.diagnoses import Diagnosis
-from etl.report.overlays import colours, windowed
+from etl.report.overlays import colours, ignored, windowed
 from etl.report.summary import Side, Summary
 from etl.report.text import sources_text
 from loader import Dataset
-from loader.format import IGNORE, NO_FOLD, NO_ROW, NO_SPLIT, SPLITS
+from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS
 
 MAX_ROWS: Final = 5000  # in lists and plots: more dots than that cover each other
 _QUALITY: Final = 82  # of JPEG
@@ -222,11 +222,11 @@ def _picture(dataset: Dataset, row: int) -> Json:
             if label in by_label
         ],
         "edges": [
-            {"code": one.code, "d": mask_edge(mask == one.code)}
+            {"code": one.code, "d": mask_edge(one.covers(mask))}
             for one in dataset.structures
-            if (mask == one.code).any()
+            if one.covers(mask).any()
         ],
-        "has_ignored": bool((mask == IGNORE).any()),
+        "has_ignored": bool(ignored(mask, dataset.structures).any()),
     }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import etl
 from etl.contours.polygon import area, nested_areas
-from etl.contours.rasterise import label_maps, rasterise
+from etl.contours.rasterise import bit_masks, label_maps, rasterise
 from etl.contours.text import MAX_POLYGONS, parse_contour
 from etl.errors import ContourError
 from etl.labels import LabelScheme, named_scheme
@@ -157,6 +157,25 @@ def test_label_maps_are_what_painting_by_hand_gives(drawn, order):
     assert found.shared.of_two == shared
     both = [masks[a] & masks[b] for a, b in shared]
     assert found.shared.n_pixels == int(np.any(both, axis=0).sum())
+
+
+@given(
+    st.dictionaries(st.integers(1, 12), regions, min_size=1),
+    st.permutations(range(1, 13)),
+    st.sampled_from(["center", "pillow"]),
+)
+def test_labels_painted_from_bits_in_paint_order_are_the_label_map(drawn, order, rule):
+    scheme = LabelScheme(tuple(Structure(str(c), c, "", f"s{c}") for c in order))
+    given_regions = [Region(c, parts, "", mask) for c, (parts, mask) in drawn.items()]
+    labels = masks_of(given_regions, scheme, rule=rule)
+    (bits,) = bit_masks([given_regions], scheme, 20, 24, rule, scheme.mask_dtype("bits"))
+    assert bits.mask.dtype == np.uint16
+    painted = np.zeros((20, 24), np.uint8)
+    for structure in scheme.structures:
+        in_bits = structure._replace(bit=scheme.bits[structure.code])
+        painted[in_bits.covers(bits.mask)] = structure.code
+    assert np.array_equal(painted, labels.mask)
+    assert bits[1:] == labels[1:]
 
 
 # ---------------------------------------------------------------------------------- the checks
