@@ -739,6 +739,11 @@ def _(tree: Tree) -> Planted:
     return Planted((pair,))
 
 
+@plants("structures-overlap")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},wall,{outer}")
+
+
 @plants("identical-contour")
 def _(tree: Tree) -> Planted:
     patient, number = tree.middle(with_outer=False)

@@ -113,7 +113,7 @@ def assemble(
         scheme, has_source_grid=options.is_resized
     ) | kept_columns(options)
     min_reader_version = file_format.min_reader_version(
-        scheme, has_ignored=options.not_drawn == "ignore"
+        scheme, has_ignored=options.not_drawn == "ignore", mask_kind=options.masks
     )
     if min_reader_version == 1:
         columns |= file_format.VERSION_1_COLUMNS
@@ -142,12 +142,12 @@ def assemble(
             Attribute.FORMAT: file_format.FORMAT,
             Attribute.FORMAT_VERSION: file_format.FORMAT_VERSION,
             Attribute.MIN_READER_VERSION: min_reader_version,
-            Attribute.REQUIRED_FEATURES: json.dumps([]),
+            Attribute.REQUIRED_FEATURES: json.dumps(_features(options)),
             Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
             Attribute.OPTIONS: json.dumps(_recorded(options)),
             Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in scheme}),
-            Attribute.STRUCTURES: json.dumps(scheme.to_json()),
-            Attribute.MASK_KIND: file_format.MASK_LABELS,
+            Attribute.STRUCTURES: json.dumps(scheme.to_json(options.masks)),
+            Attribute.MASK_KIND: options.masks,
             Attribute.SOURCES: json.dumps(found.counts),
             Attribute.FLAG_CODES: json.dumps(FLAG_CODES),
             Attribute.IMAGE_MEAN: mean,
@@ -246,6 +246,11 @@ def _with_patients(
             found = one.severity, one.code, one.path, row, one.message, one.label, other
             told.append(FindingRow(*found, *patients.by_patient_id.get(name, Patient(name))))
     return patients.assigned(told)
+
+
+def _features(options: BuildOptions) -> list[str]:
+    """Return what a reader of the file must know."""
+    return [file_format.BIT_MASKS] if options.masks == file_format.MASK_BITS else []
 
 
 def _recorded(options: BuildOptions) -> dict[str, object]:

@@ -109,12 +109,13 @@ def check(
         found = index_headers(engine, source, found, options, progress=progress)
         spool.findings += found.findings
         options = choose_size(engine, source, found, options, progress=progress)
+        mask_dtype = found.scheme.mask_dtype(options.masks)
         images = _survey_links(engine, found, options, progress=progress)
         chosen = choose_audited(source, found, options) if full else []
         examine_links(engine, source, found, options, spool, progress=progress)
         reviewed = None
         if full and len(spool):
-            plan = _nowhere(spool, options)
+            plan = _nowhere(spool, options, mask_dtype)
             rendered = render_samples(engine, spool, found, options, plan, progress=progress)
             diagnosis = diagnose(engine, source, found, options, chosen, spool.findings, rendered)
             reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
@@ -177,11 +178,12 @@ def _survey_links(
     return _Images(list(found.links), {path: one for path, one in known if one is not None})
 
 
-def _nowhere(spool: Spool, options: BuildOptions) -> Plan:
+def _nowhere(spool: Spool, options: BuildOptions, mask_dtype: str) -> Plan:
     """Return the plan of a file that swallows all rows: pixels are checked, and not kept."""
     offsets = dict.fromkeys(_BIG_DATASETS, 0)
     size = options.rows, options.columns
-    return Plan(os.devnull, len(spool), *size, image_dtype(spool.values), 0, offsets)
+    dtype = image_dtype(spool.values)
+    return Plan(os.devnull, len(spool), *size, dtype, 0, offsets, mask_dtype=mask_dtype)
 
 
 def _of_no_row(scheme: LabelScheme) -> ManifestTable:
@@ -232,7 +234,8 @@ def _summary(
     written = Counter(code for row in rows for code in row.codes)
     n_pairs = Counter((link.key.patient_id, link.original_id) for link in links)
     n_rows = Counter(row.patient_id for row in rows)
-    pixel_bytes = np.dtype(dtype).itemsize + 1  # with the mask's
+    mask_dtype = found.scheme.mask_dtype(options.masks)
+    pixel_bytes = np.dtype(dtype).itemsize + np.dtype(mask_dtype).itemsize
     return Summary(
         sources=dict(found.counts),
         missing=found.missing,

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import FitAbout, Kind, NotDrawn, PatientId, Rasterizer, SamePerson, Size
+    from etl.options import (
+        FitAbout,
+        Kind,
+        MaskKind,
+        NotDrawn,
+        PatientId,
+        Rasterizer,
+        SamePerson,
+        Size,
+    )
     from etl.report.compare import Comparison
     from etl.report.summary import Summary
     from loader import Dataset
@@ -436,6 +445,14 @@ _CONTOUR_TRANSFORM: Final = click.option(
 _PARTIAL: Final = click.option(
     "--partial", is_flag=True, help="With i,o: also write pairs that lack one of the two."
 )
+_MASKS: Final = click.option(
+    "--masks",
+    type=click.Choice(["labels", "bits"]),
+    default="labels",
+    show_default=True,
+    help="One code a pixel, of the structure painted last; or a bit of each structure, so that "
+    "none covers another.",
+)
 _WORKERS: Final = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -460,6 +477,7 @@ _WORKERS: Final = click.option(
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
+@_MASKS
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
 )
@@ -489,6 +507,7 @@ def check(
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
+    masks: "MaskKind",
     full: bool,
     as_json: bool,
     csv_file: Path | None,
@@ -528,6 +547,7 @@ def check(
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
+        masks=masks,
     )
     found = check_input(data, options, workers=n_workers, full=full, progress=True)
     if csv_file is not None:
@@ -565,6 +585,7 @@ def check(
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
+@_MASKS
 @click.option(
     "--not-drawn",
     type=click.Choice(["background", "ignore"]),
@@ -700,6 +721,7 @@ def build(
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
+    masks: "MaskKind",
     not_drawn: "NotDrawn",
     keep_tags: str | None,
     keep_tags_anyway: bool,
@@ -766,6 +788,7 @@ def build(
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
+        masks=masks,
         not_drawn=not_drawn,
         keep_tags=tuple(name.strip() for name in keep_tags.split(",")) if keep_tags else (),
         keep_tags_anyway=keep_tags_anyway,
@@ -1464,6 +1487,11 @@ def _check_build_options() -> None:
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)
+    if context.params["masks"] == "bits" and context.params.get("not_drawn") == "ignore":
+        raise click.UsageError(
+            "--not-drawn ignore has no value in bit masks, of which the columns drawn_<code> tell "
+            "what was not drawn: leave it out, or --masks bits."
+        )
     has_two = len(_CONTOURS[context.params["contours"] or "i"]) > 1
     if has_two and "exclude_structures" in given and "partial" not in given:
         raise click.UsageError(

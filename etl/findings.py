@@ -285,6 +285,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "check whether one of the two belongs elsewhere",
         flag=4,
     ),
+    "structures-overlap": FindingCode(
+        "warning",
+        "two structures of which neither lies in the other share over 5 % of the smaller one's "
+        "pixels, and 4 or more; the mask shows the one that was painted last",
+        "look at its overlay; `--masks bits` keeps both",
+        flag=18,
+    ),
     "identical-contour": FindingCode(
         "warning",
         "contours on different images have the same points, to 0.01 pixel, whatever their "
@@ -466,6 +473,8 @@ _ALWAYS_CHECKED: Final = frozenset(
         *("image-file-damaged", "image-header-invalid", "image-unused-bits"),
     }
 )
+# Codes that a build looks for only where a mask has one code a pixel.
+LABEL_MAP_CODES: Final = ("structures-overlap",)
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.
 AUDIT_CODES: Final = ("contours-misfit", "alignment-dataset", "alignment-patient")
 QUALITY_CODES: Final = (

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from etl.options import KINDS, Kind
-from loader.format import CORE, MAX_CODE, STRING, VERSION_2, Structure
+from etl.errors import EtlError
+from etl.options import KINDS, Kind, MaskKind
+from loader.format import (
+    CORE,
+    MASK_DTYPE,
+    MASK_LABELS,
+    MAX_BITS,
+    MAX_CODE,
+    STRING,
+    VERSION_2,
+    Structure,
+    bit_dtype,
+)
 
 BRIGHTER: Final = "brighter"
 DARKER: Final = "darker"
@@ -80,6 +91,28 @@ class LabelScheme:
         """The place of each code in the paint order."""
         return {one.code: place for place, one in enumerate(self.structures)}
 
+    @cached_property
+    def bits(self) -> dict[int, int]:
+        """The bit of each code in bit masks: the lowest for the lowest code."""
+        return {code: bit for bit, code in enumerate(self.by_code)}
+
+    def mask_dtype(self, kind: MaskKind) -> str:
+        """Return the type of masks.
+
+        Raises
+        ------
+        EtlError
+            Bit masks have no bit left for some of the structures.
+        """
+        if kind == MASK_LABELS:
+            return MASK_DTYPE
+        if len(self) > MAX_BITS:
+            raise EtlError(
+                f"Input not usable: it has {len(self)} structures, and bit masks hold at most "
+                f"{MAX_BITS}. Choose some with `structures`, or leave `masks` at labels."
+            )
+        return bit_dtype(len(self))
+
     def __iter__(self) -> Iterator[Structure]:
         """Yield the structures in the order of their codes."""
         return iter(self.by_code.values())
@@ -104,17 +137,33 @@ class LabelScheme:
         by_name = {structure.name: structure for structure in self.structures}
         return [(one, by_name[one.inside_of]) for one in self if one.inside_of]
 
+    @cached_property
+    def kin(self) -> frozenset[tuple[int, int]]:
+        """Codes of each two structures of which one lies in the other, directly or not."""
+        parents = {inner.code: outer.code for inner, outer in self.nested}
+        kin: set[tuple[int, int]] = set()
+        for code in parents:
+            outer = code
+            while outer in parents:
+                outer = parents[outer]
+                kin |= {(code, outer), (outer, code)}
+        return frozenset(kin)
+
     @property
     def has_contrast(self) -> bool:
         """Whether the audit can look for the edges of any structure."""
         return any(one.contrast for one in self.structures)
 
-    def to_json(self) -> list[dict[str, object]]:
-        """Return the attribute `structures`: objects in paint order."""
-        return [
-            {**structure._asdict(), "contour_label": structure.label, "paint_order": place}
-            for place, structure in enumerate(self.structures)
-        ]
+    def to_json(self, kind: MaskKind = MASK_LABELS) -> list[dict[str, object]]:
+        """Return the attribute `structures`: objects in paint order, with bits in bit masks."""
+        recorded = []
+        for place, structure in enumerate(self.structures):
+            entry = {**structure._asdict(), "contour_label": structure.label, "paint_order": place}
+            del entry["bit"]
+            if kind != MASK_LABELS:
+                entry["bit"] = self.bits[structure.code]
+            recorded.append(entry)
+        return recorded
 
 
 _INNER: Final = Structure(
@@ -132,21 +181,23 @@ _OUTER: Final = Structure(
     stem="ocontour",
     contrast=DARKER,
 )
+_WHOLE_OUTER: Final = "inside the o-contour"
 CARDIAC: Final[dict[Kind, Structure]] = {"i": _INNER, "o": _OUTER}
 
 
-def cardiac_scheme(kinds: Sequence[Kind]) -> LabelScheme:
+def cardiac_scheme(kinds: Sequence[Kind], masks: MaskKind = MASK_LABELS) -> LabelScheme:
     """Return the scheme of inner and outer contours of the heart's left ventricle.
 
     One kind: its code is 1. Both: the outer contour is painted first, so that the blood pool inside
     the inner one wins. In /contours/label the outer contour is always 2.
     """
     if len(kinds) == len(KINDS):
-        return LabelScheme((_OUTER, _INNER))
+        if masks == MASK_LABELS:
+            return LabelScheme((_OUTER, _INNER))
+        return LabelScheme((_OUTER._replace(meaning=_WHOLE_OUTER), _INNER))
     if kinds[0] == "i":
         return LabelScheme((_INNER._replace(inside_of=""),))
-    meaning = "inside the o-contour"
-    return LabelScheme((_OUTER._replace(code=1, meaning=meaning, contour_label=2),))
+    return LabelScheme((_OUTER._replace(code=1, meaning=_WHOLE_OUTER, contour_label=2),))
 
 
 def named_scheme(names: Iterable[str]) -> LabelScheme:

@@ -24,6 +24,7 @@ Vertices: TypeAlias = npt.NDArray[
 Mask: TypeAlias = npt.NDArray[np.bool_]  # (rows, columns)
 Image: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]  # (rows, columns)
 LabelMap: TypeAlias = npt.NDArray[np.uint8]  # (rows, columns)
+BitMask: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]  # (rows, columns)
 
 # What a later build wants to know of a sample to tell whether it may take over its row.
 BASICS: Final = np.dtype(

@@ -11,6 +11,7 @@ Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
 Rasterizer = Literal["center", "pillow"]
 NotDrawn = Literal["background", "ignore"]
 SamePerson = Literal["keep", "separate"]
+MaskKind = Literal["labels", "bits"]
 
 PatientId = Literal["tag", "folder"]
 Size = Literal["exact", "most", "fit"]
@@ -82,8 +83,12 @@ class BuildOptions:
         spacing).
     partial : bool
         With two kinds, also write pairs that lack one of the two.
+    masks : {"labels", "bits"}
+        "labels": a mask has one code a pixel, of the structure painted last. "bits": it has a bit
+        of each structure, so that none covers another; 32 structures at most.
     not_drawn : {"background", "ignore"}
-        What a mask has where a structure that was not drawn in its row may be: 0, or 255.
+        What a mask has where a structure that was not drawn in its row may be: 0, or 255, which
+        bit masks cannot have.
     split : tuple of three floats, optional
         Percent of the samples for train, validation and test.
     split_seed : int
@@ -158,6 +163,7 @@ class BuildOptions:
     contour_origin: int = 0
     contour_transform: tuple[str, ...] = ()
     partial: bool = False
+    masks: MaskKind = "labels"
     not_drawn: NotDrawn = "background"
     split: tuple[float, float, float] | None = None
     split_seed: int = 0
@@ -194,7 +200,7 @@ class BuildOptions:
         codes = _excluded(self.exclude_flagged)
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
-        _require_among("not_drawn", self.not_drawn, get_args(NotDrawn))
+        _require_masks(self.masks, self.not_drawn)
         _require_among("size", self.size, get_args(Size))
         _require_among("fit_about", self.fit_about, get_args(FitAbout))
         for name, low, high in _RANGES:
@@ -406,6 +412,16 @@ def _require_strings(layout: object, structure_sets: object) -> None:
     for name, value in (("layout", layout), ("structure_sets", structure_sets)):
         if not isinstance(value, str):
             raise TypeError(f"{name}: expected a string, found {value!r}.")
+
+
+def _require_masks(masks: object, not_drawn: object) -> None:
+    _require_among("masks", masks, get_args(MaskKind))
+    _require_among("not_drawn", not_drawn, get_args(NotDrawn))
+    if masks == "bits" and not_drawn == "ignore":
+        raise ValueError(
+            "not_drawn: expected 'background' with bit masks, of which the columns drawn_<code> "
+            "tell what was not drawn, found 'ignore'."
+        )
 
 
 def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:

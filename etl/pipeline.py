@@ -146,8 +146,9 @@ def _make(
         found = exclude_listed(found, options)
         spool.findings += found.findings
         options = choose_size(engine, source, found, options, progress=progress)
+        mask_dtype = found.scheme.mask_dtype(options.masks)
         n_pixels = len(found.links) * options.rows * options.columns
-        target.check_space(out, n_pixels, memory.n_held)
+        target.check_space(out, n_pixels, mask_dtype, memory.n_held)
         chosen = choose_audited(source, found, options)
         kept = memory.keep(engine, found, options, is_used=is_reused, progress=progress)
         if kept is not None and kept.n_parsed <= _FEW_PAIRS:
@@ -159,7 +160,7 @@ def _make(
         if not can_go_on(len(spool), spool.findings, strict=strict):
             spool.findings += look(spool.findings).findings
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
-        plan = spool.plan(path, options)
+        plan = spool.plan(path, options, mask_dtype)
         with contextlib.closing(memory.journal(plan, kept, spool, examined)) as journal:
             adopted = memory.adopted(plan, kept, spool, journal)
             kept = adopted or kept

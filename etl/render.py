@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from etl.contours import polygon
-from etl.contours.rasterise import Painted, label_maps
+from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
@@ -25,10 +25,10 @@ from etl.findings import Finding
 from etl.geometry import SourceGrid
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
-from etl.options import BuildOptions, NotDrawn
+from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
-from etl.quality.drawing import Shape, check_overlap, check_region
+from etl.quality.drawing import Shape, check_overlap, check_region, check_shared
 from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
@@ -207,14 +207,14 @@ def render(
     findings: list[Finding] = []
     files = _Files(root)
     with open_rows(plan) as file:
-        for sample, painted in _painted(packed, scheme, options):
+        for sample, painted in _painted(packed, scheme, options, plan.mask_dtype):
             row = _render_one(files, sample, painted, scheme, options, plan.image_dtype)
             findings += row.findings
             if row.image is not None:
                 # At once: memory that is free again for the next row is still in the cache.
                 place = first_row + len(is_good)
                 write_rows(file, plan, file_format.IMAGES, place, row.image)
-                write_rows(file, plan, file_format.MASKS, place, painted.labels)
+                write_rows(file, plan, file_format.MASKS, place, painted.mask)
                 good.append(row._replace(image=None))
             is_good.append(row.image is not None)
         for name in (file_format.IMAGES, file_format.MASKS):
@@ -247,19 +247,23 @@ def names(task: tuple[list[bytes], int]) -> list[str]:
 
 
 def _painted(
-    packed: list[bytes], scheme: LabelScheme, options: BuildOptions
+    packed: list[bytes], scheme: LabelScheme, options: BuildOptions, mask_dtype: str
 ) -> Iterator[tuple[Sample, Painted]]:
-    """Yield each sample with its label map."""
+    """Yield each sample with its mask."""
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
         regions = [_regions(sample, options) for sample in samples]
+        if options.masks == file_format.MASK_BITS:
+            painted = bit_masks(regions, scheme, *size, options.rasterizer, mask_dtype)
+            yield from zip(samples, painted, strict=True)
+            continue
         drawn = None
         if options.not_drawn == "ignore":
             drawn = [sample.link.drawn for sample in samples]
         painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
         for sample, one in zip(samples, painted, strict=True):
             if sample.grid is not None and drawn is not None:
-                clear_padding(one.labels, sample.grid)
+                clear_padding(one.mask, sample.grid)
             yield sample, one
 
 
@@ -349,7 +353,7 @@ def _render_one(
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
-    shapes, findings = _check(sample, painted, scheme)
+    shapes, findings = _check(sample, painted, scheme, options)
     # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
     digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
     marks = digest, image_hash(image), alignment
@@ -386,7 +390,7 @@ def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Find
 
 
 def _check(
-    sample: Sample, painted: Painted, scheme: LabelScheme
+    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
 ) -> tuple[dict[int, Shape], list[Finding]]:
     """Return what to keep of the regions for the checks of all rows, and what they show."""
     link = sample.link
@@ -405,6 +409,10 @@ def _check(
             findings += [
                 remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
             ]
+    if painted.shared.of_two and options.masks == file_format.MASK_LABELS:
+        names = {structure.code: structure.name for structure in scheme}
+        remarks = check_shared(names, painted.n_inside, *painted.shared)
+        findings += [remark.about(link.frame.path, link.key) for remark in remarks]
     return shapes, findings
 
 
@@ -468,14 +476,15 @@ def _manifest_row(
         "n_padding": statistics.n_padding,
         "padding_minimum": statistics.padding_minimum,
         "padding_maximum": statistics.padding_maximum,
-        "row_xxh3": row_digest(link.key, image, painted.labels),
+        "n_overlapping": painted.shared.n_pixels,
+        "row_xxh3": row_digest(link.key, image, painted.mask),
     }
     row.update(zip(_PLACE, position + instance.image_orientation, strict=True))
     if grid is not None:
         row.update((f"source_{name}", value) for name, value in grid._asdict().items())
     if instance.kept:
         row.update(zip(kept_columns(options), instance.kept, strict=True))
-    return row | _structure_columns(sample, painted, scheme, options.not_drawn)
+    return row | _structure_columns(sample, painted, scheme, options)
 
 
 def kept_columns(options: BuildOptions) -> dict[str, str]:
@@ -484,21 +493,22 @@ def kept_columns(options: BuildOptions) -> dict[str, str]:
 
 
 def _structure_columns(
-    sample: Sample, painted: Painted, scheme: LabelScheme, not_drawn: NotDrawn
+    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
 ) -> dict[str, str | int | float]:
     columns = scheme.absent.copy()
     columns.update((f"drawn_{code}", 1) for code in sample.link.drawn)
     # Nothing is painted over the last structure drawn, so that its pixels are counted already.
     top = max((region.code for region in sample.regions), key=scheme.places.__getitem__, default=0)
-    is_whole = not_drawn == "background"
+    is_whole = options.not_drawn == "background"
+    has_bits = options.masks == file_format.MASK_BITS
     for annotation, region in zip(sample.link.annotations, sample.regions, strict=True):
         code, stem = region.code, scheme[region.code].stem
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
         columns[f"{stem}_area"] = _area(region, sample.grid)
-        is_top = is_whole and code == top
+        is_counted = has_bits or (is_whole and code == top)
         columns[f"n_pixels_{code}"] = (
-            painted.n_inside[code] if is_top else int(np.count_nonzero(painted.labels == code))
+            painted.n_inside[code] if is_counted else int(np.count_nonzero(painted.mask == code))
         )
     return columns
 

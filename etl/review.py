@@ -200,13 +200,16 @@ class _Unwanted:
     def left_over(self, findings: list[Finding], scheme: LabelScheme) -> list[Finding]:
         """Return findings, those on a structure that its row has lost without the row.
 
-        What lay outside of a lost structure lies outside of none.
+        What lay outside of a lost structure lies outside of none. Which structures overlap without
+        the lost one, only the row that is written again tells.
         """
         outer = {one.code: other.code for one, other in scheme.nested}
+        changed = {key for key, _ in self.gone}
         return [
             replace(one, key=None, other_key=None) if (one.key, one.label) in self.gone else one
             for one in findings
             if one.code != "inner-outside-outer" or (one.key, outer[one.label]) not in self.gone
+            if one.code != "structures-overlap" or one.key not in changed
         ]
 
 

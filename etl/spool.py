@@ -106,11 +106,11 @@ class Spool:
             self._samples.seek(ends[row] - self._n_bytes[row])
             yield self._samples.read(self._n_bytes[row])
 
-    def plan(self, path: Path, options: BuildOptions) -> Plan:
+    def plan(self, path: Path, options: BuildOptions, mask_dtype: str) -> Plan:
         """Return the places of a file with room for a row of each sample."""
         dtype = image_dtype(self.values)
         size = options.rows, options.columns
-        return hdf5_file.laid_out(path, len(self), *size, dtype, self.n_vertices)
+        return hdf5_file.laid_out(path, len(self), *size, dtype, self.n_vertices, mask_dtype)
 
     def reserve(self, plan: Plan, *, is_adopted: bool = False) -> Plan:
         """Make the file with its space reserved, and write the vertices into it.

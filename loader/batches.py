@@ -294,7 +294,7 @@ class Batches:
         Returns
         -------
         images : int16, uint16, int32 or float32 array
-        masks : uint8 array
+        masks : uint8, uint16 or uint32 array
             Both (rows, columns, n), or as `layout` says. With `out`, views of its first n samples.
 
         Raises

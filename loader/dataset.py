@@ -15,13 +15,13 @@ from loader.arguments import choice
 from loader.columns import Columns
 from loader.digests import damaged
 from loader.errors import LoaderError
-from loader.format import IGNORE, Attribute, Structure
+from loader.format import IGNORE, MASK_BITS, Attribute, Structure
 from loader.mapped import MappedFile
 from loader.source_grid import Axis, to_source
 from loader.structure import COPY_AGAIN, Extent, not_opened, read_contents
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
-Masks: TypeAlias = npt.NDArray[np.uint8]
+Masks: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
 Verify: TypeAlias = Literal["columns"]
 
 _N_NAMED: Final = 3  # datasets in a message
@@ -50,8 +50,9 @@ class Dataset:
         What masks and contours show, in paint order: name, code, meaning, stem of its columns.
     images : int16, uint16, int32 or float32 array, shape (n, rows, columns)
         Modality values.
-    masks : uint8 array, shape (n, rows, columns)
-        Label maps; `attributes["labels"]` says what the codes mean.
+    masks : uint8, uint16 or uint32 array, shape (n, rows, columns)
+        Label maps, uint8: `attributes["labels"]` says what the codes mean. Or bit masks, where
+        `attributes["mask_kind"]` is "bits": `structures` says whose bit is which.
     manifest : mapping of column to array, shape (n,)
         The link-manifest. Text is `str`; `manifest.stored` has it as UTF-8 bytes, as in the file.
     contours : mapping of column to array
@@ -125,11 +126,15 @@ class Dataset:
         dict
             Label → pixels, of the background, 0, and each structure. Pixels of 255, which belong
             to no class, are not counted. The numbers are those of the manifest; only masks that may
-            have 255, those that lack a structure, are read.
+            have 255, those that lack a structure, are read. A pixel of a bit mask counts for each
+            structure that it belongs to; for the background all of these masks are read.
         """
         chosen = np.arange(len(self))[slice(None) if rows is None else np.asarray(rows)]
         codes = sorted(structure.code for structure in self.structures)
         counts = {code: int(self.manifest[f"n_pixels_{code}"][chosen].sum()) for code in codes}
+        if self.has_bits:
+            n_background = sum(int(np.count_nonzero(self.masks[row] == 0)) for row in chosen)
+            return {0: n_background, **counts}
         n_ignored = 0
         if self.attributes[Attribute.MIN_READER_VERSION] > 1:  # version 1 has no 255
             is_drawn = [self.manifest[f"drawn_{code}"][chosen] != 0 for code in codes]
@@ -137,6 +142,17 @@ class Dataset:
             n_ignored = sum(int(np.count_nonzero(self[row][1] == IGNORE)) for row in partial)
         n_pixels = len(chosen) * math.prod(self.masks.shape[1:])
         return {0: n_pixels - n_ignored - sum(counts.values()), **counts}
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether masks have a bit of each structure, instead of one code a pixel."""
+        return self.attributes.get(Attribute.MASK_KIND) == MASK_BITS
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that the image and the mask of one sample take."""
+        itemsize = self.images.itemsize + self.masks.itemsize
+        return math.prod(self.images.shape[1:]) * itemsize
 
     def polygons(self, row: int) -> list[tuple[int, npt.NDArray[np.float64]]]:
         """Return the contours of one sample: label, and vertices (k, 2), x and y in pixels."""

@@ -155,8 +155,8 @@ class Gatherer:
 
     Attributes
     ----------
-    image_dtype : numpy.dtype
-        Of the images handed out.
+    image_dtype, mask_dtype : numpy.dtype
+        Of the images and masks handed out.
     """
 
     def __init__(self, dataset: Dataset, form: Form, seed: int) -> None:
@@ -164,11 +164,13 @@ class Gatherer:
         self._form = form
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
+        self.mask_dtype = dataset.masks.dtype
         self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
         self._image_bytes = _memory_of(dataset.images)
+        self._mask_bytes = _memory_of(dataset.masks)
 
     def gather(
         self, rows: Indices, out: Arrays | None, epoch: int = 0, copies: Indices | None = None
@@ -192,7 +194,7 @@ class Gatherer:
         self._dataset.file.check_length()
         shape = (len(rows), *self._sides)
         if out is None:
-            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, np.uint8)
+            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, self.mask_dtype)
         else:
             images, masks = (array[: len(rows)] for array in out)
         samples = None
@@ -207,7 +209,7 @@ class Gatherer:
         else:
             self._fill_images(rows, images)
             # Every row is valid; "clip" spares the buffer that "raise" needs.
-            self._dataset.masks.take(rows, 0, masks, "clip")
+            self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
         self._dataset.check_whole()
         return self._arrange(images), self._arrange(masks)
 
@@ -222,7 +224,7 @@ class Gatherer:
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
         images = self._samples_of(out[0], self.image_dtype, n_samples)
-        masks = self._samples_of(out[1], np.dtype(np.uint8), n_samples)
+        masks = self._samples_of(out[1], self.mask_dtype, n_samples)
         if np.may_share_memory(images, masks):
             raise ValueError("out: images and masks overlap in memory; give each an array.")
         return images, masks

@@ -5,19 +5,27 @@ The documentation's page on the file says what each dataset means; `etl.output` 
 """
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 VERSION: Final = "0.1.0"  # of the distribution; here because both packages may import this module
 
 FORMAT: Final = "dicom-etl"
 FORMAT_VERSION: Final = 2
 MASK_LABELS: Final = "labels"  # the kind of mask: one code a pixel
-KNOWN_FEATURES: Final = frozenset[str]()
+MASK_BITS: Final = "bits"  # a bit of each structure in every pixel
+BIT_MASKS: Final = "bit-masks"  # the feature that a reader of such masks has
+KNOWN_FEATURES: Final = frozenset({BIT_MASKS})
 
 IMAGES: Final = "images"
 MASKS: Final = "masks"
 IMAGE_DTYPES: Final = ("<i2", "<u2", "<i4", "<f4")
-MASK_DTYPE: Final = "|u1"
+MASK_DTYPE: Final = "|u1"  # of label maps
+BIT_DTYPES: Final = {8: "|u1", 16: "<u2", 32: "<u4"}  # of bit masks, by their number of bits
+MAX_BITS: Final = 32
 
 # A multiple of every page size in use (4, 16 and 64 KiB), so that a file written on one machine is
 # page-aligned on all.
@@ -74,6 +82,7 @@ VERSION_2: Final[dict[str, str]] = {
     "stack_id": STRING,
     "in_stack_position": "<f8",
     "temporal_position": "<f8",
+    "n_overlapping": "<i8",
 }
 
 # Columns of files whose images were resampled, padded or cropped: where a row lies in its source.
@@ -136,11 +145,18 @@ class Structure(NamedTuple):
     )
     contour_label: int = 0  # its code in /contours/label, where that is another one
     source_codes: tuple[str, ...] = ()  # the names that its source has for it
+    bit: int | None = None  # in bit masks, 0 for the lowest; None: masks are label maps
 
     @property
     def label(self) -> int:
         """The code in /contours/label."""
         return self.contour_label or self.code
+
+    def covers(self, mask: "npt.NDArray[np.unsignedinteger]") -> "npt.NDArray[np.bool_]":
+        """Return which pixels of a mask, or of several, show this structure."""
+        is_in: npt.NDArray[np.bool_]
+        is_in = mask == self.code if self.bit is None else mask & (1 << self.bit) != 0
+        return is_in
 
     @property
     def columns(self) -> dict[str, str]:
@@ -170,15 +186,23 @@ VERSION_1_COLUMNS: Final[dict[str, str]] = {
 }
 
 
-def min_reader_version(structures: Iterable[Structure], *, has_ignored: bool = False) -> int:
+def bit_dtype(n_structures: int) -> str:
+    """Return the type of bit masks with a bit for each structure, `MAX_BITS` at most."""
+    return next(dtype for n_bits, dtype in BIT_DTYPES.items() if n_structures <= n_bits)
+
+
+def min_reader_version(
+    structures: Iterable[Structure], *, has_ignored: bool = False, mask_kind: str = MASK_LABELS
+) -> int:
     """Return the lowest version whose reader takes a file with these structures rightly.
 
     Parameters
     ----------
     has_ignored : bool
         Whether masks may have the code 255, which version 1 does not know.
+    mask_kind : "labels" or "bits"
     """
-    if has_ignored:
+    if has_ignored or mask_kind != MASK_LABELS:
         return FORMAT_VERSION
     known = {(one.stem, one.label) for one in VERSION_1_STRUCTURES}
     return 1 if {(one.stem, one.label) for one in structures} <= known else FORMAT_VERSION
@@ -211,7 +235,7 @@ class Attribute:
     OPTIONS: Final = "options"  # JSON object: what the file's content depends on
     LABELS: Final = "labels"  # JSON object: label code -> meaning
     STRUCTURES: Final = "structures"  # JSON list of structures in paint order (version 2)
-    MASK_KIND: Final = "mask_kind"  # "labels" (version 2)
+    MASK_KIND: Final = "mask_kind"  # "labels" or "bits" (version 2)
     SOURCES: Final = "sources"  # JSON object: counts of what was found in the input folder
     FLAG_CODES: Final = "flag_codes"  # JSON list: finding code of each bit of /manifest/flags
     IMAGE_MEAN: Final = "image_mean"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from loader.arguments import check_bool, choice, whole
 from loader.dataset import Dataset, Images, Masks
 from loader.errors import LoaderError
-from loader.format import MAX_CODE
+from loader.format import MAX_CODE, Structure
 from loader.sampler import DROP_TO_53, GOLDEN, Indices, keys_of, mix
 
 Blend: TypeAlias = Literal["average", "gaussian"]
@@ -91,7 +91,8 @@ def rows_without(patches: Patches, dataset: Dataset, rows: Indices) -> Indices:
     """Return the rows that have nothing to centre a patch on."""
     if not patches.foreground:
         return rows[:0]
-    columns = [dataset.manifest[f"n_pixels_{code}"][rows] for code in _codes(patches, dataset)]
+    names = [f"n_pixels_{structure.code}" for structure in _wanted(patches, dataset)]
+    columns = [dataset.manifest[name][rows] for name in names]
     lacking: Indices = rows[np.sum(columns, axis=0) == 0]
     return lacking
 
@@ -107,15 +108,15 @@ def cut_patches(
     and uniform(3) are its place down and across.
     """
     uniform = _uniform(seed, epoch, rows, copies)
-    codes = _codes(patches, dataset)
+    structures = _wanted(patches, dataset)
     images = np.empty((len(rows), *patches.size), dataset.images.dtype)
-    masks = np.empty(images.shape, np.uint8)
+    masks = np.empty(images.shape, dataset.masks.dtype)
     minima = dataset.manifest["minimum"][rows]
     for i, row in enumerate(rows.tolist()):
         image, mask = dataset[row]
         corner = None
         if uniform[0, i] < patches.foreground:
-            corner = _around_foreground(mask, codes, uniform[1, i], patches.size)
+            corner = _around_foreground(mask, structures, uniform[1, i], patches.size)
         if corner is None:
             corner = tuple(
                 _from_middle(n, side) if side > n else int(place * (n - side + 1))
@@ -126,9 +127,9 @@ def cut_patches(
     return images, masks
 
 
-def _codes(patches: Patches, dataset: Dataset) -> list[int]:
+def _wanted(patches: Patches, dataset: Dataset) -> list[Structure]:
     names = patches.structures
-    return [one.code for one in dataset.structures if names is None or one.name in names]
+    return [one for one in dataset.structures if names is None or one.name in names]
 
 
 def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> npt.NDArray[np.float64]:
@@ -142,11 +143,9 @@ def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> npt.NDArr
 
 
 def _around_foreground(
-    mask: Masks, codes: list[int], place: float, size: tuple[int, int]
+    mask: Masks, structures: list[Structure], place: float, size: tuple[int, int]
 ) -> tuple[int, ...] | None:
-    wanted = np.zeros(MAX_CODE + 2, np.bool_)
-    wanted[codes] = True
-    pixels = np.flatnonzero(wanted[mask])
+    pixels = np.flatnonzero(_is_any_of(mask, structures))
     if not len(pixels):
         return None
     centre = divmod(int(pixels[int(place * len(pixels))]), mask.shape[1])
@@ -154,6 +153,17 @@ def _around_foreground(
         _from_middle(n, side) if side > n else min(max(middle - side // 2, 0), n - side)
         for n, side, middle in zip(mask.shape, size, centre, strict=True)
     )
+
+
+def _is_any_of(mask: Masks, structures: list[Structure]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a mask show one structure or more of some."""
+    bits = [structure.bit for structure in structures if structure.bit is not None]
+    if bits:
+        is_shown: npt.NDArray[np.bool_] = mask & sum(1 << bit for bit in bits) != 0
+        return is_shown
+    wanted = np.zeros(MAX_CODE + 2, np.bool_)
+    wanted[[structure.code for structure in structures]] = True
+    return wanted[mask]
 
 
 def _from_middle(length: int, side: int) -> int:

@@ -14,6 +14,7 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t
 
 from loader.errors import LoaderError
 from loader.format import (
+    BIT_DTYPES,
     CONTOURS,
     CORE,
     FINDINGS,
@@ -23,6 +24,7 @@ from loader.format import (
     IMAGE_DTYPES,
     IMAGES,
     KNOWN_FEATURES,
+    MASK_BITS,
     MASK_DTYPE,
     MASK_LABELS,
     MASKS,
@@ -156,7 +158,8 @@ def read_contents(buffer: mmap.mmap, path: str) -> Contents:
             attributes = _read_attributes(file, path)
             structures = _read_structures(attributes, path)
             images = _read_extent(file.id, IMAGES, IMAGE_DTYPES, f"{path}, /{IMAGES}")
-            masks = _read_extent(file.id, MASKS, (MASK_DTYPE,), f"{path}, /{MASKS}")
+            masks = _read_masks(file.id, attributes, path)
+            structures = _with_bits(structures, attributes, masks.dtype, path)
             tables = _read_tables(file.id, structures, path)
     except _HDF5_ERRORS as error:
         why = "HDF5 cannot read it, so it is damaged or incomplete"
@@ -233,8 +236,9 @@ def _check_version(name: str, value: Json, path: str) -> None:
     if name == Attribute.MIN_READER_VERSION and isinstance(value, int) and value > FORMAT_VERSION:
         why = f"it needs a reader of format version {value}, this one knows {FORMAT_VERSION}"
         raise not_opened(path, why, upgrade)
-    if name == Attribute.MASK_KIND and value != MASK_LABELS:
-        raise not_opened(path, f'it has masks of the kind "{value}", expected labels', upgrade)
+    if name == Attribute.MASK_KIND and value not in {MASK_LABELS, MASK_BITS}:
+        why = f'it has masks of the kind "{value}", expected {MASK_LABELS} or {MASK_BITS}'
+        raise not_opened(path, why, upgrade)
     if name == Attribute.REQUIRED_FEATURES and isinstance(value, list):
         unknown = sorted({str(feature) for feature in value} - KNOWN_FEATURES)
         if unknown:
@@ -252,6 +256,24 @@ def _read_structures(attributes: dict[str, Json], path: str) -> tuple[Structure,
         return tuple(map(_structure, recorded if isinstance(recorded, list) else []))
     except (TypeError, ValueError, KeyError) as error:
         raise not_opened(where, "expected objects with name, code, meaning and stem") from error
+
+
+def _with_bits(
+    structures: tuple[Structure, ...],
+    attributes: dict[str, Json],
+    dtype: np.dtype[np.generic],
+    path: str,
+) -> tuple[Structure, ...]:
+    """Return the structures: each with its own bit in bit masks, without any in label maps."""
+    if attributes.get(Attribute.MASK_KIND) != MASK_BITS:
+        return tuple(one._replace(bit=None) for one in structures)
+    bits = [one.bit for one in structures]
+    known = range(8 * dtype.itemsize)
+    if len(set(bits)) < len(bits) or not all(type(bit) is int and bit in known for bit in bits):
+        where = f"{path}, attribute {Attribute.STRUCTURES}"
+        why = f"expected a bit of each structure, 0 to {known[-1]} and no two alike, found {bits}"
+        raise not_opened(where, why)
+    return structures
 
 
 def _version_1_structures(attributes: dict[str, Json]) -> tuple[Structure, ...]:
@@ -332,6 +354,12 @@ def _open_object(
     if not isinstance(found, kind):
         raise not_opened(where, f"expected a {'group' if kind is h5g.GroupID else 'dataset'}")
     return found
+
+
+def _read_masks(root: h5g.GroupID, attributes: dict[str, Json], path: str) -> Extent:
+    is_bits = attributes.get(Attribute.MASK_KIND) == MASK_BITS
+    dtypes = tuple(BIT_DTYPES.values()) if is_bits else (MASK_DTYPE,)
+    return _read_extent(root, MASKS, dtypes, f"{path}, /{MASKS}")
 
 
 def _read_extent(parent: h5g.GroupID, name: str, dtypes: Sequence[str], where: str) -> Extent:

@@ -8,11 +8,13 @@ import numpy as np
 
 from loader.format import (
     ALIGNMENT,
+    BIT_MASKS,
     CONTOURS,
     FINDINGS,
     FINDINGS_VERSION_2,
     FORMAT,
     FORMAT_VERSION,
+    MASK_BITS,
     MASK_LABELS,
     NO_FOLD,
     NO_SPLIT,
@@ -59,17 +61,23 @@ def write_dataset(
     attributes=None,
     manifest=None,
     structures=CARDIAC,
+    mask_dtype="|u1",
 ):
     """Write a valid file and return what it holds, by dataset name.
 
     Each image holds its own row number in its first pixel, and each row is a patient of its own.
     `offset` is added to all pixels.
     `attributes` replaces some of ATTRIBUTES, `manifest` some columns. Masks show all codes of
-    `structures`, which are in paint order.
+    `structures`, which are in paint order. Where these have bits, masks are bit masks of the type
+    `mask_dtype`.
     """
     rng = np.random.default_rng(seed)
+    shown = [0, *_codes_of(structures)]
+    if structures[0].bit is not None:
+        shown = list(range(2 ** len(structures)))
+        shown = [sum((one >> k & 1) << s.bit for k, s in enumerate(structures)) for one in shown]
     arrays = {
-        "masks": rng.choice([0, *_codes_of(structures)], (n, rows, columns)).astype("|u1"),
+        "masks": rng.choice(np.array(shown, mask_dtype), (n, rows, columns)),
         "images": rng.integers(0, 1000, (n, rows, columns)).astype(image_dtype),
     }
     arrays["images"][:, 0, 0] = np.arange(n)
@@ -118,9 +126,19 @@ def _tables(structures):
     }
 
 
+def with_bits(structures, bits=None):
+    """Return structures of bit masks: bits in the order of the codes, or those given by name."""
+    codes = _codes_of(structures)
+    bits = bits or {one.name: codes.index(one.code) for one in structures}
+    return tuple(one._replace(bit=bits[one.name]) for one in structures)
+
+
 def _attributes(structures):
+    kind = MASK_LABELS if structures[0].bit is None else MASK_BITS
     return ATTRIBUTES | {
-        Attribute.MIN_READER_VERSION: min_reader_version(structures),
+        Attribute.MASK_KIND: kind,
+        Attribute.REQUIRED_FEATURES: json.dumps([BIT_MASKS] * (kind == MASK_BITS)),
+        Attribute.MIN_READER_VERSION: min_reader_version(structures, mask_kind=kind),
         Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in structures}),
         Attribute.STRUCTURES: json.dumps([one._asdict() for one in structures]),
     }
@@ -143,9 +161,9 @@ def _statistics(images, masks, structures):
     p01, p99 = np.percentile(flat, (1, 99), axis=1)
     columns = {"minimum": flat.min(1), "maximum": flat.max(1), "p01": p01, "p99": p99}
     columns |= {"mean": flat.mean(1), "std": flat.std(1)}
-    for code in _codes_of(structures):
-        columns[f"n_pixels_{code}"] = n_pixels = (masks == code).sum((1, 2))
-        columns[f"drawn_{code}"] = n_pixels > 0
+    for one in structures:
+        columns[f"n_pixels_{one.code}"] = n_pixels = one.covers(masks).sum((1, 2))
+        columns[f"drawn_{one.code}"] = n_pixels > 0
     dtypes = manifest_columns(structures)
     return {
         f"manifest/{column}": values.astype(dtypes[column]) for column, values in columns.items()

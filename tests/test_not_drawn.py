@@ -30,7 +30,7 @@ def painted(scheme, not_drawn="ignore", **drawn):
     regions = [Region(codes[name], (vertices,), "") for name, vertices in drawn.items()]
     told = [{region.code for region in regions}] if not_drawn == "ignore" else None
     (only,) = label_maps([regions], scheme, 12, 14, "center", told)
-    return only.labels
+    return only.mask
 
 
 class TestCardiac:

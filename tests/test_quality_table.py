@@ -410,8 +410,36 @@ def test_a_defect_gives_its_code_on_its_rows_and_no_other(
 
 def test_every_code_of_the_checks_stands_in_the_table():
     alignment = {"alignment-dataset", "alignment-patient"}
+    found = {code for code, *_ in TABLE} | {"structures-overlap"}  # the next test
     always = {"contour-partly-outside", "structure-cut"}
-    assert {code for code, *_ in TABLE} == {*QUALITY_CODES} | always | alignment
+    assert found == {*QUALITY_CODES} | always | alignment
+
+
+@pytest.mark.parametrize(
+    ("share", "is_found"), [(0.0, False), (0.03, False), (0.07, True), (0.5, True)]
+)
+def test_two_structures_drawn_over_each_other_are_flagged(stacks, tmp_path, share, is_found):
+    """With link.csv one structure lies in the other, so it takes a table."""
+    vertices = stacks.vertices(PLACE)
+    right = vertices.copy()
+    right[:, 0] = 2 * vertices[:, 0].max() - vertices[:, 0]  # mirrored, so that both touch
+    mask = rasterise(vertices, 256, 256)
+    while (mask & rasterise(right, 256, 256)).sum() < share * mask.sum():
+        right[:, 0] -= 0.05
+    np.savetxt(stacks.root / "right.txt", right, "%.4f")
+    lines = ["patient_id,image,label,contour"]
+    lines += [f"P,{stacks.dicom(PLACE)},left,{stacks.contour(PLACE)}"]
+    lines += [f"P,{stacks.dicom(PLACE)},right,right.txt"]
+    (stacks.root / "table.csv").write_text("\n".join(lines))
+    result = etl.build(stacks.root / "table.csv", tmp_path / "out.h5", BuildOptions())
+    told = [one for one in result.findings if one.severity in {"error", "warning"}]
+    assert [one.code for one in told] == ["structures-overlap"] * is_found
+    assert [one.path for one in told] == [stacks.dicom(PLACE)] * is_found
+    data = loader.open_dataset(tmp_path / "out.h5")
+    assert data.flagged("structures-overlap").tolist() == [is_found]
+    both = mask & rasterise(np.loadtxt(stacks.root / "right.txt"), 256, 256)
+    assert data.manifest["n_overlapping"].tolist() == [both.sum()]
+    assert ("to 'left' and 'right'" in str(told)) == is_found
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 5])

@@ -1,16 +1,17 @@
-"""Polygons → runs of pixels → label maps; pure NumPy, and Pillow for the rule that is Pillow's own.
+"""Polygons → runs of pixels → masks; pure NumPy, and Pillow for the rule that is Pillow's own.
 
 A run is the stretch of pixels between two borders of a polygon, row by row.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.labels import LabelScheme
-from etl.model import LabelMap, Mask, Region, Vertices
+from etl.model import BitMask, LabelMap, Mask, Region, Vertices
 from etl.options import Rasterizer
 from loader.format import IGNORE
 
@@ -54,12 +55,25 @@ def rasterise_region(
     return mask
 
 
-class Painted(NamedTuple):
-    """The label map of one sample, and the pixels of its regions, by code."""
+class Shared(NamedTuple):
+    """The pixels inside two structures or more of which neither lies in the other."""
 
-    labels: LabelMap
+    n_pixels: int  # each once, however many structures have it
+    of_two: Mapping[
+        tuple[int, int], int
+    ]  # codes of two structures, in paint order → pixels in both
+
+
+_NONE_SHARED: Final = Shared(0, {})
+
+
+class Painted(NamedTuple):
+    """The mask of one sample, and the pixels of its regions, by code."""
+
+    mask: LabelMap | BitMask
     n_inside: dict[int, int]  # pixels inside the region, covered by another one or not
     n_outside: dict[int, int]  # those of them outside the structure that it lies in, where drawn
+    shared: Shared
 
 
 def label_maps(
@@ -80,13 +94,7 @@ def label_maps(
         Codes of the structures that each sample tells of. The pixels that may belong to another
         one are 255. None: what no region covers is background.
     """
-    outlines = [r.polygons for regions in samples for r in regions if r.mask is None]
-    found = iter(_borders(outlines, rows, columns, rule))
-    for place, regions in enumerate(samples):
-        borders = {
-            region.code: next(found) if region.mask is None else _runs(region.mask)
-            for region in regions
-        }
+    for place, borders in enumerate(_borders_of(samples, rows, columns, rule)):
         labels = np.zeros((rows, columns), np.uint8)
         n_inside = {
             code: _fill(labels, borders[code], code)
@@ -95,7 +103,44 @@ def label_maps(
         n_outside = _n_outside(scheme, borders, n_inside, labels) if len(borders) > 1 else {}
         if drawn is not None:
             _ignore(labels, drawn[place], scheme)
-        yield Painted(labels, n_inside, n_outside)
+        yield Painted(labels, n_inside, n_outside, _shared(scheme, borders))
+
+
+def bit_masks(
+    samples: Sequence[Sequence[Region]],
+    scheme: LabelScheme,
+    rows: int,
+    columns: int,
+    rule: Rasterizer,
+    dtype: str,
+) -> Iterator[Painted]:
+    """Yield the bit mask of each sample: each region whole, in the bit of its structure.
+
+    Parameters
+    ----------
+    samples : sequence of sequence of Region
+        The regions of each sample.
+    dtype : str
+        Of the masks, with a bit for each structure.
+    """
+    for borders in _borders_of(samples, rows, columns, rule):
+        mask = np.zeros((rows, columns), dtype)
+        n_inside = {code: _add(mask, ends, scheme.bits[code]) for code, ends in borders.items()}
+        n_outside = _n_outside(scheme, borders, n_inside, mask) if len(borders) > 1 else {}
+        yield Painted(mask, n_inside, n_outside, _shared(scheme, borders))
+
+
+def _borders_of(
+    samples: Sequence[Sequence[Region]], rows: int, columns: int, rule: Rasterizer
+) -> Iterator[dict[int, _Borders]]:
+    """Yield the borders of each sample's regions, by code."""
+    outlines = [r.polygons for regions in samples for r in regions if r.mask is None]
+    found = iter(_borders(outlines, rows, columns, rule))
+    for regions in samples:
+        yield {
+            region.code: next(found) if region.mask is None else _runs(region.mask)
+            for region in regions
+        }
 
 
 def _ignore(labels: LabelMap, drawn: Container[int], scheme: LabelScheme) -> None:
@@ -127,18 +172,58 @@ def _fill(target: Mask | LabelMap, borders: _Borders, code: int) -> int:
     return n_pixels
 
 
+def _add(mask: BitMask, borders: _Borders, bit: int) -> int:
+    """Set a bit on the runs between borders; return the number of their pixels."""
+    pixels, word = mask.reshape(-1), mask.dtype.type(1 << bit)
+    n_pixels = 0
+    ends = iter(borders.tolist())
+    for start, stop in zip(ends, ends, strict=True):
+        pixels[start:stop] |= word
+        n_pixels += stop - start
+    return n_pixels
+
+
 def _n_outside(
-    scheme: LabelScheme, borders: dict[int, _Borders], n_inside: dict[int, int], labels: LabelMap
+    scheme: LabelScheme,
+    borders: dict[int, _Borders],
+    n_inside: dict[int, int],
+    mask: LabelMap | BitMask,
 ) -> dict[int, int]:
     """Return how many pixels of each region are outside of the structure that it belongs in."""
     pairs = [(inner.code, outer.code) for inner, outer in scheme.nested]
     pairs = [pair for pair in pairs if borders.keys() >= set(pair)]
     if len(borders) == len(pairs) + 1 == 2:  # noqa: PLR2004  one in the other, and no third
         ((inner, outer),) = pairs
-        return {inner: int(np.count_nonzero(labels)) - n_inside[outer]}
+        return {inner: int(np.count_nonzero(mask)) - n_inside[outer]}
     return {
         inner: n_inside[inner] - _n_common(borders[inner], borders[outer]) for inner, outer in pairs
     }
+
+
+def _shared(scheme: LabelScheme, borders: Mapping[int, _Borders]) -> Shared:
+    """Return the pixels that structures share, from the borders of their runs and no pixel."""
+    if len(borders) == 1:
+        return _NONE_SHARED
+    codes = sorted(borders, key=scheme.places.__getitem__)
+    pairs = [pair for pair in combinations(codes, 2) if pair not in scheme.kin]
+    if not pairs:
+        return _NONE_SHARED
+    ends = np.concatenate(list(borders.values()))
+    order = np.argsort(ends, kind="stable")
+    ends, steps = ends[order], np.where(order % 2, -1, 1)  # each region begins and ends by turns
+    is_crowded = steps.cumsum()[:-1] > 1
+    starts, lengths = ends[:-1][is_crowded], np.diff(ends)[is_crowded]
+    if not lengths.any():
+        return _NONE_SHARED
+    is_in = {code: borders[code].searchsorted(starts, "right") % 2 == 1 for code in codes}
+    is_shared = np.zeros(len(starts), np.bool_)
+    of_two: dict[tuple[int, int], int] = {}
+    for one, other in pairs:
+        is_in_both = is_in[one] & is_in[other]
+        if n_pixels := int(lengths[is_in_both].sum()):
+            of_two[one, other] = n_pixels
+            is_shared |= is_in_both
+    return Shared(int(lengths[is_shared].sum()), of_two)
 
 
 def _n_common(one: _Borders, other: _Borders) -> int:

@@ -32,7 +32,13 @@ _N_CHECKED_ROWS: Final = 32  # whose pixels are read back
 
 
 def create(
-    path: Path, n_rows: int, rows: int, columns: int, image_dtype: str, n_vertices: int
+    path: Path,
+    n_rows: int,
+    rows: int,
+    columns: int,
+    image_dtype: str,
+    n_vertices: int,
+    mask_dtype: str = file_format.MASK_DTYPE,
 ) -> Plan:
     """Reserve the space of a file, and return the places of the big datasets in it.
 
@@ -41,16 +47,24 @@ def create(
     OSError
         The space cannot be had; found here, before the work.
     """
-    plan = laid_out(path, n_rows, rows, columns, image_dtype, n_vertices)
+    plan = laid_out(path, n_rows, rows, columns, image_dtype, n_vertices, mask_dtype)
     reserve(plan)
     return plan
 
 
 def laid_out(
-    path: Path, n_rows: int, rows: int, columns: int, image_dtype: str, n_vertices: int
+    path: Path,
+    n_rows: int,
+    rows: int,
+    columns: int,
+    image_dtype: str,
+    n_vertices: int,
+    mask_dtype: str = file_format.MASK_DTYPE,
 ) -> Plan:
     """Return the places of the big datasets of a file; writes nothing."""
-    plan = Plan(str(path), n_rows, rows, columns, image_dtype, n_vertices, {})
+    plan = Plan(
+        str(path), n_rows, rows, columns, image_dtype, n_vertices, {}, mask_dtype=mask_dtype
+    )
     return replace(plan, offsets=_begun(plan).offsets)
 
 
@@ -92,7 +106,8 @@ def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int
     n_vertices = sum(stop - start for start, stop in vertices)
     digests: dict[str, str] = {}
     try:
-        new = create(path, len(rows), plan.rows, plan.columns, plan.image_dtype, n_vertices)
+        size = plan.rows, plan.columns
+        new = create(path, len(rows), *size, plan.image_dtype, n_vertices, plan.mask_dtype)
         with _opened(plan.path) as source, _opened(path) as target:
             for name in plan.offsets:
                 if name in plan.digests:
@@ -196,7 +211,7 @@ def _begun(plan: Plan) -> Skeleton:
     skeleton = Skeleton()
     with skeleton.opened(align_from=1) as steps:  # what a batch touches is page-aligned always
         steps.add_dataset(file_format.IMAGES, n_rows, np.dtype(plan.image_dtype))
-        steps.add_dataset(file_format.MASKS, n_rows, np.dtype(file_format.MASK_DTYPE))
+        steps.add_dataset(file_format.MASKS, n_rows, np.dtype(plan.mask_dtype))
     with skeleton.opened() as steps:
         for group in _GROUPS:
             steps.add_group(group)

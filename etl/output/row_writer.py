@@ -35,6 +35,7 @@ class Plan:
     n_vertices: int
     offsets: Mapping[str, int]  # of images, masks, contours/x and contours/y
     digests: Mapping[str, str] = field(default_factory=dict)  # of those that are complete
+    mask_dtype: str = file_format.MASK_DTYPE
 
     @property
     def row_bytes(self) -> dict[str, int]:
@@ -42,7 +43,7 @@ class Plan:
         n_pixels = self.rows * self.columns
         return {
             file_format.IMAGES: n_pixels * np.dtype(self.image_dtype).itemsize,
-            file_format.MASKS: n_pixels,
+            file_format.MASKS: n_pixels * np.dtype(self.mask_dtype).itemsize,
             "contours/x": 8,
             "contours/y": 8,
         }

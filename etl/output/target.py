@@ -85,7 +85,7 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def check_space(out: Path, n_pixels: int, n_held: int = 0) -> None:
+def check_space(out: Path, n_pixels: int, mask_dtype: str, n_held: int = 0) -> None:
     """Require room for that number of pixels of images and masks, before any work.
 
     Parameters
@@ -98,7 +98,8 @@ def check_space(out: Path, n_pixels: int, n_held: int = 0) -> None:
     EtlError
         Less is free; what `hdf5_file.create` reserves later is exact.
     """
-    needed = n_pixels * (np.dtype(file_format.IMAGE_DTYPES[0]).itemsize + 1)
+    dtypes = file_format.IMAGE_DTYPES[0], mask_dtype
+    needed = n_pixels * sum(np.dtype(one).itemsize for one in dtypes)
     free = shutil.disk_usage(out.parent).free + n_held
     if free < needed:
         raise EtlError(

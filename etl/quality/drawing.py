@@ -4,7 +4,7 @@ They look at a region while a worker has it in memory, and keep of it what the c
 need.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from etl.contours.polygon import nested_areas
-from etl.findings import Remark
+from etl.findings import Remark, counted
 from etl.model import Mask, Region, Vertices
 from loader.format import Structure
 
@@ -33,6 +33,10 @@ MIN_REPEATED: Final = 3  # points: one double click in a contour of few points i
 # Two borders that touch share edge pixels: the drawings meet, the pixels' staircases do not.
 OUTSIDE_SHARE: Final = 0.01
 MIN_OUTSIDE: Final = 4  # pixels: of a small contour a single one is more than the share above
+# Borders of neighbours drawn apart cross by about a pixel; this much is a part drawn for both.
+SHARED_SHARE: Final = 0.05  # of the smaller structure's pixels
+MIN_SHARED: Final = 4  # pixels
+_MAX_PAIRS: Final = 3  # of structures that a message names
 
 _LINES: Final = 4  # scan lines to a pixel where a contour's loops are measured
 _MAX_CROSSINGS: Final = 1 << 18  # of lines with edges: a contour of huge edges gets fewer lines
@@ -203,3 +207,44 @@ def check_overlap(outer: Structure, n_inner: int, n_outside: int) -> list[Remark
         f"{outer.name}, expected at most {OUTSIDE_SHARE:.0%}. Does one of the two belong elsewhere?"
     )
     return [Remark("inner-outside-outer", message)]
+
+
+def check_shared(
+    names: Mapping[int, str],
+    n_inside: Mapping[int, int],
+    n_shared: int,
+    of_two: Mapping[tuple[int, int], int],
+) -> list[Remark]:
+    """Warn where structures overlap of which neither lies in the other.
+
+    Parameters
+    ----------
+    names : mapping of int to str
+        Code → name of the structure.
+    n_inside : mapping of int to int
+        Code → pixels inside its region.
+    n_shared : int
+        Pixels inside two structures or more.
+    of_two : mapping of (int, int) to int
+        Codes of two structures, the one painted first before the other → pixels inside both.
+    """
+    shares = [
+        (n_pixels / min(n_inside[one], n_inside[other]), n_pixels, names[one], names[other])
+        for (one, other), n_pixels in of_two.items()
+        if n_pixels >= MIN_SHARED
+    ]
+    told = [found for found in shares if found[0] > SHARED_SHARE]
+    told.sort(key=lambda found: -found[0])
+    if not told:
+        return []
+    pairs = [
+        f"{n_pixels} to {one!r} and {other!r} ({share:.1%} of the smaller)"
+        for share, n_pixels, one, other in told[:_MAX_PAIRS]
+    ]
+    more = [f"and {counted(len(told) - _MAX_PAIRS, 'more pair')}"] * (len(told) > _MAX_PAIRS)
+    message = (
+        f"{counted(n_shared, 'pixel')} {'is' if n_shared == 1 else 'are'} inside of more than one "
+        f"structure: {', '.join([*pairs, *more])}. The mask shows the one that was painted last; "
+        "--masks bits keeps all. Is one of them drawn too large?"
+    )
+    return [Remark("structures-overlap", message)]

@@ -168,11 +168,12 @@ def _changed(key: SampleKey, old: Dataset, before: int, new: Dataset, now: int) 
     image_changed = not np.array_equal(old_image, new_image)
     if old_mask.shape != new_mask.shape:
         return ChangedRow(key, image_changed, {})
-    codes = {one.name: one.code for one in old.structures}
+    before_by_name = {one.name: one for one in old.structures}
     dice = {}
     for structure in new.structures:
-        a = old_mask == codes.get(structure.name, -1)
-        b = new_mask == structure.code
+        b = structure.covers(new_mask)
+        known = before_by_name.get(structure.name)
+        a = np.zeros_like(b) if known is None else known.covers(old_mask)
         if not np.array_equal(a, b):
             dice[structure.name] = _dice(a, b)
     return ChangedRow(key, image_changed, dice)

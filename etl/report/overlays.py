@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from etl.errors import EtlError
 from etl.findings import FindingRow
-from etl.model import Image, LabelMap, Vertices
+from etl.model import BitMask, Image, LabelMap, Vertices
 from etl.output import target
 from loader import Dataset
 from loader.format import IGNORE, Structure
@@ -148,7 +148,7 @@ def file_names(dataset: Dataset) -> list[str]:
 
 def overlay(
     image: Image,
-    mask: LabelMap,
+    mask: LabelMap | BitMask,
     contours: list[tuple[int, Vertices]],
     caption: str,
     structures: Sequence[Structure],
@@ -161,7 +161,7 @@ def overlay(
     Parameters
     ----------
     image, mask : arrays, shape (rows, columns)
-        Modality values; label map.
+        Modality values; label map or bit mask.
     contours : list of (label, vertices)
         As `Dataset.polygons` gives them; vertices in pixels.
     structures : sequence of Structure
@@ -175,15 +175,14 @@ def overlay(
     gray = PillowImage.fromarray(windowed(image))
     size = image.shape[1] * scale, image.shape[0] * scale
     canvas = gray.resize(size, PillowImage.Resampling.BICUBIC).convert("RGB")
-    if (mask == IGNORE).any():
-        canvas = _hatched(canvas, mask == IGNORE)
+    is_ignored = ignored(mask, structures)
+    if is_ignored.any():
+        canvas = _hatched(canvas, is_ignored)
     draw = ImageDraw.Draw(canvas)
     labels = {label for label, _ in contours}
-    shown = [one for one in structures if one.label in labels or one.code in mask]
+    shown = [one for one in structures if one.label in labels or one.covers(mask).any()]
     for structure in shown:
-        # A structure ends where those that lie in it end, or outside of them: their union's edge.
-        codes = [structure.code, *_inside(structure, structures)]
-        for line in (_edges(np.isin(mask, codes)) * scale).tolist():
+        for line in (_edges(_extent(structure, mask, structures)) * scale).tolist():
             draw.line(line, fill=colours(structure)[1])
     for structure in shown:
         for vertices in (vertices for label, vertices in contours if label == structure.label):
@@ -191,10 +190,29 @@ def overlay(
             points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
             draw.line(list(map(tuple, points.tolist())), fill=colours(structure)[0])
     words = [(one.name, colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
-    words += [("ignored", _HATCH_COLOUR)] * bool((mask == IGNORE).any())
+    words += [("ignored", _HATCH_COLOUR)] * bool(is_ignored.any())
     _write_line(draw, 0, [(caption, _WHITE), *words])
     _write_line(draw, 1, remarks)
     return canvas
+
+
+def ignored(mask: LabelMap | BitMask, structures: Sequence[Structure]) -> npt.NDArray[np.bool_]:
+    """Return which pixels a mask ignores: none of a bit mask."""
+    is_ignored: npt.NDArray[np.bool_] = mask == IGNORE
+    return is_ignored & all(structure.bit is None for structure in structures)
+
+
+def _extent(
+    structure: Structure, mask: LabelMap | BitMask, structures: Sequence[Structure]
+) -> npt.NDArray[np.bool_]:
+    """Return the pixels inside a structure.
+
+    In a label map it ends where those that lie in it end, or outside of them: it is their union.
+    """
+    is_in = structure.covers(mask)
+    for one in _inside(structure, structures) if structure.bit is None else ():
+        is_in |= one.covers(mask)
+    return is_in
 
 
 def _hatched(canvas: PillowImage.Image, is_ignored: npt.NDArray[np.bool_]) -> PillowImage.Image:
@@ -208,14 +226,14 @@ def _hatched(canvas: PillowImage.Image, is_ignored: npt.NDArray[np.bool_]) -> Pi
     return PillowImage.fromarray(pixels)
 
 
-def _inside(outer: Structure, structures: Sequence[Structure]) -> list[int]:
-    """Return the codes of the structures that lie in one, those in these ones too."""
+def _inside(outer: Structure, structures: Sequence[Structure]) -> list[Structure]:
+    """Return the structures that lie in one, those in these ones too."""
     found = [outer]
     for one in found:
         found += [inner for inner in structures if inner.inside_of == one.name != inner.name]
         if len(found) > len(structures):  # a file in which two lie in each other
             break
-    return [structure.code for structure in found[1:]]
+    return found[1:]
 
 
 def colours(structure: Structure) -> tuple[_Colour, _Colour]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from etl.errors import EtlError
 from etl.findings import SEVERITY_ORDER, FindingRow, counted, printable
+from etl.report.overlays import ignored
 from loader import Dataset
 from loader.format import IGNORE
 
@@ -307,12 +308,13 @@ def _check_array(
 def _scores(dataset: Dataset, row: int, is_inside: _Bools, chances: _Floats) -> Iterator[Score]:
     """Yield the score of each structure that was drawn in a row, ignored pixels left out."""
     mask, manifest = dataset.masks[row], dataset.manifest
-    is_known = mask != IGNORE
-    for place, label in enumerate(sorted(one.code for one in dataset.structures)):
+    is_known = ~ignored(mask, dataset.structures)
+    for place, structure in enumerate(sorted(dataset.structures, key=lambda one: one.code)):
+        label = structure.code
         drawn = "drawn_" if f"drawn_{label}" in manifest.stored else "n_pixels_"
         if not manifest[f"{drawn}{label}"][row]:
             continue
-        is_drawn, is_predicted = mask == label, is_inside[place] & is_known
+        is_drawn, is_predicted = structure.covers(mask), is_inside[place] & is_known
         n_drawn, n_predicted = int(is_drawn.sum()), int(is_predicted.sum())
         either = is_drawn | is_predicted
         n_either = int(either.sum())

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import EtlError
-from etl.findings import AUDIT_CODES, FLAG_CODES, QUALITY_CODES, FindingRow, counted
+from etl.findings import (
+    AUDIT_CODES,
+    FLAG_CODES,
+    LABEL_MAP_CODES,
+    QUALITY_CODES,
+    FindingRow,
+    counted,
+)
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
 from etl.report.predictions import Agreement
@@ -77,6 +84,10 @@ class Summary:
     labels: list[Label]
     n_not_drawn: int  # rows in which a structure was not drawn
     is_ignored: bool  # whether masks are 255 where it may be, else 0
+    mask_kind: str  # "labels": one code a pixel; "bits": a bit of each structure
+    mask_dtype: str
+    n_overlap_rows: int  # rows in which structures overlap of which neither lies in the other
+    n_overlap_pixels: int  # that they share, over all rows
     splits: list[Side]
     folds: list[Side]
     unchecked: list[str]  # codes of findings that the build did not look for
@@ -133,6 +144,7 @@ def summarise(
 def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Selection) -> Summary:
     manifest, attributes = dataset.manifest, dataset.attributes
     n_rows, rows, columns = dataset.images.shape
+    overlaps = _overlaps(dataset)
     alignment: dict[str, object] | None = None
     if Attribute.ALIGNMENT in attributes:
         alignment = dict(_items(attributes[Attribute.ALIGNMENT]))
@@ -158,6 +170,10 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         labels=_labels(dataset),
         n_not_drawn=_n_not_drawn(dataset),
         is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
+        mask_kind=file_format.MASK_BITS if dataset.has_bits else file_format.MASK_LABELS,
+        mask_dtype=str(dataset.masks.dtype),
+        n_overlap_rows=int(np.count_nonzero(overlaps)),
+        n_overlap_pixels=int(overlaps.sum()),
         splits=_splits(dataset),
         folds=_sides(dataset, "fold", {k: str(k) for k in np.unique(manifest["fold"]) if k >= 0}),
         unchecked=list(_unchecked(attributes)),
@@ -254,8 +270,10 @@ def _unchecked(attributes: Mapping[str, Any]) -> Sequence[str]:
     if not options.get("qc", True):
         return QUALITY_CODES
     known = attributes[Attribute.FLAG_CODES]  # to the version that built the file
-    later = [code for code in FLAG_CODES if code in QUALITY_CODES and code not in known]
-    return [*later, *(() if Attribute.ALIGNMENT in attributes else AUDIT_CODES)]
+    unchecked = [code for code in FLAG_CODES if code in QUALITY_CODES and code not in known]
+    if attributes.get(Attribute.MASK_KIND) == file_format.MASK_BITS:
+        unchecked += [code for code in LABEL_MAP_CODES if code not in unchecked]
+    return [*unchecked, *(() if Attribute.ALIGNMENT in attributes else AUDIT_CODES)]
 
 
 def _items(value: object) -> list[tuple[str, object]]:
@@ -270,6 +288,13 @@ def _n_not_drawn(dataset: Dataset) -> int:
     names = [f"drawn_{structure.code}" for structure in dataset.structures]
     columns = [manifest[name] == 0 for name in names if name in manifest.stored]
     return int(np.any(columns, axis=0).sum()) if columns else 0
+
+
+def _overlaps(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the pixels of each row that structures share; none where the file does not tell."""
+    if "n_overlapping" not in dataset.manifest.stored:
+        return np.zeros(0, np.int64)
+    return dataset.manifest["n_overlapping"].astype(np.int64)
 
 
 def _labels(dataset: Dataset) -> list[Label]:

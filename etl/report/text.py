@@ -20,6 +20,7 @@ from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
 from etl.report.predictions import Agreement
 from etl.report.summary import Label, Summary, Tag, alignment_text, resizing_text
+from loader.format import MASK_BITS
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
@@ -120,13 +121,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         in_rows, n_pixels = counted(label.n_rows, "row"), counted(label.n_pixels, "pixel")
         median = f"{label.median_pixels:.0f} in the median"
         yield f"Label {label.code:<{width}}", f"{label.meaning}: in {in_rows}, {n_pixels}, {median}"
-    if summary.n_not_drawn:
-        value = "255 (ignore)" if summary.is_ignored else "0 (background)"
-        rows = counted(summary.n_not_drawn, "row")
-        yield (
-            "Partial",
-            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
-        )
+    yield from _mask_facts(summary)
     yield from zip(itertools.repeat("Tag"), map(tag_text, summary.tags))
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
@@ -176,6 +171,29 @@ def tag_text(tag: Tag) -> str:
             text += f", and {counted(n_more, 'other value')}"
     unknown = f", none in {counted(tag.n_unknown, 'row')}" if tag.n_unknown else ""
     return f"{tag.keyword}: {text}{unknown}"
+
+
+def _mask_facts(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield what masks are, and what they do not tell."""
+    if summary.mask_kind == MASK_BITS:
+        yield "Masks", f"bits: {summary.mask_dtype}, one for each structure"
+    if summary.n_not_drawn:
+        value = "255 (ignore)" if summary.is_ignored else "0 (background)"
+        rows = counted(summary.n_not_drawn, "row")
+        yield (
+            "Partial",
+            f"a structure is not drawn in {rows}: there masks are {value} where it may be",
+        )
+    if summary.n_overlap_rows:
+        shown = "all of them" if summary.mask_kind == MASK_BITS else "the one painted last"
+        pixels, rows = (
+            counted(summary.n_overlap_pixels, "pixel"),
+            counted(summary.n_overlap_rows, "row"),
+        )
+        yield (
+            "Overlap",
+            f"structures share {pixels} in {rows}: there masks show {shown}",
+        )
 
 
 def sources_text(counts: Mapping[str, int]) -> Iterator[str]:

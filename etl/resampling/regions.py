@@ -7,7 +7,7 @@ import numpy as np
 
 from etl.contours.rasterise import rasterise_region
 from etl.geometry import SourceGrid
-from etl.model import LabelMap, Mask, Region, Vertices
+from etl.model import BitMask, LabelMap, Mask, Region, Vertices
 from etl.options import BuildOptions
 
 _HALF: Final = 0.5  # of a pixel
@@ -46,7 +46,7 @@ def padding_of(grid: SourceGrid, rows: int, columns: int) -> Mask:
     return is_padding
 
 
-def clear_padding(labels: LabelMap, grid: SourceGrid) -> None:
+def clear_padding(labels: LabelMap | BitMask, grid: SourceGrid) -> None:
     """Set the pixels of a label map that lie beyond the frame to 0: nothing can be there."""
     labels[padding_of(grid, *labels.shape)] = 0
 

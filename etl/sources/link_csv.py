@@ -96,7 +96,7 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
     return Discovery(
         root=data,
         probe=LINK_FILE,
-        scheme=cardiac_scheme(kinds),
+        scheme=cardiac_scheme(kinds, options.masks),
         links=links,
         findings=tally.findings,
         counts=tally.counts,

@@ -401,7 +401,7 @@ def mask_of(
 
 def label_map(
     masks: Sequence[tuple[int, npt.NDArray[np.bool_]]], rows: int, columns: int
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.integer]:
     """Return a label map of (code, mask) painted one over the other in the order given."""
     labels = np.zeros((rows, columns), np.uint8)
     for code, mask in masks:
@@ -409,9 +409,47 @@ def label_map(
     return labels
 
 
+def bit_mask(
+    masks: Sequence[tuple[int, npt.NDArray[np.bool_]]], rows: int, columns: int
+) -> npt.NDArray[np.integer]:
+    """Return the sum of 2 to the power of its bit for each (bit, mask) that has the pixel."""
+    words = np.zeros((rows, columns), np.int64)
+    for bit, mask in masks:
+        words += mask * 2**bit
+    return words
+
+
+def n_overlapping(
+    masks: Sequence[tuple[int, npt.NDArray[np.bool_]]], parents: dict[int, int]
+) -> int:
+    """Return the pixels inside two structures or more of which neither lies in the other.
+
+    Parameters
+    ----------
+    parents : dict of int to int
+        The code of the structure that each one lies in; 0: the image.
+    """
+    shared: npt.NDArray[np.bool_] = np.zeros((), np.bool_)
+    for code, mask in masks:
+        for other, other_mask in masks:
+            around = {code: _around(code, parents), other: _around(other, parents)}
+            if code != other and code not in around[other] and other not in around[code]:
+                shared = shared | (mask & other_mask)
+    return int(shared.sum())
+
+
+def _around(code: int, parents: dict[int, int]) -> list[int]:
+    """Return the structures that one lies in, from the nearest on."""
+    chain = []
+    while parents[code]:
+        code = parents[code]
+        chain.append(code)
+    return chain
+
+
 def with_ignored(
-    labels: npt.NDArray[np.uint8], drawn: set[int], parents: dict[int, int]
-) -> npt.NDArray[np.uint8]:
+    labels: npt.NDArray[np.integer], drawn: set[int], parents: dict[int, int]
+) -> npt.NDArray[np.integer]:
     """Return a label map with 255 where a structure that was not drawn may be.
 
     Parameters

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from etl.findings import SampleKey, sample_keys
 from etl.geometry import SourceGrid
+from etl.model import BitMask
 from etl.output.row_writer import row_digest
 from etl.quality.statistics import image_statistics
 from etl.verify.problem import Problem
@@ -47,19 +48,23 @@ def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
         expected, value = getattr(statistics, name), float(manifest[name][row])
         if expected != value:
             yield Problem(place, f"{name} is {value!r} in the manifest, {expected!r} in the image.")
-    n_known = 0
-    codes = {structure.code for structure in dataset.structures}
-    for code in sorted(codes):
-        expected, n_pixels = int(manifest[f"n_pixels_{code}"][row]), int((mask == code).sum())
-        n_known += n_pixels
+    for structure in sorted(dataset.structures, key=lambda one: one.code):
+        name, n_pixels = f"n_pixels_{structure.code}", int(structure.covers(mask).sum())
+        expected = int(manifest[name][row])
         if n_pixels != expected:
-            message = f"n_pixels_{code} is {expected} in the manifest, {n_pixels} in the mask."
-            yield Problem(place, message)
-    n_known += int((mask == 0).sum()) + int((mask == IGNORE).sum())
-    if n_known != mask.size:
-        yield Problem(
-            place, f"{mask.size - n_known} pixels of the mask have a code of no structure."
-        )
+            yield Problem(place, f"{name} is {expected} in the manifest, {n_pixels} in the mask.")
+    if n_unknown := int(np.count_nonzero(_is_unknown(dataset, mask))):
+        what = "bit" if dataset.has_bits else "code"
+        yield Problem(place, f"{n_unknown} pixels of the mask have a {what} of no structure.")
+
+
+def _is_unknown(dataset: Dataset, mask: BitMask) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a mask say something that the attributes do not explain."""
+    if not dataset.has_bits:
+        return ~np.isin(mask, [0, IGNORE, *(structure.code for structure in dataset.structures)])
+    bits = sum(1 << structure.bit for structure in dataset.structures if structure.bit is not None)
+    is_unknown: npt.NDArray[np.bool_] = mask & ~mask.dtype.type(bits) != 0
+    return is_unknown
 
 
 def grid_of(dataset: Dataset, row: int) -> SourceGrid | None:

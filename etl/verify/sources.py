@@ -102,7 +102,7 @@ def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Probl
 
 def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
-    image, mask = dataset[row]
+    image = dataset.images[row]
     rows, columns = image.shape
     place = place_of(dataset, row)
     try:
@@ -111,9 +111,9 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         expected = reference.modality_image(path, frame)
         yield from _tag_problems(dataset, path, row, place)
         drawn = {
-            structure.code: _drawn(dataset, root, row, structure, expected.shape)
-            for structure in dataset.structures
-            if str(manifest[f"{structure.stem}_path"][row])
+            one.code: _drawn(dataset, root, row, one, expected.shape)
+            for one in dataset.structures
+            if str(manifest[f"{one.stem}_path"][row])
         }
         rule, grid, tolerance = str(options["rasterizer"]), None, 0.0
         if (recorded := grid_of(dataset, row)) is not None:
@@ -138,17 +138,37 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         return
     if n_pixels := _n_other(expected, image, tolerance):
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
-    labels = reference.label_map(masks, rows, columns)
+    yield from _mask_problems(dataset, row, masks, grid)
+
+
+def _mask_problems(
+    dataset: Dataset,
+    row: int,
+    masks: list[tuple[int, npt.NDArray[np.bool_]]],
+    grid: reference.Grid | None,
+) -> Iterator[Problem]:
+    """Yield what a row's mask, and the count of its shared pixels, have otherwise."""
+    options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
+    mask, place = dataset.masks[row], place_of(dataset, row)
+    by_name = {one.name: one.code for one in dataset.structures}
+    parents = {one.code: by_name.get(one.inside_of, 0) for one in dataset.structures}
+    if dataset.has_bits:
+        bits = {one.code: one.bit or 0 for one in dataset.structures}
+        made = reference.bit_mask([(bits[code], one) for code, one in masks], *mask.shape)
+    else:
+        made = reference.label_map(masks, *mask.shape)
     if options.get("not_drawn") == "ignore":
-        inside_of = {one.code: one.inside_of for one in dataset.structures}
-        names = {one.name: one.code for one in dataset.structures}
-        parents = {code: names.get(name, 0) for code, name in inside_of.items()}
-        labels = reference.with_ignored(labels, {code for code, _ in masks}, parents)
+        made = reference.with_ignored(made, {code for code, _ in masks}, parents)
         if grid is not None:
-            labels[reference.beyond(grid, (rows, columns))] = 0
-    if not np.array_equal(labels, mask):
-        n_pixels = int((labels != mask).sum())
+            made[reference.beyond(grid, mask.shape)] = 0
+    if n_pixels := int((made != mask).sum()):
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
+    if "n_overlapping" not in manifest.stored:
+        return
+    written, n_shared = int(manifest["n_overlapping"][row]), reference.n_overlapping(masks, parents)
+    if written != n_shared:
+        message = f"n_overlapping is {written} in the manifest, {n_shared} in its contours."
+        yield Problem(place, message)
 
 
 def _tag_problems(dataset: Dataset, path: Path, row: int, place: str) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value", bound=np.generic)
 
-_MASK_TYPES: Final = ("uint8", "uint16", "int16")
+_MASK_TYPES: Final = ("uint8", "uint16", "uint32", "int16", "int32")
 _OF_VALUES: Final = ("gamma", "contrast", "brightness", "noise")
 _STRIP: Final = 64  # rows that are transposed at a time, so that they stay in the nearest cache
 _BAND: Final = 2**16  # pixels that are resampled at a time, so that their sources stay in the cache
@@ -37,7 +37,7 @@ def augment_batch(
     Parameters
     ----------
     images : float32 array, shape (n, rows, columns)
-    masks : uint8, uint16 or int16 array, shape (n, rows, columns)
+    masks : uint8, uint16, uint32, int16 or int32 array, shape (n, rows, columns)
     parameters : Parameters
         Of as many samples.
 
@@ -123,6 +123,8 @@ class SampleAugmenter:
     ) -> None:
         """Write sample i's mask into `out`, of the nearest pixels."""
         if self.is_resampled[i]:
+            if mask.dtype == np.uint32:  # which OpenCV does not know
+                mask, out = mask.view(np.int32), out.view(np.int32)
             self._remap(i, mask, out, self._cv2.INTER_NEAREST)
         else:
             copy_turned(mask, out, *self._turns[i])

@@ -74,8 +74,7 @@ class DeviceBatches(OnDevice):
 
 def _n_threads(feed: Feed) -> int:
     """Return how many threads fill a batch: as many as have enough of it, half of the cores."""
-    images = feed.dataset.images
-    n_bytes = feed.batch_size * images[0].size * (images.itemsize + 1)
+    n_bytes = feed.batch_size * feed.dataset.sample_bytes
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return int(max(1, min(_MOST_THREADS, (n_cores or 1) // 2, n_bytes // _BYTES_A_THREAD)))
 
@@ -193,9 +192,9 @@ class Pinned:
         if scale is not None:
             for buffer, values in zip(slot.scale, scale, strict=True):
                 buffer[: len(rows)] = values
-        # The arrays of the file's own type: as bits_of, the buffer of uint16 is int16.
+        # The arrays of the file's own types: as bits_of, the buffer of uint16 is int16.
         images = slot.images.numpy().view(self._stored.image_dtype)
-        masks = slot.masks.numpy()
+        masks = slot.masks.numpy().view(self._feed.dataset.masks.dtype)
         step = -(-len(rows) // self._n_threads)
         parts = [
             self._pool.submit(
@@ -245,9 +244,10 @@ class Pinned:
         rows, columns = self._feed.dataset.images.shape[1:]
         n = self._feed.batch_size * self._n_together
         images = bits_of(np.empty((n, rows, columns), self._stored.image_dtype))
+        masks = bits_of(np.empty((n, rows, columns), self._feed.dataset.masks.dtype))
         return _Slot(
             images.pin_memory(),
-            torch.empty((n, rows, columns), dtype=torch.uint8).pin_memory(),
+            masks.pin_memory(),
             Scale(
                 torch.empty(n, dtype=torch.float64).pin_memory(),
                 torch.empty(n, dtype=torch.float32).pin_memory(),

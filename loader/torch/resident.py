@@ -67,8 +67,7 @@ class ResidentBatches(DeviceBatches):
     @property
     def n_bytes(self) -> int:
         """Memory that the selected rows take on the device."""
-        images = self.dataset.images
-        return int(self._batches.feed.n_samples * images[0].size * (images.itemsize + 1))
+        return self._batches.feed.n_samples * self.dataset.sample_bytes
 
     def _make_maker(self) -> Maker:
         free = _free_bytes(self._device)
@@ -113,14 +112,15 @@ class _Resident:
     def _loaded(self) -> "tuple[torch.Tensor, torch.Tensor]":
         stored, n = self._feed.as_stored(), len(self._rows)
         shape = (n, *self._feed.dataset.images.shape[1:])
-        kind = bits_of(np.empty(0, stored.image_dtype)).dtype
-        images = torch.empty(shape, dtype=kind, device=self._device)
-        masks = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        images, masks = (
+            torch.empty(shape, dtype=bits_of(np.empty(0, kind)).dtype, device=self._device)
+            for kind in (stored.image_dtype, self._feed.dataset.masks.dtype)
+        )
         for first in range(0, n, _CHUNK_ROWS):
             arrays = stored.arrays(self._rows[first : first + _CHUNK_ROWS])
             stretch = slice(first, first + len(arrays[0]))
             images[stretch] = bits_of(arrays[0]).to(self._device)
-            masks[stretch] = torch.from_numpy(arrays[1]).to(self._device)
+            masks[stretch] = bits_of(arrays[1]).to(self._device)
         return images, masks
 
     def made(self, position: Position) -> Iterator[Made]:

@@ -16,7 +16,7 @@ from loader.torch.on_device import Made
 from loader.torch.options import Tensors
 
 _UNSIGNED: Final = np.dtype(np.uint16)
-
+_SIGNED: Final = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
 
 # What is sent or made together: small batches cost the device and Python as much as large ones.
 _MOST_SAMPLES: Final = 256
@@ -48,6 +48,7 @@ class Transform:
         self._compiled = compiled
         self._n_usual = feed.batch_size * batches_together(feed)
         self._stored = feed.dataset.images.dtype
+        self._words = feed.dataset.masks.dtype
 
     @property
     def is_plain(self) -> bool:
@@ -90,7 +91,7 @@ class Transform:
         Parameters
         ----------
         images, masks : tensors, shape (n, rows, columns)
-            As stored; uint16 as int16 with the same bits.
+            As stored, as `bits_of` has them.
         is_usual : bool
             Whether most calls have as many samples: what is compiled is so for one shape.
         """
@@ -102,6 +103,8 @@ class Transform:
             images, masks = augment_batch(
                 images, masks, parameters, compiled=self._compiled and is_usual
             )
+        if self._words in _SIGNED:
+            masks = masks.view(getattr(torch, self._words.name))
         return images[:, None], masks[:, None]
 
     def batches(
@@ -138,14 +141,13 @@ class Transform:
 
 def batches_together(feed: Feed) -> int:
     """Return how many batches of a feed are sent or made together."""
-    image = feed.dataset.images[0]
-    n_bytes = feed.batch_size * image.size * (image.itemsize + 1)
+    n_bytes = feed.batch_size * feed.dataset.sample_bytes
     return int(max(1, min(_MOST_SAMPLES // feed.batch_size, _MOST_BYTES // max(1, n_bytes))))
 
 
-def bits_of(images: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "torch.Tensor":
-    """Return stored images as a tensor that shares their memory; uint16 as int16.
+def bits_of(stored: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "torch.Tensor":
+    """Return stored values as a tensor that shares their memory; uint16 as int16, uint32 as int32.
 
-    Few operations of torch know unsigned 16 bits.
+    Few operations of torch know unsigned numbers of 16 and 32 bits.
     """
-    return torch.from_numpy(images.view(np.int16) if images.dtype == _UNSIGNED else images)
+    return torch.from_numpy(stored.view(_SIGNED.get(stored.dtype, stored.dtype)))

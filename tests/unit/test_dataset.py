@@ -6,7 +6,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from dataset_builder import CARDIAC, write_dataset
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
 from loader.format import (
@@ -251,6 +251,45 @@ def test_structures_of_a_version_1_file_are_those_of_its_labels(path, contours, 
     assert list(data.findings) == list(FINDINGS)
 
 
+@pytest.mark.parametrize("dtype", ["|u1", "<u2", "<u4"])
+@pytest.mark.parametrize("alignment", [1, 65536])
+def test_bit_masks_are_what_was_written(path, dtype, alignment):
+    structures = with_bits(CARDIAC)
+    arrays = write_dataset(path, structures=structures, mask_dtype=dtype, alignment=alignment)
+    data = loader.open_dataset(path)
+    assert data.has_bits
+    assert data.masks.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(data.masks, arrays["masks"])
+    assert data.sample_bytes == 20 * (2 + np.dtype(dtype).itemsize)
+    inner, outer = sorted(data.structures, key=lambda one: one.code)
+    assert (inner.bit, outer.bit) == (0, 1)
+    assert (inner.covers(data.masks) == (arrays["masks"] % 2 == 1)).all()
+    assert (outer.covers(data.masks) == (arrays["masks"] // 2 == 1)).all()
+
+
+@pytest.mark.parametrize("bits", [(0, 0), (1, 8), (-1, 0), (0, True), (0, "1"), (1.0, 0)])
+def test_bits_that_cannot_be_are_refused(path, bits):
+    structures = [one._replace(bit=bit)._asdict() for one, bit in zip(CARDIAC, bits, strict=True)]
+    attributes = {"structures": json.dumps(structures)}
+    write_dataset(path, structures=with_bits(CARDIAC), attributes=attributes)
+    assert "expected a bit of each structure, 0 to 7 and no two alike, found [" in refusal(path)
+
+
+def test_label_maps_have_no_bits_whatever_the_structures_say(path):
+    structures = [one._asdict() for one in with_bits(CARDIAC)]
+    arrays = write_dataset(path, attributes={"structures": json.dumps(structures)})
+    data = loader.open_dataset(path)
+    assert not data.has_bits
+    for one in data.structures:
+        assert one.bit is None
+        assert (one.covers(data.masks) == (arrays["masks"] == one.code)).all()
+
+
+def test_label_maps_of_more_than_a_byte_are_refused(path):
+    write_dataset(path, mask_dtype="<u2")
+    assert "/masks: expected the type |u1, found another" in refusal(path)
+
+
 def test_no_hdf5_handle_stays_open(path):
     before = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_ALL)
     write_dataset(path)
@@ -387,7 +426,8 @@ def test_hdf5_failure_is_kept_as_the_cause(path):
         ({"format_version": 1.5}, "attribute format_version: expected a number"),
         ({"image_mean": [1.0, 2.0]}, "attribute image_mean: expected one value"),
         ({"image_mean": h5py.Empty("f8")}, "attribute image_mean: expected one value"),
-        ({"mask_kind": "bits"}, 'masks of the kind "bits", expected labels'),
+        ({"mask_kind": "runs"}, 'masks of the kind "runs", expected labels or bits'),
+        ({"mask_kind": "bits"}, "structures: expected a bit of each structure, 0 to 7 and no two"),
         ({"structures": "{}"}, "attribute structures: expected a JSON list, found dict"),
         ({"structures": "[7]"}, "attribute structures: expected objects"),
         ({"structures": '[{"name": "a"}]'}, "attribute structures: expected objects"),

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
 from loader.format import Attribute
@@ -21,6 +21,19 @@ def test_counts_are_those_of_the_masks(tmp_path, rows):
     counts = loader.open_dataset(tmp_path / "out.h5").label_counts(rows)
     assert counts == expected(masks if rows is None else masks[rows])
     assert list(counts) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rows", [None, [3, 3], np.arange(N) % 2 == 0])
+def test_a_pixel_of_a_bit_mask_counts_for_each_of_its_structures(tmp_path, rows):
+    masks = write_dataset(tmp_path / "out.h5", n=N, structures=with_bits(CARDIAC))["masks"]
+    counts = loader.open_dataset(tmp_path / "out.h5").label_counts(rows)
+    masks = masks if rows is None else masks[rows]
+    assert counts == {
+        0: int((masks == 0).sum()),
+        1: int((masks & 1 != 0).sum()),
+        2: int((masks & 2 != 0).sum()),
+    }
+    assert sum(counts.values()) > masks.size
 
 
 def test_pixels_that_are_not_known_are_not_counted(tmp_path):

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
 from loader import Augment, Batches, Patches
@@ -20,18 +20,28 @@ def file(tmp_path_factory):
     return path, write_dataset(path, n=N, rows=H, columns=W)
 
 
+def is_label(value, codes):
+    return value in codes
+
+
+def is_bit(value, codes):
+    return any(value >> (code - 1) & 1 for code in codes)
+
+
 def mix(z):
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % WORD
     z = (z ^ z >> 27) * 0x94D049BB133111EB % WORD
     return z ^ z >> 31
 
 
-def patch_of(arrays, row, epoch, seed, size, foreground=0.0, codes=(1, 2), copy=0):
+def patch_of(
+    arrays, row, epoch, seed, size, foreground=0.0, codes=(1, 2), copy=0, is_shown=is_label
+):
     key = mix((mix((11 * G + seed) % WORD) + epoch) % WORD)
     key = mix((mix((key + (row + 1) * G) % WORD) + (copy + 1) * G) % WORD)
     u = [(mix((key + (i + 1) * G) % WORD) >> 11) / 2**53 for i in range(4)]
     mask = arrays["masks"][row]
-    pixels = [(r, c) for r in range(H) for c in range(W) if mask[r, c] in codes]
+    pixels = [(r, c) for r in range(H) for c in range(W) if is_shown(mask[r, c], codes)]
     if u[0] < foreground and pixels:
         centre = pixels[int(u[1] * len(pixels))]
         corner = [c - s // 2 for c, s in zip(centre, size, strict=True)]
@@ -40,7 +50,7 @@ def patch_of(arrays, row, epoch, seed, size, foreground=0.0, codes=(1, 2), copy=
         corner = [int(p * (n - s + 1)) for p, n, s in zip(u[2:], (H, W), size, strict=True)]
     corner = [-((s - n) // 2) if s > n else c for c, n, s in zip(corner, (H, W), size, strict=True)]
     image = np.full(size, arrays["images"][row].min())
-    found = np.zeros(size, np.uint8)
+    found = np.zeros(size, mask.dtype)
     for r, c in np.ndindex(*size):
         y, x = r + corner[0], c + corner[1]
         if 0 <= y < H and 0 <= x < W:
@@ -80,6 +90,23 @@ def test_patches_are_those_of_the_oracle(file, options, prefetch):
                     expected = patch_of(arrays, int(row), epoch, 9, options["size"], share, codes)
                     np.testing.assert_array_equal(image, expected[0])
                     np.testing.assert_array_equal(mask, expected[1])
+
+
+@pytest.mark.parametrize("names", [None, ("i-contour",), ("o-contour",)])
+@pytest.mark.parametrize("dtype", ["|u1", "<u4"])
+def test_patches_of_bit_masks_are_centred_on_bits(tmp_path, dtype, names):
+    structures = with_bits(CARDIAC)
+    path = tmp_path / "out.h5"
+    arrays = write_dataset(path, n=N, rows=H, columns=W, structures=structures, mask_dtype=dtype)
+    patches = Patches((5, 6), foreground=1, structures=names)
+    batches = Batches(path, batch_size=N, seed=9, layout="NHW", patches=patches)
+    codes = (1, 2) if names is None else ({"i-contour": 1, "o-contour": 2}[names[0]],)
+    images, masks = batches.next_batch()
+    assert masks.dtype == np.dtype(dtype)
+    for image, mask, row in zip(images, masks, batches.indices, strict=True):
+        expected = patch_of(arrays, int(row), 0, 9, (5, 6), 1, codes, is_shown=is_bit)
+        np.testing.assert_array_equal(image, expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
 
 
 def by_row(batches, n_epochs=2):

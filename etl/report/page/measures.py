@@ -6,9 +6,9 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from etl.quality.alignment import MEASURED, measure
+from etl.report.overlays import ignored
 from etl.report.page.pictures import drawn
 from loader import Dataset
-from loader.format import IGNORE
 
 Json: TypeAlias = dict[str, object]
 
@@ -18,7 +18,7 @@ _DIGITS: Final = 5  # significant, of what a plot shows
 def intensities(dataset: Dataset, row: int) -> Json:
     """Return the mean modality value inside of each structure, and outside of all."""
     image = dataset.images[row]
-    outside = dataset.masks[row] != IGNORE
+    outside = ~ignored(dataset.masks[row], dataset.structures)
     inside: dict[str, float] = {}
     for one in dataset.structures:
         pixels = drawn(dataset, row, one)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from etl.report.overlays import windowed
+from etl.report.overlays import ignored, windowed
 from loader import Dataset
-from loader.format import IGNORE, Structure
+from loader.format import Structure
 
 Json: TypeAlias = dict[str, object]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -33,7 +33,7 @@ _HEAT: Final = (
 
 def drawn(dataset: Dataset, row: int, structure: Structure) -> Flags:
     """Return the pixels of one structure in a row's mask, shape (rows, columns)."""
-    return np.asarray(dataset.masks[row] == structure.code)
+    return structure.covers(dataset.masks[row])
 
 
 def picture(dataset: Dataset, row: int) -> Json:
@@ -51,7 +51,7 @@ def picture(dataset: Dataset, row: int) -> Json:
         ],
         "edges": list(edges(dataset, row)),
         "box": box(drawn_pixels(dataset, row)),
-        "has_ignored": bool((dataset.masks[row] == IGNORE).any()),
+        "has_ignored": bool(ignored(dataset.masks[row], dataset.structures).any()),
     }
 
 

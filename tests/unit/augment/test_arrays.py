@@ -157,7 +157,7 @@ def test_cubic_interpolation_is_cubic_convolution():
     np.testing.assert_allclose(new_images[0, 2:63, 2:63], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int16", "int32"])
 def test_masks_keep_their_type_and_labels(dtype):
     pytest.importorskip("cv2")
     images, masks = smooth(50, 50)

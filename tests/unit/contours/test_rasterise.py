@@ -98,7 +98,7 @@ def test_a_polygon_of_too_many_crossings_is_done_part_by_part(monkeypatch):
     )
     samples = [(region(1, vertices),) for vertices in polygons]
     scheme = cardiac_scheme(("i",))
-    found = [painted.labels for painted in label_maps(samples, scheme, 20, 16, "center")]
+    found = [painted.mask for painted in label_maps(samples, scheme, 20, 16, "center")]
     assert np.array_equal(found, whole)
 
 
@@ -108,15 +108,15 @@ def test_rounding_carries_no_border_beyond_the_outermost_vertex():
     assert not rasterise(vertices, 64, 64)[:, 17:].any()
     shifted = [(region(1, vertices + np.array([0, n])),) for n in range(3)]
     for painted in label_maps(shifted, cardiac_scheme(("i",)), 64, 64, "center"):
-        assert not painted.labels[:, 17:].any()
+        assert not painted.mask[:, 17:].any()
 
 
 def test_one_kind_is_a_binary_mask():
     for kind in ("i", "o"):
         scheme = cardiac_scheme((kind,))
         painted = next_label_map((region(1, square(1, 3)),), scheme, 5, 5, "center")
-        assert (painted.labels == rasterise(square(1, 3), 5, 5)).all()
-        assert painted.n_inside == {1: painted.labels.sum()}
+        assert (painted.mask == rasterise(square(1, 3), 5, 5)).all()
+        assert painted.n_inside == {1: painted.mask.sum()}
         assert painted.n_outside == {}
 
 
@@ -125,7 +125,7 @@ def test_two_kinds_are_pool_1_and_muscle_2_and_the_inner_wins():
     regions = region(1, inner), region(2, outer)
     painted = next_label_map(regions, BOTH, 6, 6, "center")
     in_inner, in_outer = rasterise(inner, 6, 6), rasterise(outer, 6, 6)
-    assert np.array_equal(painted.labels, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
+    assert np.array_equal(painted.mask, np.where(in_inner, 1, np.where(in_outer, 2, 0)))
     assert painted.n_inside == {1: in_inner.sum(), 2: in_outer.sum()}
     assert painted.n_outside == {1: (in_inner & ~in_outer).sum()}
 
@@ -148,7 +148,7 @@ def test_samples_together_are_as_each_alone(rule):
     together = list(label_maps(samples, *options))
     for regions, painted in zip(samples, together, strict=True):
         alone = next_label_map(regions, *options)
-        assert np.array_equal(painted.labels, alone.labels)
+        assert np.array_equal(painted.mask, alone.mask)
         assert painted[1:] == alone[1:]
 
 
@@ -163,7 +163,7 @@ def test_pixels_outside_the_outer_contour_are_counted_as_in_masks(seed):
 
 def test_polygons_of_one_region_are_even_odd_together():
     ring = region(1, square(0.5, 8.5), square(2.5, 5.5))
-    labels = next_label_map((ring,), named_scheme(["a"]), 10, 10, "center").labels
+    labels = next_label_map((ring,), named_scheme(["a"]), 10, 10, "center").mask
     expected = rasterise(square(0.5, 8.5), 10, 10) & ~rasterise(square(2.5, 5.5), 10, 10)
     assert np.array_equal(labels, expected)
 
@@ -175,7 +175,7 @@ def test_later_structures_of_a_scheme_are_painted_over_earlier_ones():
         expected[rasterise(one.polygons[0], 9, 9)] = one.code
     for given in (regions, regions[::-1]):
         painted = next_label_map(given, named_scheme("abc"), 9, 9, "center")
-        assert np.array_equal(painted.labels, expected)
+        assert np.array_equal(painted.mask, expected)
         assert painted.n_inside == {1: 16, 2: 16, 3: 16}
 
 
@@ -183,5 +183,5 @@ def test_a_mask_is_painted_as_it_is_beside_polygons():
     mask = np.random.default_rng(0).random((7, 8)) < 0.5
     regions = (Region(1, (), "", mask), region(2, square(1.5, 3.5)))
     painted = next_label_map(regions, named_scheme("ab"), 7, 8, "center")
-    assert np.array_equal(painted.labels, np.where(rasterise(square(1.5, 3.5), 7, 8), 2, mask))
+    assert np.array_equal(painted.mask, np.where(rasterise(square(1.5, 3.5), 7, 8), 2, mask))
     assert painted.n_inside == {1: mask.sum(), 2: 4}

@@ -1,5 +1,7 @@
 """Regions of several polygons and of masks: even-odd together, as one structure."""
 
+import itertools
+
 import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, write_contour, write_tree
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 import etl
 from etl.contours.polygon import area, nested_areas
-from etl.contours.rasterise import label_maps, rasterise
+from etl.contours.rasterise import bit_masks, label_maps, rasterise
 from etl.contours.text import MAX_POLYGONS, parse_contour
 from etl.errors import ContourError
 from etl.labels import LabelScheme, named_scheme
@@ -110,8 +112,8 @@ def test_two_apart_add_up_and_one_inside_is_a_hole(rule):
     region = Region(1, (outer, inner, apart), "")
     painted = masks_of([region], named_scheme(["x"]), rule=rule)
     whole, hole, more = (rasterise(part, 20, 24, rule) for part in region.polygons)
-    assert np.array_equal(painted.labels.astype(bool), (whole & ~hole) | more)
-    assert painted.n_inside == {1: int(painted.labels.sum())}
+    assert np.array_equal(painted.mask.astype(bool), (whole & ~hole) | more)
+    assert painted.n_inside == {1: int(painted.mask.sum())}
 
 
 points = st.tuples(st.integers(-8, 56), st.integers(-8, 48)).map(lambda p: (p[0] / 2, p[1] / 2))
@@ -127,7 +129,7 @@ regions = st.one_of(
 @given(st.dictionaries(st.integers(1, 5), regions, min_size=1), st.permutations(range(1, 6)))
 def test_label_maps_are_what_painting_by_hand_gives(drawn, order):
     """Even-odd by exclusive or, structures over each other in the paint order; slow and obvious."""
-    inside = {2: "1", 4: "2", 5: "2"}
+    inside = {2: "1", 4: "2", 5: "2"}  # so that 4 and 5 lie in 1 too
     scheme = LabelScheme(
         tuple(Structure(str(c), c, "", f"s{c}", inside_of=inside.get(c, "")) for c in order)
     )
@@ -140,13 +142,40 @@ def test_label_maps_are_what_painting_by_hand_gives(drawn, order):
         if code in masks:
             expected[masks[code]] = code
     found = masks_of([Region(c, parts, "", mask) for c, (parts, mask) in drawn.items()], scheme)
-    assert np.array_equal(found.labels, expected)
+    assert np.array_equal(found.mask, expected)
     assert found.n_inside == {code: int(mask.sum()) for code, mask in masks.items()}
     assert found.n_outside == {
         inner: int((masks[inner] & ~masks[int(outer)]).sum())
         for inner, outer in inside.items()
         if inner in masks and int(outer) in masks
     }
+    shared = {
+        (a, b): int((masks[a] & masks[b]).sum())
+        for a, b in itertools.combinations([code for code in order if code in masks], 2)
+        if {a, b} not in ({1, 2}, {2, 4}, {1, 4}, {2, 5}, {1, 5}) and (masks[a] & masks[b]).any()
+    }
+    assert found.shared.of_two == shared
+    both = [masks[a] & masks[b] for a, b in shared]
+    assert found.shared.n_pixels == int(np.any(both, axis=0).sum())
+
+
+@given(
+    st.dictionaries(st.integers(1, 12), regions, min_size=1),
+    st.permutations(range(1, 13)),
+    st.sampled_from(["center", "pillow"]),
+)
+def test_labels_painted_from_bits_in_paint_order_are_the_label_map(drawn, order, rule):
+    scheme = LabelScheme(tuple(Structure(str(c), c, "", f"s{c}") for c in order))
+    given_regions = [Region(c, parts, "", mask) for c, (parts, mask) in drawn.items()]
+    labels = masks_of(given_regions, scheme, rule=rule)
+    (bits,) = bit_masks([given_regions], scheme, 20, 24, rule, scheme.mask_dtype("bits"))
+    assert bits.mask.dtype == np.uint16
+    painted = np.zeros((20, 24), np.uint8)
+    for structure in scheme.structures:
+        in_bits = structure._replace(bit=scheme.bits[structure.code])
+        painted[in_bits.covers(bits.mask)] = structure.code
+    assert np.array_equal(painted, labels.mask)
+    assert bits[1:] == labels[1:]
 
 
 # ---------------------------------------------------------------------------------- the checks

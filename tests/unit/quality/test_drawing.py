@@ -6,7 +6,7 @@ import pytest
 from etl.labels import CARDIAC
 from etl.model import Region
 from etl.phantom.heart import Cine, contour_outline, contour_vertices
-from etl.quality.drawing import MIN_LOOP, check_overlap, check_region
+from etl.quality.drawing import MIN_LOOP, check_overlap, check_region, check_shared
 
 CIRCLE = contour_vertices(contour_outline(Cine(0, 0, 3, 1), 1, 0, "i"))
 
@@ -133,6 +133,31 @@ def test_an_inner_contour_outside_the_outer_one(n_inner, n_outside, is_found):
     assert [remark.code for remark in remarks] == ["inner-outside-outer"] * is_found
     assert all(f"{n_outside} of its {n_inner}" in remark.message for remark in remarks)
     assert all("outside the o-contour" in remark.message for remark in remarks)
+
+
+@pytest.mark.parametrize(
+    ("n_smaller", "n_shared", "is_found"),
+    [(1000, 50, False), (1000, 51, True), (20, 3, False), (20, 4, True)],
+)
+def test_structures_over_each_other(n_smaller, n_shared, is_found):
+    names = {1: "liver", 2: "kidney", 3: "spine"}
+    n_inside = {1: 5000, 2: n_smaller, 3: 5000}
+    remarks = check_shared(names, n_inside, n_shared + 2, {(1, 2): n_shared, (1, 3): 2})
+    assert [remark.code for remark in remarks] == ["structures-overlap"] * is_found
+    for remark in remarks:
+        assert remark.message.startswith(
+            f"{n_shared + 2} pixels are inside of more than one structure: {n_shared} to 'liver' "
+            f"and 'kidney' ({n_shared / n_smaller:.1%} of the smaller). "
+        )
+
+
+def test_of_many_structures_over_each_other_the_worst_pairs_are_named():
+    of_two = {(1, code): 10 * code for code in range(2, 8)}
+    names, n_inside = (dict.fromkeys(range(1, 8), value) for value in ("x", 100))
+    (remark,) = check_shared(names, n_inside, 90, of_two)
+    found = [word for word in remark.message.split() if word.startswith("(")]
+    assert found == ["(70.0%", "(60.0%", "(50.0%"]
+    assert "and 3 more pairs." in remark.message
 
 
 @pytest.mark.parametrize("point", [0.0, 60000.0])

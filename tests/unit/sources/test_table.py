@@ -53,7 +53,8 @@ def test_each_image_is_a_row_and_each_label_a_structure(root, tmp_path):
     (root / "a2.txt").write_text("1 1\n4 1\n4 4\n1 4\n")
     write(root, *LINES, "P1,a.dcm,lesion,a2.txt")
     result, data = build(root, tmp_path / "out.h5")
-    assert (result.n_rows, result.findings) == (3, [])
+    assert result.n_rows == 3
+    assert codes(result) == {"structures-overlap": 1}
     assert [(one.code, one.name, one.stem) for one in data.structures] == [
         (1, "heart", "label1"),
         (2, "lesion", "label2"),
@@ -77,8 +78,8 @@ def test_the_structures_chosen_have_their_codes_in_that_order(root, tmp_path):
     result, data = build(root, tmp_path / "out.h5", structures=("lesion", "heart"))
     assert [structure.name for structure in data.structures] == ["lesion", "heart"]
     assert data.masks[1, 2, 2] == 2  # now the heart is on top
-    (finding,) = result.findings
-    assert finding.code == "structure-not-chosen"
+    overlap, finding = result.findings
+    assert (overlap.code, finding.code) == ("structures-overlap", "structure-not-chosen")
     assert finding.message == "label 'scar' of 1 annotation is not among --structures."
 
 
@@ -272,7 +273,8 @@ def test_twelve_structures_end_to_end(root, tmp_path):
         lines.append(f"P1,a.dcm,part {code:02d},{code}.txt")
         expected[y : y + 4, x : x + 3] = code
     result, data = build(write(root, *lines[::-1]), tmp_path / "out.h5")
-    assert (result.n_rows, result.findings) == (1, [])
+    assert result.n_rows == 1
+    assert codes(result) == {"structures-overlap": 1}  # a column of pixels between neighbours
     assert data.masks[0].tolist() == expected.tolist()
     counts = [int(data.manifest[f"n_pixels_{code}"][0]) for code in range(1, 13)]
     assert counts == np.bincount(expected.ravel(), minlength=13)[1:].tolist()
