@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
     from loader.patches import GridPatches, Patches
+    from loader.transform import PerBatch
 
 __all__ = [
     "Augment",
@@ -18,6 +19,7 @@ __all__ = [
     "GridPatches",
     "LoaderError",
     "Patches",
+    "PerBatch",
     "__version__",
     "open_dataset",
 ]
@@ -34,10 +36,10 @@ def __getattr__(name: str) -> object:
             from loader.batches import Batches
 
             return Batches
-        case "Dataset":
-            from loader.dataset import Dataset
+        case "Dataset" | "open_dataset":
+            from loader import dataset
 
-            return Dataset
+            return getattr(dataset, name)
         case "GridPatches" | "Patches":
             from loader import patches
 
@@ -46,10 +48,10 @@ def __getattr__(name: str) -> object:
             from loader.errors import LoaderError
 
             return LoaderError
-        case "open_dataset":
-            from loader.dataset import open_dataset
+        case "PerBatch":
+            from loader.transform import PerBatch
 
-            return open_dataset
+            return PerBatch
     hint = "; import loader.torch first" if name == "torch" else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 

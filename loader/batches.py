@@ -35,6 +35,7 @@ from loader.selection import (
     select,
     weigh,
 )
+from loader.transform import Transform, check_transform
 
 Values: TypeAlias = Literal["stored", "float32"]
 
@@ -106,6 +107,11 @@ class Batches:
     patches : Patches, optional
         One random part of each image and mask instead of all of it, before `augment`. The seed,
         the epoch and the row decide which.
+    transform : callable, or PerBatch, optional
+        A function of your own, at last: called for each sample with the image, the mask, the row's
+        manifest (column to value) and a `numpy.random.Generator`, whose seed is made of the seed,
+        the epoch and the row. It returns an image and a mask, and may change those it is given. A
+        state holds only whether there is one: functions cannot be compared.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -157,6 +163,7 @@ class Batches:
         normalize: Normalize | None = None,
         augment: Augment | None = None,
         patches: Patches | None = None,
+        transform: Transform | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -175,7 +182,9 @@ class Batches:
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
-        form = _form(layout, dtype, normalize, augment)._replace(patches=patches)
+        form = _form(layout, dtype, normalize, augment)
+        form = form._replace(patches=patches, transform=transform)
+        check_transform(transform)
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         check_patches(patches, self.dataset)
@@ -302,7 +311,8 @@ class Batches:
         TypeError, ValueError
             `out` cannot hold a batch.
         LoaderError
-            The file was written to or cut short, or lacks the statistics for `normalize`.
+            The file was written to or cut short, or lacks the statistics for `normalize`; or
+            `transform` failed.
         """
         # With nothing after it that Ctrl-C could interrupt; only an epoch that ended gives none.
         return self._next(out, None)  # type: ignore[return-value]
@@ -371,8 +381,9 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
-        state = {name: plain(value) for name, value in state.items()}
-        state = {"augment": None, "patches": None} | state  # of before there were these
+        added = {"augment": None, "patches": None, "transform": False}
+        # It may be of before there were these.
+        state = added | {name: plain(value) for name, value in state.items()}
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -433,6 +444,7 @@ class Batches:
             "normalize": self._feed.form.normalize,
             "augment": None if augment is None else augment.to_json(),
             "patches": None if patches is None else repr(patches),
+            "transform": self._feed.form.transform is not None,
         }
 
     @property

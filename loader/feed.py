@@ -16,6 +16,7 @@ from loader.normalise import Floats, Normalize, convert, scale, scaler
 from loader.patches import Patches, cut_patches
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
+from loader.transform import Transform, transform_samples
 
 Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
 Padding: TypeAlias = npt.NDArray[np.bool_]
@@ -134,6 +135,7 @@ class Form(NamedTuple):
         A kind of `scale`.
     augment : Augment, optional
     patches : Patches, optional
+    transform : callable or PerBatch, optional
     """
 
     layout: Layout
@@ -141,6 +143,17 @@ class Form(NamedTuple):
     normalize: Normalize | None
     augment: Augment | None = None
     patches: Patches | None = None
+    transform: Transform | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the epoch may decide what a sample looks like."""
+        return any(one is not None for one in (self.augment, self.patches, self.transform))
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether no device can make the batches."""
+        return self.transform is not None
 
 
 class Gatherer:
@@ -187,8 +200,29 @@ class Gatherer:
         Raises
         ------
         LoaderError
-            The file was written to or cut short, before or meanwhile.
+            The file was written to or cut short, before or meanwhile; or the transform failed.
+        ValueError
+            `out` has another shape than what the transform returned.
         """
+        if self._form.transform is None:
+            images, masks = self._samples(rows, out, epoch, copies)
+            return self._arrange(images), self._arrange(masks)
+        arrays = transform_samples(
+            self._form.transform,
+            self._dataset,
+            *self._samples(rows, None, epoch, copies),
+            seed=self._seed,
+            epoch=epoch,
+            rows=rows,
+            copies=np.zeros_like(rows) if copies is None else copies,
+        )
+        changed = self._arrange(arrays[0]), self._arrange(arrays[1])
+        return changed if out is None else self.copy(changed, out, len(rows))
+
+    def _samples(
+        self, rows: Indices, out: Arrays | None, epoch: int, copies: Indices | None
+    ) -> Arrays:
+        """Return the samples, one after the other in memory, before a transform."""
         self._dataset.file.check_length()
         shape = (len(rows), *self._sides)
         if out is None:
@@ -209,7 +243,7 @@ class Gatherer:
             # Every row is valid; "clip" spares the buffer that "raise" needs.
             self._dataset.masks.take(rows, 0, masks, "clip")
         self._dataset.check_whole()
-        return self._arrange(images), self._arrange(masks)
+        return images, masks
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
         """Return the caller's buffers as (samples, rows, columns), once they have been checked.
@@ -230,6 +264,9 @@ class Gatherer:
     def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
         """Return a batch that was gathered before as views of the caller's buffers."""
         images, masks = self._arrange(out[0][:n_samples]), self._arrange(out[1][:n_samples])
+        for array, found in zip(arrays, (images, masks), strict=True):
+            if array.shape != found.shape:  # only a transform decides the shape so late
+                raise ValueError(f"out: expected {array.shape}, found {found.shape}.")
         np.copyto(images, arrays[0])
         np.copyto(masks, arrays[1])
         return images, masks
@@ -298,7 +335,8 @@ class Gatherer:
             samples = array.transpose(2, 0, 1)
         elif layout == "NCHW":
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
-        sides = self._sides
+        # A transform may change the sides; `copy` then compares them with what it returned.
+        sides = self._sides if self._form.transform is None else samples.shape[1:]
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
                 f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."

@@ -232,6 +232,7 @@ def test_importing_loader_loads_nothing_of_the_build_and_nothing_heavy():
         "GridPatches",
         "LoaderError",
         "Patches",
+        "PerBatch",
         "__version__",
     ]
     assert public == str([*names, "open_dataset"])

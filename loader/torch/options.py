@@ -13,6 +13,7 @@ from loader.feed import Arrays, Order
 from loader.normalise import Normalize
 from loader.sampler import Indices, Remainder
 from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
+from loader.transform import Transform
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 Batch: TypeAlias = "tuple[torch.Tensor, ...]"  # images and masks; with is_padding where asked for
@@ -33,6 +34,7 @@ class Selecting(TypedDict):
     dtype: NotRequired[Values | None]
     normalize: NotRequired[Normalize | None]
     augment: NotRequired[Augment | None]
+    transform: NotRequired[Transform | None]
     seed: NotRequired[int]
 
 
