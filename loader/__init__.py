@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
+    from loader.neighbours import Neighbours
     from loader.patches import GridPatches, Patches
     from loader.transform import PerBatch
 
@@ -18,6 +19,7 @@ __all__ = [
     "Dataset",
     "GridPatches",
     "LoaderError",
+    "Neighbours",
     "Patches",
     "PerBatch",
     "__version__",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> object:  # noqa: PLR0911 one return for each module
     """Import a public name when it is first used: the command line needs `loader.format` only."""
     match name:
         case "Augment":
@@ -40,6 +42,10 @@ def __getattr__(name: str) -> object:
             from loader import dataset
 
             return getattr(dataset, name)
+        case "Neighbours":
+            from loader.neighbours import Neighbours
+
+            return Neighbours
         case "GridPatches" | "Patches":
             from loader import patches
 

@@ -12,6 +12,7 @@ from loader.augment.parameters import draw_parameters
 from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
+from loader.neighbours import NONE, Neighbours
 from loader.normalise import Floats, Normalize, convert, scale, scaler
 from loader.patches import Patches, cut_patches
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
@@ -136,6 +137,7 @@ class Form(NamedTuple):
     augment : Augment, optional
     patches : Patches, optional
     transform : callable or PerBatch, optional
+    neighbours : Neighbours, optional
     """
 
     layout: Layout
@@ -144,6 +146,7 @@ class Form(NamedTuple):
     augment: Augment | None = None
     patches: Patches | None = None
     transform: Transform | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def is_random(self) -> bool:
@@ -153,7 +156,7 @@ class Form(NamedTuple):
     @property
     def needs_host(self) -> bool:
         """Whether no device can make the batches."""
-        return self.transform is not None
+        return self.transform is not None or self.neighbours is not None
 
 
 class Gatherer:
@@ -178,6 +181,9 @@ class Gatherer:
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
         self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
+        # Which row each channel of a row shows.
+        self._shown = None if form.neighbours is None else form.neighbours.shown(dataset)
+        self._channels = () if self._shown is None else self._shown.shape[1:]
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
@@ -224,9 +230,9 @@ class Gatherer:
     ) -> Arrays:
         """Return the samples, one after the other in memory, before a transform."""
         self._dataset.file.check_length()
-        shape = (len(rows), *self._sides)
         if out is None:
-            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, np.uint8)
+            images = np.empty((len(rows), *self._channels, *self._sides), self.image_dtype)
+            masks = np.empty((len(rows), *self._sides), np.uint8)
         else:
             images, masks = (array[: len(rows)] for array in out)
         samples = None
@@ -255,8 +261,8 @@ class Gatherer:
         """
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
-        images = self._samples_of(out[0], self.image_dtype, n_samples)
-        masks = self._samples_of(out[1], np.dtype(np.uint8), n_samples)
+        images = self._samples_of(out[0], self.image_dtype, n_samples, self._channels)
+        masks = self._samples_of(out[1], np.dtype(np.uint8), n_samples, ())
         if np.may_share_memory(images, masks):
             raise ValueError("out: images and masks overlap in memory; give each an array.")
         return images, masks
@@ -271,13 +277,28 @@ class Gatherer:
         np.copyto(masks, arrays[1])
         return images, masks
 
+    def shown(self, rows: Indices) -> Indices:
+        """Return the rows whose images some rows show, by sample and channel; NONE for zeros."""
+        return rows if self._shown is None else self._shown[rows].reshape(-1)
+
+    def touched(self, rows: Indices) -> Indices:
+        """Return the rows that are read for some rows."""
+        shown = self.shown(rows)
+        return np.unique(shown[shown != NONE]) if self._channels else rows
+
     def _fill_images(self, rows: Indices, images: Images) -> None:
+        shown = self.shown(rows)
+        images = images.reshape(-1, *self._sides)  # a view: samples lie one after the other
         if self._is_copied:
-            self._image_bytes.take(rows, 0, _memory_of(images), "clip")
+            self._image_bytes.take(shown, 0, _memory_of(images), "clip")
         elif self._form.normalize is None:
-            convert(self._dataset.images, rows, cast("Floats", images))
+            convert(self._dataset.images, shown, cast("Floats", images))
         else:
-            scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
+            # All channels as the sample's own image, so that they stay comparable.
+            like = np.repeat(rows, len(shown) // max(1, len(rows)))
+            scale(self._dataset, self._form.normalize, shown, cast("Floats", images), like)
+        if self._channels:
+            images[shown == NONE] = 0
 
     def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
         if self._form.normalize is None:
@@ -308,35 +329,56 @@ class Gatherer:
         plain = np.empty(shape, np.float32)
         normalize = self._form.normalize
         write = _convert if normalize is None else scaler(dataset, normalize, rows)
-        for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
-            stored, drawn = dataset[rows[i]] if samples is None else (one[i] for one in samples)
-            if augmenter.is_resampled[i]:
-                write(i, stored, plain)
-                augmenter.resample(i, plain, image)
-            else:  # stored values are turned, because they may be half as large
-                write(i, augmenter.turned(i, stored), image)
-            augmenter.move_mask(i, drawn, mask)
-            augmenter.shade(i, image)
+        channels = cast("Floats", images).reshape(len(rows), -1, *shape)
+        middle = channels.shape[1] // 2
+        shown = self.shown(rows).reshape(len(rows), -1).tolist()
+        for i, (sample, mask) in enumerate(zip(channels, masks, strict=True)):
+            augmenter.move_mask(i, self._part_of(samples, 1, rows[i], i), mask)
+            for channel, (image, row) in enumerate(zip(sample, shown[i], strict=True), -middle):
+                if row == NONE:
+                    image[...] = 0
+                    continue
+                stored = self._part_of(samples, 0, row, i)
+                if augmenter.is_resampled[i]:
+                    write(i, stored, plain)
+                    augmenter.resample(i, plain, image)
+                else:  # stored values are turned, because they may be half as large
+                    write(i, augmenter.turned(i, stored), image)
+                augmenter.shade(i, image, channel)
+
+    def _part_of(self, samples: Arrays | None, kind: int, row: int, i: int) -> Images:
+        """Return the image (0) or mask (1) of a row as stored, or the i-th patch that was cut."""
+        return cast("Images", self._dataset[row][kind] if samples is None else samples[kind][i])
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+        has_channels = samples.ndim == len("NCHW")
         if self._form.layout == "HWN":
-            return samples.transpose(1, 2, 0)
-        return samples[:, np.newaxis] if self._form.layout == "NCHW" else samples
+            return samples.transpose((2, 3, 1, 0) if has_channels else (1, 2, 0))
+        if has_channels or self._form.layout == "NHW":
+            return samples
+        return samples[:, np.newaxis]
 
     def _samples_of(
-        self, array: npt.NDArray[_Value], dtype: np.dtype[np.generic], n_samples: int
+        self,
+        array: npt.NDArray[_Value],
+        dtype: np.dtype[np.generic],
+        n_samples: int,
+        channels: tuple[int, ...],
     ) -> npt.NDArray[_Value]:
-        layout = self._form.layout
+        layout: str = self._form.layout
+        if channels:
+            layout = "HWCN" if layout == "HWN" else "NCHW"
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(layout):
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
             raise TypeError(f"out: expected {dtype} arrays with the axes {layout}, found {found}.")
         samples = array
-        if layout == "HWN":
-            samples = array.transpose(2, 0, 1)
-        elif layout == "NCHW":
+        if self._form.layout == "HWN":
+            samples = array.transpose((3, 2, 0, 1) if channels else (2, 0, 1))
+        elif layout == "NCHW" and not channels:
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
         # A transform may change the sides; `copy` then compares them with what it returned.
-        sides = self._sides if self._form.transform is None else samples.shape[1:]
+        sides = (*channels, *self._sides)
+        sides = sides if self._form.transform is None else samples.shape[1:]
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
                 f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."
@@ -372,7 +414,7 @@ class Stream:
         """Return the next batch's rows, and have the kernel read those of the ones after it."""
         while len(self._coming) < self._look_ahead.n_batches:
             drawn = next(self._walk)
-            self._look_ahead.ask(drawn.rows)
+            self._look_ahead.ask(self._gatherer.touched(drawn.rows))
             self._coming.append(drawn)
         return self._coming.popleft() if self._coming else next(self._walk)
 

@@ -231,6 +231,7 @@ def test_importing_loader_loads_nothing_of_the_build_and_nothing_heavy():
         "Dataset",
         "GridPatches",
         "LoaderError",
+        "Neighbours",
         "Patches",
         "PerBatch",
         "__version__",

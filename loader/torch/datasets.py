@@ -235,7 +235,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype, normalize, augment, transform, and the seed of the last two.
+        dtype, normalize, neighbours, augment, transform, and the seed of the last two.
 
     Raises
     ------
@@ -274,7 +274,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         self._epoch.set(epoch)
 
     def __getitem__(self, index: int) -> Tensors:
-        """Return one image and its mask, each (1, rows, columns)."""
+        """Return one image and its mask, (channels, rows, columns) and (1, rows, columns)."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Tensors]:

@@ -27,8 +27,8 @@ class DeviceBatches(OnDevice):
     """Batches on a device, each gathered and copied there while the ones before are in use.
 
     To a CUDA device, rows travel as they are stored, from pinned memory that several threads fill,
-    on a stream of their own; they are normalised and augmented there. With `transform`, which runs
-    on the host, and on any other device, a thread makes them as `loader.Batches` does.
+    on a stream of their own; they are normalised and augmented there. With `transform` or
+    `neighbours`, and on any other device, the host makes them as `loader.Batches` does.
     `state_dict` is that of the batches handed out.
 
     Parameters

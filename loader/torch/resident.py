@@ -41,12 +41,12 @@ class ResidentBatches(DeviceBatches):
     fallback : bool
         Where they do not fit, send batch after batch as `DeviceBatches` does, instead of an error.
     **options
-        As for `DeviceBatches`, but for `transform`, which runs on the host.
+        As for `DeviceBatches`, but for `transform` and `neighbours`, which the host makes.
 
     Raises
     ------
     TypeError
-        A `transform`.
+        A `transform`, or `neighbours`.
     LoaderError
         No such device; or at the first iteration, the rows do not fit its memory.
     """
@@ -61,12 +61,12 @@ class ResidentBatches(DeviceBatches):
         compiled: bool = False,
         **options: Unpack[Batching],
     ) -> None:
-        if options.get("transform") is not None:
-            raise TypeError(
-                "loader.torch.ResidentBatches: transform: it changes arrays on the host, and these "
-                "rows are on the device. Use DeviceBatches or IterableDataset, or change the "
-                "tensors after they are handed out."
-            )
+        for name in ("transform", "neighbours"):
+            if options.get(name) is not None:
+                raise TypeError(
+                    f"loader.torch.ResidentBatches: {name}: the host makes it, and these rows are "
+                    "on the device. Use DeviceBatches or IterableDataset."
+                )
         super().__init__(
             source, device, gather_threads=gather_threads, compiled=compiled, **options
         )

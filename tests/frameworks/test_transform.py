@@ -1,4 +1,4 @@
-"""Transforms in the adapters of PyTorch: the samples are those of `loader.Batches`."""
+"""Transforms and neighbours in the adapters of PyTorch: samples are those of `loader.Batches`."""
 
 import numpy as np
 import pytest
@@ -106,3 +106,25 @@ def test_an_error_in_a_worker_names_the_row(path):
     batches = DataLoader(dataset, batch_size=None, num_workers=1, timeout=60)
     with pytest.raises(loader.LoaderError, match=r"row 0 \(patient patient_id µ0, slice 0\)"):
         next(iter(batches))
+
+
+def test_neighbours_are_channels_of_tensors(tmp_path):
+    heights = np.arange(N) % 4
+    manifest = {"patient_id": [f"P{row // 4}".encode() for row in range(N)], "series": [b""] * N}
+    manifest |= {"trigger_time": [0.0] * N, "slice_location": heights}
+    manifest |= {"image_position_x": [np.nan] * N}
+    write_dataset(tmp_path / "out.h5", n=N, rows=6, columns=8, manifest=manifest)
+    options = OPTIONS | {"neighbours": 1}
+    expected, _ = loader.Batches(tmp_path / "out.h5", layout="NCHW", **options).next_batch()
+    assert expected.shape == (4, 3, 6, 8)
+    iterable = loader_torch.IterableDataset(tmp_path / "out.h5", **options)
+    on_device = loader_torch.DeviceBatches(tmp_path / "out.h5", "cpu", **options)
+    for batches in (DataLoader(iterable, batch_size=None, num_workers=1, timeout=60), on_device):
+        np.testing.assert_array_equal(next(iter(batches))[0].numpy(), expected)
+    rows = on_device.indices.tolist()
+    samples = loader_torch.Dataset(tmp_path / "out.h5", normalize="zscore", neighbours=1)
+    images, masks = next(iter(DataLoader(samples, 4, sampler=rows)))
+    np.testing.assert_array_equal(images.numpy(), expected)
+    assert masks.shape == (4, 1, 6, 8)
+    with pytest.raises(TypeError, match=r"ResidentBatches: neighbours: .* Use DeviceBatches"):
+        loader_torch.ResidentBatches(tmp_path / "out.h5", "cpu", **options)
