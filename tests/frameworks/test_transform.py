@@ -1,5 +1,7 @@
 """Transforms and neighbours in the adapters of PyTorch: samples are those of `loader.Batches`."""
 
+import threading
+
 import numpy as np
 import pytest
 from dataset_builder import write_dataset
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader  # noqa: E402 torch may be missing
 
 import loader.torch as loader_torch  # noqa: E402
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 N = 12
 OPTIONS = {"batch_size": 4, "seed": 7, "normalize": "zscore"}
 
@@ -82,18 +85,24 @@ def test_the_data_set_of_samples_transforms_as_the_epoch_says(path, n_workers):
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_on_a_device_are_transformed_on_the_host(path, prefetch):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_batches_on_a_device_are_transformed_on_the_host(path, device, prefetch):
     options = OPTIONS | {"transform": noisy_half, "prefetch": prefetch}
-    with loader_torch.DeviceBatches(path, "cpu", **options) as batches:
+    with loader_torch.DeviceBatches(path, device, **options) as batches:
         for epoch in range(2):
-            found = [(images.clone(), masks.clone()) for images, masks in batches]
-            require_equal(found, expected_epoch(path, epoch))
+            found = list(batches)
+            assert {tensor.device.type for pair in found for tensor in pair} == {device}
+            require_equal(
+                [tuple(one.cpu() for one in pair) for pair in found], expected_epoch(path, epoch)
+            )
         iterator = iter(batches)
         next(iterator)
         state = batches.state_dict()
-    resumed = loader_torch.DeviceBatches(path, "cpu", **options)
+    assert not [one for one in threading.enumerate() if one.name == "loader-prefetch"]
+    resumed = loader_torch.DeviceBatches(path, device, **options)
     resumed.load_state_dict(state)
-    require_equal(list(resumed), expected_epoch(path, 2)[1:])
+    found = [tuple(one.cpu() for one in pair) for pair in resumed]
+    require_equal(found, expected_epoch(path, 2)[1:])
 
 
 def test_batches_that_are_resident_have_no_transform(path):
