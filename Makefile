@@ -20,9 +20,11 @@ run: $(VENV)/.installed-run
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses auto --ignore tests/frameworks
 
-# PyTorch is large and not needed by any other command: its tests are apart.
+# PyTorch is large and not needed by any other command: its tests are apart. TensorFlow is left out:
+# it needs an older h5py than constraints.txt has.
 test-frameworks: $(VENV)/.installed-test
-	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt torch==2.13.0 torchdata==0.11.0 \
+		monai==1.6.1 torchio==1.2.1 albumentations==2.0.8 lightning==2.6.6 jax==0.10.2
 	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
 
 # The browser's driver and the reader of data cards are large, and not needed by any other command.

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
+    from loader.neighbours import Neighbours
     from loader.patches import GridPatches, Patches
+    from loader.transform import PerBatch
 
 __all__ = [
     "Augment",
@@ -17,13 +19,15 @@ __all__ = [
     "Dataset",
     "GridPatches",
     "LoaderError",
+    "Neighbours",
     "Patches",
+    "PerBatch",
     "__version__",
     "open_dataset",
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> object:  # noqa: PLR0911 one return for each module
     """Import a public name when it is first used: the command line needs `loader.format` only."""
     match name:
         case "Augment":
@@ -34,10 +38,14 @@ def __getattr__(name: str) -> object:
             from loader.batches import Batches
 
             return Batches
-        case "Dataset":
-            from loader.dataset import Dataset
+        case "Dataset" | "open_dataset":
+            from loader import dataset
 
-            return Dataset
+            return getattr(dataset, name)
+        case "Neighbours":
+            from loader.neighbours import Neighbours
+
+            return Neighbours
         case "GridPatches" | "Patches":
             from loader import patches
 
@@ -46,10 +54,10 @@ def __getattr__(name: str) -> object:
             from loader.errors import LoaderError
 
             return LoaderError
-        case "open_dataset":
-            from loader.dataset import open_dataset
+        case "PerBatch":
+            from loader.transform import PerBatch
 
-            return open_dataset
+            return PerBatch
     hint = "; import loader.torch first" if name == "torch" else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 

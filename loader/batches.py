@@ -15,6 +15,7 @@ from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks, open_dataset
 from loader.errors import LoaderError
 from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
+from loader.neighbours import LACKING, Neighbours, check_neighbours
 from loader.normalise import Normalize
 from loader.patches import Patches, check_patches, rows_without
 from loader.prefetch import Prefetcher
@@ -35,6 +36,7 @@ from loader.selection import (
     select,
     weigh,
 )
+from loader.transform import Transform, check_transform
 
 Values: TypeAlias = Literal["stored", "float32"]
 
@@ -106,6 +108,16 @@ class Batches:
     patches : Patches, optional
         One random part of each image and mask instead of all of it, before `augment`. The seed,
         the epoch and the row decide which.
+    neighbours : int or Neighbours, optional
+        So many images before and after each one as channels of it: with a number, neighbouring
+        slices of the same phase. Images are then (rows, columns, channels, samples) in the layout
+        "HWN", and (samples, channels, rows, columns) in the others. All channels are normalised
+        with the statistics of the sample's own image, and move together in `augment`.
+    transform : callable, or PerBatch, optional
+        A function of your own, at last: called for each sample with the image, the mask, the row's
+        manifest (column to value) and a `numpy.random.Generator`, whose seed is made of the seed,
+        the epoch and the row. It returns an image and a mask, and may change those it is given. A
+        state holds only whether there is one: functions cannot be compared.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -157,6 +169,8 @@ class Batches:
         normalize: Normalize | None = None,
         augment: Augment | None = None,
         patches: Patches | None = None,
+        neighbours: int | Neighbours | None = None,
+        transform: Transform | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -175,7 +189,12 @@ class Batches:
         seed = whole("seed", seed, 0, 2**64)
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
-        form = _form(layout, dtype, normalize, augment)._replace(patches=patches)
+        form = _form(layout, dtype, normalize, augment)
+        neighbours = check_neighbours(neighbours)
+        form = form._replace(patches=patches, neighbours=neighbours, transform=transform)
+        check_transform(transform)
+        if patches is not None and neighbours is not None:
+            raise ValueError("neighbours: patches have no neighbours; expected one of the two.")
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         check_patches(patches, self.dataset)
@@ -203,6 +222,8 @@ class Batches:
         _warn_augmented(self._criteria, augment)
         if patches is not None:
             _warn_without_foreground(patches, self.dataset, self.rows)
+        if neighbours is not None:
+            _warn_without_place(neighbours, self.dataset, self.rows)
 
     def _start(self) -> None:
         """Make what a copy in another process must not share."""
@@ -302,7 +323,8 @@ class Batches:
         TypeError, ValueError
             `out` cannot hold a batch.
         LoaderError
-            The file was written to or cut short, or lacks the statistics for `normalize`.
+            The file was written to or cut short, or lacks the statistics for `normalize`; or
+            `transform` failed.
         """
         # With nothing after it that Ctrl-C could interrupt; only an epoch that ended gives none.
         return self._next(out, None)  # type: ignore[return-value]
@@ -371,8 +393,9 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
-        state = {name: plain(value) for name, value in state.items()}
-        state = {"augment": None, "patches": None} | state  # of before there were these
+        added = {"augment": None, "patches": None, "neighbours": None, "transform": False}
+        # It may be of before there were these.
+        state = added | {name: plain(value) for name, value in state.items()}
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -418,7 +441,7 @@ class Batches:
 
     def _identity(self) -> dict[str, str | int | None]:
         order, criteria, augment = self._feed.order, self._criteria, self._feed.form.augment
-        patches = self._feed.form.patches
+        patches, neighbours = self._feed.form.patches, self._feed.form.neighbours
         return {
             "dataset_id": self.dataset.dataset_id,
             "seed": order.seed,
@@ -433,6 +456,8 @@ class Batches:
             "normalize": self._feed.form.normalize,
             "augment": None if augment is None else augment.to_json(),
             "patches": None if patches is None else repr(patches),
+            "neighbours": None if neighbours is None else repr(neighbours),
+            "transform": self._feed.form.transform is not None,
         }
 
     @property
@@ -615,6 +640,17 @@ def _warn_without_foreground(patches: Patches, dataset: Dataset, rows: Indices) 
         _warn(
             f"{n_without} of {len(rows)} rows show no structure to centre a patch on; theirs are "
             "anywhere. Leave these rows out with where, or use foreground=0."
+        )
+
+
+def _warn_without_place(neighbours: Neighbours, dataset: Dataset, rows: Indices) -> None:
+    """Tell the user once that some rows lack what decides their neighbours."""
+    n_without = neighbours.n_without_place(dataset, rows)
+    if n_without:
+        _warn(
+            f"{n_without} of {len(rows)} rows have no place along {neighbours.along}, so that they "
+            f"have no neighbours. They lack {LACKING[neighbours.along]}. Leave these rows out with "
+            "where, or use along='number'."
         )
 
 

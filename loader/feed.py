@@ -12,10 +12,12 @@ from loader.augment.parameters import draw_parameters
 from loader.augment.settings import Augment
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
+from loader.neighbours import NONE, Neighbours
 from loader.normalise import Floats, Normalize, convert, scale, scaler
 from loader.patches import Patches, cut_patches
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
+from loader.transform import Transform, transform_samples
 
 Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
 Padding: TypeAlias = npt.NDArray[np.bool_]
@@ -134,6 +136,8 @@ class Form(NamedTuple):
         A kind of `scale`.
     augment : Augment, optional
     patches : Patches, optional
+    transform : callable or PerBatch, optional
+    neighbours : Neighbours, optional
     """
 
     layout: Layout
@@ -141,6 +145,18 @@ class Form(NamedTuple):
     normalize: Normalize | None
     augment: Augment | None = None
     patches: Patches | None = None
+    transform: Transform | None = None
+    neighbours: Neighbours | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the epoch may decide what a sample looks like."""
+        return any(one is not None for one in (self.augment, self.patches, self.transform))
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether no device can make the batches."""
+        return self.transform is not None or self.neighbours is not None
 
 
 class Gatherer:
@@ -166,6 +182,9 @@ class Gatherer:
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
         self.mask_dtype = dataset.masks.dtype
         self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
+        # Which row each channel of a row shows.
+        self._shown = None if form.neighbours is None else form.neighbours.shown(dataset)
+        self._channels = () if self._shown is None else self._shown.shape[1:]
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
@@ -189,12 +208,33 @@ class Gatherer:
         Raises
         ------
         LoaderError
-            The file was written to or cut short, before or meanwhile.
+            The file was written to or cut short, before or meanwhile; or the transform failed.
+        ValueError
+            `out` has another shape than what the transform returned.
         """
+        if self._form.transform is None:
+            images, masks = self._samples(rows, out, epoch, copies)
+            return self._arrange(images), self._arrange(masks)
+        arrays = transform_samples(
+            self._form.transform,
+            self._dataset,
+            *self._samples(rows, None, epoch, copies),
+            seed=self._seed,
+            epoch=epoch,
+            rows=rows,
+            copies=np.zeros_like(rows) if copies is None else copies,
+        )
+        changed = self._arrange(arrays[0]), self._arrange(arrays[1])
+        return changed if out is None else self.copy(changed, out, len(rows))
+
+    def _samples(
+        self, rows: Indices, out: Arrays | None, epoch: int, copies: Indices | None
+    ) -> Arrays:
+        """Return the samples, one after the other in memory, before a transform."""
         self._dataset.file.check_length()
-        shape = (len(rows), *self._sides)
         if out is None:
-            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, self.mask_dtype)
+            images = np.empty((len(rows), *self._channels, *self._sides), self.image_dtype)
+            masks = np.empty((len(rows), *self._sides), self.mask_dtype)
         else:
             images, masks = (array[: len(rows)] for array in out)
         samples = None
@@ -211,7 +251,7 @@ class Gatherer:
             # Every row is valid; "clip" spares the buffer that "raise" needs.
             self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
         self._dataset.check_whole()
-        return self._arrange(images), self._arrange(masks)
+        return images, masks
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
         """Return the caller's buffers as (samples, rows, columns), once they have been checked.
@@ -223,8 +263,8 @@ class Gatherer:
         """
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
-        images = self._samples_of(out[0], self.image_dtype, n_samples)
-        masks = self._samples_of(out[1], self.mask_dtype, n_samples)
+        images = self._samples_of(out[0], self.image_dtype, n_samples, self._channels)
+        masks = self._samples_of(out[1], self.mask_dtype, n_samples, ())
         if np.may_share_memory(images, masks):
             raise ValueError("out: images and masks overlap in memory; give each an array.")
         return images, masks
@@ -232,17 +272,35 @@ class Gatherer:
     def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
         """Return a batch that was gathered before as views of the caller's buffers."""
         images, masks = self._arrange(out[0][:n_samples]), self._arrange(out[1][:n_samples])
+        for array, found in zip(arrays, (images, masks), strict=True):
+            if array.shape != found.shape:  # only a transform decides the shape so late
+                raise ValueError(f"out: expected {array.shape}, found {found.shape}.")
         np.copyto(images, arrays[0])
         np.copyto(masks, arrays[1])
         return images, masks
 
+    def shown(self, rows: Indices) -> Indices:
+        """Return the rows whose images some rows show, by sample and channel; NONE for zeros."""
+        return rows if self._shown is None else self._shown[rows].reshape(-1)
+
+    def touched(self, rows: Indices) -> Indices:
+        """Return the rows that are read for some rows."""
+        shown = self.shown(rows)
+        return np.unique(shown[shown != NONE]) if self._channels else rows
+
     def _fill_images(self, rows: Indices, images: Images) -> None:
+        shown = self.shown(rows)
+        images = images.reshape(-1, *self._sides)  # a view: samples lie one after the other
         if self._is_copied:
-            self._image_bytes.take(rows, 0, _memory_of(images), "clip")
+            self._image_bytes.take(shown, 0, _memory_of(images), "clip")
         elif self._form.normalize is None:
-            convert(self._dataset.images, rows, cast("Floats", images))
+            convert(self._dataset.images, shown, cast("Floats", images))
         else:
-            scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
+            # All channels as the sample's own image, so that they stay comparable.
+            like = np.repeat(rows, len(shown) // max(1, len(rows)))
+            scale(self._dataset, self._form.normalize, shown, cast("Floats", images), like)
+        if self._channels:
+            images[shown == NONE] = 0
 
     def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
         if self._form.normalize is None:
@@ -273,34 +331,56 @@ class Gatherer:
         plain = np.empty(shape, np.float32)
         normalize = self._form.normalize
         write = _convert if normalize is None else scaler(dataset, normalize, rows)
-        for i, (image, mask) in enumerate(zip(cast("Floats", images), masks, strict=True)):
-            stored, drawn = dataset[rows[i]] if samples is None else (one[i] for one in samples)
-            if augmenter.is_resampled[i]:
-                write(i, stored, plain)
-                augmenter.resample(i, plain, image)
-            else:  # stored values are turned, because they may be half as large
-                write(i, augmenter.turned(i, stored), image)
-            augmenter.move_mask(i, drawn, mask)
-            augmenter.shade(i, image)
+        channels = cast("Floats", images).reshape(len(rows), -1, *shape)
+        middle = channels.shape[1] // 2
+        shown = self.shown(rows).reshape(len(rows), -1).tolist()
+        for i, (sample, mask) in enumerate(zip(channels, masks, strict=True)):
+            augmenter.move_mask(i, self._part_of(samples, 1, rows[i], i), mask)
+            for channel, (image, row) in enumerate(zip(sample, shown[i], strict=True), -middle):
+                if row == NONE:
+                    image[...] = 0
+                    continue
+                stored = self._part_of(samples, 0, row, i)
+                if augmenter.is_resampled[i]:
+                    write(i, stored, plain)
+                    augmenter.resample(i, plain, image)
+                else:  # stored values are turned, because they may be half as large
+                    write(i, augmenter.turned(i, stored), image)
+                augmenter.shade(i, image, channel)
+
+    def _part_of(self, samples: Arrays | None, kind: int, row: int, i: int) -> Images:
+        """Return the image (0) or mask (1) of a row as stored, or the i-th patch that was cut."""
+        return cast("Images", self._dataset[row][kind] if samples is None else samples[kind][i])
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+        has_channels = samples.ndim == len("NCHW")
         if self._form.layout == "HWN":
-            return samples.transpose(1, 2, 0)
-        return samples[:, np.newaxis] if self._form.layout == "NCHW" else samples
+            return samples.transpose((2, 3, 1, 0) if has_channels else (1, 2, 0))
+        if has_channels or self._form.layout == "NHW":
+            return samples
+        return samples[:, np.newaxis]
 
     def _samples_of(
-        self, array: npt.NDArray[_Value], dtype: np.dtype[np.generic], n_samples: int
+        self,
+        array: npt.NDArray[_Value],
+        dtype: np.dtype[np.generic],
+        n_samples: int,
+        channels: tuple[int, ...],
     ) -> npt.NDArray[_Value]:
-        layout = self._form.layout
+        layout: str = self._form.layout
+        if channels:
+            layout = "HWCN" if layout == "HWN" else "NCHW"
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(layout):
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
             raise TypeError(f"out: expected {dtype} arrays with the axes {layout}, found {found}.")
         samples = array
-        if layout == "HWN":
-            samples = array.transpose(2, 0, 1)
-        elif layout == "NCHW":
+        if self._form.layout == "HWN":
+            samples = array.transpose((3, 2, 0, 1) if channels else (2, 0, 1))
+        elif layout == "NCHW" and not channels:
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
-        sides = self._sides
+        # A transform may change the sides; `copy` then compares them with what it returned.
+        sides = (*channels, *self._sides)
+        sides = sides if self._form.transform is None else samples.shape[1:]
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
                 f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."
@@ -336,7 +416,7 @@ class Stream:
         """Return the next batch's rows, and have the kernel read those of the ones after it."""
         while len(self._coming) < self._look_ahead.n_batches:
             drawn = next(self._walk)
-            self._look_ahead.ask(drawn.rows)
+            self._look_ahead.ask(self._gatherer.touched(drawn.rows))
             self._coming.append(drawn)
         return self._coming.popleft() if self._coming else next(self._walk)
 

@@ -27,9 +27,11 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 CLIPPED: Final = frozenset({"percentile"})
 
 
-def scale(dataset: Dataset, kind: Normalize, rows: Indices, out: Floats) -> None:
-    """Write the images of some rows into `out`; see `scaler`."""
-    write = scaler(dataset, kind, rows)
+def scale(
+    dataset: Dataset, kind: Normalize, rows: Indices, out: Floats, like: Indices | None = None
+) -> None:
+    """Write the images of some rows into `out`, scaled as those of rows `like`; see `scaler`."""
+    write = scaler(dataset, kind, rows if like is None else like)
     for i, (row, scaled) in enumerate(zip(rows.tolist(), out, strict=True)):
         write(i, dataset.images[row], scaled)
 

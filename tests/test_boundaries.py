@@ -231,7 +231,9 @@ def test_importing_loader_loads_nothing_of_the_build_and_nothing_heavy():
         "Dataset",
         "GridPatches",
         "LoaderError",
+        "Neighbours",
         "Patches",
+        "PerBatch",
         "__version__",
     ]
     assert public == str([*names, "open_dataset"])

@@ -26,6 +26,7 @@ _Value = TypeVar("_Value", bound=np.generic)
 _MASK_TYPES: Final = ("uint8", "uint16", "uint32", "int16", "int32")
 _OF_VALUES: Final = ("gamma", "contrast", "brightness", "noise")
 _STRIP: Final = 64  # rows that are transposed at a time, so that they stay in the nearest cache
+_CHANNEL_STEP: Final = 648055  # numbers from the noise of one channel to that of the next
 _BAND: Final = 2**16  # pixels that are resampled at a time, so that their sources stay in the cache
 
 
@@ -129,8 +130,8 @@ class SampleAugmenter:
         else:
             copy_turned(mask, out, *self._turns[i])
 
-    def shade(self, i: int, image: Floats) -> None:
-        """Change the values of sample i's image in place."""
+    def shade(self, i: int, image: Floats, channel: int = 0) -> None:
+        """Change the values of sample i's image in place; noise is another in each channel."""
         gamma, contrast, brightness, deviation, start, stride = self._values[i]
         bias_field, kernel, n_kept = (
             self._parts[name][i] if name in self._parts else None
@@ -154,6 +155,7 @@ class SampleAugmenter:
             np.multiply(image, np.float32(contrast), out=image)
             image += mean * np.float32(1 - contrast) + np.float32(brightness) * std
         if deviation:
+            start += channel * _CHANNEL_STEP
             self._add_noise(image, np.float32(deviation) * std, start, stride)
 
     def _remap(

@@ -235,7 +235,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype, normalize, augment, and the seed of `augment`.
+        dtype, normalize, neighbours, augment, transform, and the seed of the last two.
 
     Raises
     ------
@@ -248,10 +248,11 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
     ) -> None:
         super().__init__()
         self._refuse_others(options, Selecting, _SINGLE_SAMPLES)
-        if "seed" in options and options.get("augment") is None:
+        is_random = any(options.get(name) is not None for name in ("augment", "transform"))
+        if "seed" in options and not is_random:
             raise TypeError(
-                "loader.torch.Dataset: seed: it decides augmentation only, and there is no "
-                f"augment. {_SINGLE_SAMPLES}"
+                "loader.torch.Dataset: seed: it decides augment and transform only, and there is "
+                f"neither. {_SINGLE_SAMPLES}"
             )
         self._batches = Batches(source, batch_size=1, layout="NCHW", **options)
         self._epoch = SharedEpoch()
@@ -261,19 +262,19 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         return self._batches.feed.n_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Have samples augmented as in an epoch, in workers of a DataLoader as well.
+        """Have samples augmented and transformed as in an epoch, in workers as well.
 
         Parameters
         ----------
         epoch : int
-            From 0. With `augment`, name each epoch before it begins: a sample is augmented in the
-            same way until then.
+            From 0. With `augment` or `transform`, name each epoch before it begins: a sample is
+            changed in the same way until then. Where they draw nothing, any number will do, once.
         """
         self._batches.set_epoch(epoch)  # checks it
         self._epoch.set(epoch)
 
     def __getitem__(self, index: int) -> Tensors:
-        """Return one image and its mask, each (1, rows, columns)."""
+        """Return one image and its mask, (channels, rows, columns) and (1, rows, columns)."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Tensors]:
@@ -287,7 +288,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         samples = np.array(whole, np.int64)
         feed = self._batches.feed
         epoch = self._epoch.get()
-        if epoch < 0 and feed.form.augment is not None:
+        if epoch < 0 and feed.form.is_random:
             raise LoaderError(
                 f"Sample not augmented: {feed.dataset.path}: the epoch decides how, and is not "
                 "known. Call set_epoch of the data set before each epoch."

@@ -14,8 +14,9 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 import loader
 from loader.arguments import whole
 from loader.feed import Arrays, Drawn, Feed, Position, Stream
+from loader.prefetch import Prefetcher
 from loader.torch.on_device import Made, Maker, OnDevice
-from loader.torch.options import Batching, as_tensors
+from loader.torch.options import Batching, Tensors, as_tensors
 from loader.torch.transform import Scale, Transform, batches_together, bits_of
 
 _MOST_THREADS: Final = 8
@@ -26,8 +27,9 @@ class DeviceBatches(OnDevice):
     """Batches on a device, each gathered and copied there while the ones before are in use.
 
     To a CUDA device, rows travel as they are stored, from pinned memory that several threads fill,
-    on a stream of their own; they are normalised and augmented there. On any other device they are
-    made as `loader.Batches` makes them. `state_dict` is that of the batches handed out.
+    on a stream of their own; they are normalised and augmented there. With `transform` or
+    `neighbours`, and on any other device, the host makes them as `loader.Batches` does.
+    `state_dict` is that of the batches handed out.
 
     Parameters
     ----------
@@ -66,7 +68,7 @@ class DeviceBatches(OnDevice):
 
     def _make_maker(self) -> Maker:
         feed = self._batches.feed
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" or feed.form.needs_host:
             return _Plain(feed, self._device)
         threads = self._gather_threads or _n_threads(feed)
         return Pinned(feed, self._device, threads, compiled=self._compiled)
@@ -102,16 +104,42 @@ class _Plain:
     def __init__(self, feed: Feed, device: "torch.device") -> None:
         self._feed = feed
         self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._prefetcher: Prefetcher[tuple[Drawn, Tensors]] | None = None
 
     def made(self, position: Position) -> Iterator[Made]:
         """Yield batch after batch to the end of the epoch."""
-        stream = self._feed.stream(position)
-        for drawn in drawn_of(stream, position[0]):
-            images, masks = as_tensors(stream.gather(drawn))
-            yield Made(drawn, (images.to(self._device), masks.to(self._device)))
+        todo = range(position[1], self._feed.n_batches)
+        made = self._on_host(self._feed.stream(position), todo)
+        # The step before runs on the GPU meanwhile; elsewhere a thread is the user's choice.
+        depth = max(self._feed.prefetch, int(self._is_cuda))
+        self.close()
+        prefetcher = self._prefetcher = Prefetcher(made.__next__, depth) if depth else None
+        try:
+            if prefetcher:
+                prefetcher.start()
+            for _ in todo:
+                drawn, tensors = prefetcher.get() if prefetcher else next(made)
+                images, masks = (
+                    one.to(self._device, non_blocking=self._is_cuda) for one in tensors
+                )
+                yield Made(drawn, (images, masks))
+        finally:
+            if prefetcher:
+                prefetcher.close()
 
     def close(self) -> None:
-        """Do nothing: nothing runs."""
+        """End the thread, if there is one."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def _on_host(self, stream: Stream, todo: range) -> Iterator[tuple[Drawn, Tensors]]:
+        for _ in todo:
+            drawn, arrays = stream.make()
+            images, masks = as_tensors(arrays)
+            if self._is_cuda:
+                images, masks = images.pin_memory(), masks.pin_memory()
+            yield drawn, (images, masks)
 
 
 class _Slot(NamedTuple):

@@ -10,9 +10,11 @@ import loader
 from loader.augment.settings import Augment
 from loader.batches import Batches, Values, check_plan, warn_left_out
 from loader.feed import Arrays, Order
+from loader.neighbours import Neighbours
 from loader.normalise import Normalize
 from loader.sampler import Indices, Remainder
 from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
+from loader.transform import Transform
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 Batch: TypeAlias = "tuple[torch.Tensor, ...]"  # images and masks; with is_padding where asked for
@@ -33,6 +35,8 @@ class Selecting(TypedDict):
     dtype: NotRequired[Values | None]
     normalize: NotRequired[Normalize | None]
     augment: NotRequired[Augment | None]
+    neighbours: NotRequired[int | Neighbours | None]
+    transform: NotRequired[Transform | None]
     seed: NotRequired[int]
 
 

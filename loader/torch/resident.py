@@ -41,10 +41,12 @@ class ResidentBatches(DeviceBatches):
     fallback : bool
         Where they do not fit, send batch after batch as `DeviceBatches` does, instead of an error.
     **options
-        As for `DeviceBatches`.
+        As for `DeviceBatches`, but for `transform` and `neighbours`, which the host makes.
 
     Raises
     ------
+    TypeError
+        A `transform`, or `neighbours`.
     LoaderError
         No such device; or at the first iteration, the rows do not fit its memory.
     """
@@ -59,6 +61,12 @@ class ResidentBatches(DeviceBatches):
         compiled: bool = False,
         **options: Unpack[Batching],
     ) -> None:
+        for name in ("transform", "neighbours"):
+            if options.get(name) is not None:
+                raise TypeError(
+                    f"loader.torch.ResidentBatches: {name}: the host makes it, and these rows are "
+                    "on the device. Use DeviceBatches or IterableDataset."
+                )
         super().__init__(
             source, device, gather_threads=gather_threads, compiled=compiled, **options
         )

@@ -484,6 +484,8 @@ def test_state_names_what_it_belongs_to(path):
         "normalize": None,
         "augment": None,
         "patches": None,
+        "neighbours": None,
+        "transform": False,
         "world_size": 2,
         "epoch": 0,
         "batch": 1,

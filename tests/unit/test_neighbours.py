@@ -1,0 +1,463 @@
+"""Neighbouring images as channels, held equal to slow and obvious versions."""
+
+import itertools
+import json
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from dataset_builder import write_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loader
+from loader import Augment, Neighbours
+from loader.augment import draw_parameters
+
+NAN = float("nan")
+AXES = {"row": (1.0, 0.0, 0.0), "column": (0.0, 0.8, -0.6)}
+NORMAL = np.cross(*AXES.values())
+OPTIONS = {"batch_size": 3, "seed": 7, "layout": "NCHW"}
+
+
+def manifest_of(rows):
+    """Return manifest columns of rows (patient, series, height, trigger time, slice)."""
+    patient, series, height, time, number = zip(*rows, strict=True)
+    columns = {"patient_id": [f"P{one}".encode() for one in patient]}
+    columns["series"] = [str(one).encode() for one in series]
+    columns |= {"trigger_time": time, "slice": number, "slice_location": np.full(len(rows), NAN)}
+    columns["frame_number"] = np.ones(len(rows))
+    positions = np.array([10.0, -20.0, 30.0]) + np.outer(height, NORMAL)
+    for axis, values in zip("xyz", positions.T, strict=True):
+        columns[f"image_position_{axis}"] = values
+    for name, direction in AXES.items():
+        for axis, value in zip("xyz", direction, strict=True):
+            columns[f"image_orientation_{name}_{axis}"] = np.full(len(rows), value)
+    return columns
+
+
+# A patient with two slices of three phases, drawn at 0 and 300 ms; one slice in between at 0 only.
+# The heart rate differs a little from slice to slice. The second patient has CT without times.
+ROWS = [
+    (1, "a", 0.0, 0.0, 1),
+    (1, "a", 0.0, 300.0, 4),
+    (1, "a", 8.0, 20.0, 11),
+    (1, "a", 16.0, 10.0, 21),
+    (1, "a", 16.0, 320.0, 24),
+    (1, "b", 0.0, 0.0, 1),
+    (2, "a", 5.0, NAN, 3),
+    (2, "a", 2.0, NAN, 2),
+    (2, "a", -1.0, NAN, 1),
+]
+
+
+def write(path, rows=ROWS, **options):
+    manifest = manifest_of(rows) | options.pop("manifest", {})
+    return write_dataset(path, n=len(rows), rows=6, columns=6, manifest=manifest, **options)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("neighbours") / "out.h5"
+    write(path, split=[0] * 6 + [1] * 3)
+    return path
+
+
+def test_along_slices_the_same_phase_at_other_positions(path):
+    table = Neighbours(1).rows_of(loader.open_dataset(path))
+    assert table.tolist() == [
+        [-1, 0, 2],
+        [-1, 1, 4],  # the slice in between has no image at 300 ms
+        [0, 2, 3],
+        [2, 3, -1],
+        [1, 4, -1],
+        [-1, 5, -1],  # a series of its own
+        [7, 6, -1],
+        [8, 7, 6],
+        [-1, 8, 7],
+    ]
+
+
+def test_along_phases_other_times_at_the_same_position(path):
+    with pytest.warns(UserWarning, match="3 of 9 rows have no place along phase, .* trigger time"):
+        loader.Batches(path, **OPTIONS, neighbours=Neighbours(along="phase"))
+    table = Neighbours(1, along="phase").rows_of(loader.open_dataset(path))
+    alone = [[-1, row, -1] for row in (5, 6, 7, 8)]
+    assert table.tolist() == [[-1, 0, 1], [0, 1, -1], [-1, 2, -1], [-1, 3, 4], [3, 4, -1], *alone]
+
+
+def test_along_numbers_whatever_they_count(path):
+    table = Neighbours(2, along="number").rows_of(loader.open_dataset(path))
+    assert table[:5].tolist() == [
+        [-1, -1, 0, 1, 2],
+        [-1, 0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+        [1, 2, 3, 4, -1],
+        [2, 3, 4, -1, -1],
+    ]
+    assert table[5:].tolist() == [
+        [-1, -1, 5, -1, -1],
+        [8, 7, 6, -1, -1],
+        [-1, 8, 7, 6, -1],
+        [-1, -1, 8, 7, 6],
+    ]
+
+
+def test_frames_follow_each_other_where_numbers_are_equal(tmp_path):
+    rows = [(1, "a", 0.0, NAN, 5)] * 3
+    write(tmp_path / "out.h5", rows, manifest={"frame_number": [3, 1, 2]})
+    table = Neighbours(1, along="number").rows_of(loader.open_dataset(tmp_path / "out.h5"))
+    assert table.tolist() == [[2, 0, -1], [-1, 1, 2], [1, 2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("along", "within", "expected"),
+    [
+        ("slice", 8.0, [[-1, 0, 2], [-1, 1, -1], [0, 2, 3]]),
+        ("slice", 7.9, [[-1, 0, -1], [-1, 1, -1], [-1, 2, -1]]),
+        ("phase", 299, [[-1, 0, -1], [-1, 1, -1], [-1, 2, -1]]),
+        ("number", 6, [[-1, 0, 1], [0, 1, -1], [-1, 2, -1]]),
+    ],
+)
+def test_a_step_that_is_too_wide_is_an_edge(path, along, within, expected):
+    table = Neighbours(1, along, within=within).rows_of(loader.open_dataset(path))
+    assert table[:3].tolist() == expected
+
+
+def test_behind_a_wide_step_there_is_nothing(tmp_path):
+    write(tmp_path / "out.h5", [(1, "a", height, NAN, 1) for height in (0, 8, 30, 38)])
+    table = Neighbours(3, within=10).rows_of(loader.open_dataset(tmp_path / "out.h5"))
+    none = [-1, -1]
+    assert table[:2].tolist() == [[-1, *none, 0, 1, *none], [*none, 0, 1, -1, *none]]
+
+
+def test_slice_location_helps_where_position_is_missing(tmp_path):
+    rows = [(1, "a", NAN, NAN, 1)] * 3
+    write(tmp_path / "out.h5", rows, manifest={"slice_location": [4.0, -4.0, 0.0]})
+    table = Neighbours(1).rows_of(loader.open_dataset(tmp_path / "out.h5"))
+    assert table.tolist() == [[2, 0, -1], [-1, 1, 2], [1, 2, 0]]
+
+
+def test_stacks_of_other_orientations_are_apart(tmp_path):
+    rows = [(1, "a", height, NAN, 1) for height in (0.0, 1.0, 2.0, 3.0)]
+    tilted = {
+        "image_orientation_column_y": [0.8, 0.6, 0.8 + 1e-6, 0.6],
+        "image_orientation_column_z": [-0.6, -0.8, -0.6, -0.8],
+    }
+    write(tmp_path / "out.h5", rows, manifest=tilted)
+    table = Neighbours(1).rows_of(loader.open_dataset(tmp_path / "out.h5"))
+    assert table.tolist() == [[-1, 0, 2], [-1, 1, 3], [0, 2, -1], [1, 3, -1]]
+
+
+def test_images_that_nobody_can_tell_apart_have_no_neighbours(tmp_path):
+    """Two phases at one position, without times: whose neighbour would be which?"""
+    rows = [(1, "a", height, NAN, 1) for height in (0.0, 0.0, 8.0, 16.0)]
+    write(tmp_path / "out.h5", rows)
+    with pytest.warns(UserWarning, match="2 of 4 rows have no place along slice, .*lack image pos"):
+        batches = loader.Batches(tmp_path / "out.h5", **OPTIONS | {"batch_size": 4}, neighbours=1)
+    table = Neighbours(1).rows_of(batches.dataset)
+    assert table.tolist() == [[-1, 0, -1], [-1, 1, -1], [-1, 2, 3], [2, 3, -1]]
+
+
+def test_a_file_without_any_neighbours_is_refused(tmp_path):
+    write(tmp_path / "out.h5", [(patient, "a", 0.0, 0.0, 1) for patient in range(4)])
+    why = r"no row has a neighbour along slice \(expected image position.*another along"
+    with pytest.raises(loader.LoaderError, match=why):
+        loader.Batches(tmp_path / "out.h5", **OPTIONS | {"batch_size": 4}, neighbours=1)
+
+
+# The slow and obvious version
+
+
+def oracle(rows, n, along):
+    """Return the table of neighbours by looking at all pairs of rows."""
+    table = []
+    for i, (patient, series, height, time, _) in enumerate(rows):
+        same = [j for j, row in enumerate(rows) if row[:2] == (patient, series)]
+        if along == "number":
+            line = sorted(same, key=lambda j: (rows[j][4], j))
+        elif along == "phase":
+            here = [j for j in same if rows[j][2] == height and rows[j][3] == rows[j][3]]
+            line = sorted(here, key=lambda j: (rows[j][3], j)) if not math.isnan(time) else [i]
+        elif not math.isnan(time):
+            timed = [j for j in same if rows[j][3] == rows[j][3]]
+            tolerance = 0.1 * max(500.0, *(rows[j][3] for j in timed))
+            line = [i]
+            for other in sorted({rows[j][2] for j in timed} - {height}):
+                found = [j for j in timed if rows[j][2] == other]
+                best = min(found, key=lambda j: (abs(rows[j][3] - time), rows[j][3], j))
+                if abs(rows[best][3] - time) <= tolerance:
+                    line.append(best)
+            line.sort(key=lambda j: rows[j][2])
+        else:
+            untimed = [j for j in same if rows[j][3] != rows[j][3]]
+            n_there = [sum(rows[j][2] == rows[k][2] for k in untimed) for j in untimed]
+            single = [j for j, count in zip(untimed, n_there, strict=True) if count == 1]
+            line = sorted(single, key=lambda j: rows[j][2]) if i in single else [i]
+        place = line.index(i)
+        padded = [-1] * n + line + [-1] * n
+        table.append(padded[place : place + 2 * n + 1])
+    return table
+
+
+def rows_from(draw_of):
+    row = st.tuples(
+        st.integers(1, 2),
+        st.sampled_from("ab"),
+        st.integers(-2, 2).map(lambda step: step * 4.0),
+        st.sampled_from([0.0, 10.0, 45.0, 50.0, 60.0, 300.0, 700.0, NAN, NAN]),
+        st.integers(1, 6),
+    )
+    return st.lists(row, min_size=1, max_size=draw_of)
+
+
+@given(rows_from(14), st.integers(1, 3))
+def test_neighbours_are_those_of_the_slow_version(tmp_path_factory, rows, n):
+    path = tmp_path_factory.mktemp("drawn") / "out.h5"
+    write(path, rows)
+    dataset = loader.open_dataset(path)
+    for along in ("slice", "phase", "number"):
+        assert Neighbours(n, along).rows_of(dataset).tolist() == oracle(rows, n, along), along
+
+
+# Images
+
+
+def channels_of(dataset, row, neighbours):
+    """Return the row that each channel shows; -1 for zeros."""
+    line = neighbours.rows_of(dataset)[row].tolist()
+    if neighbours.edges == "repeat":
+        inside = [one for one in line if one != -1]
+        n_before = line.index(inside[0])
+        n_after = len(line) - n_before - len(inside)
+        line = [inside[0]] * n_before + inside + [inside[-1]] * n_after
+    return line
+
+
+def expected_images(dataset, rows, neighbours):
+    """Return stored values, (samples, channels, rows, columns)."""
+    zeros = np.zeros_like(dataset.images[0])
+    return np.array(
+        [
+            [
+                zeros if one == -1 else dataset.images[one]
+                for one in channels_of(dataset, row, neighbours)
+            ]
+            for row in rows
+        ]
+    )
+
+
+@pytest.mark.parametrize("image_dtype", ["<i2", "<u2", "<i4", "<f4"])
+@pytest.mark.parametrize(
+    "neighbours", [Neighbours(), Neighbours(2, edges="mark"), Neighbours(3, "number", "mark")]
+)
+def test_channels_are_the_images_of_the_neighbours(tmp_path, neighbours, image_dtype):
+    write(tmp_path / "out.h5", image_dtype=image_dtype)
+    batches = loader.Batches(tmp_path / "out.h5", **OPTIONS, neighbours=neighbours)
+    for images, masks in batches:
+        expected = expected_images(batches.dataset, batches.indices, neighbours)
+        assert images.dtype == image_dtype
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(masks[:, 0], batches.dataset.masks[batches.indices])
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "axes"),
+    [
+        ("HWN", (6, 6, 3, 3), (3, 2, 0, 1)),
+        ("NHW", (3, 3, 6, 6), None),
+        ("NCHW", (3, 3, 6, 6), None),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"normalize": "zscore"}, {"augment": Augment.none()}])
+def test_layouts_and_buffers(path, layout, shape, axes, options):
+    options = OPTIONS | options
+    plain = loader.Batches(path, **options, neighbours=1)
+    batches = loader.Batches(path, **options | {"layout": layout}, neighbours=1)
+    out = None
+    for _ in range(3):
+        expected, _ = plain.next_batch()
+        images, masks = out = batches.next_batch(out=out)
+        assert images.shape == shape
+        assert masks.ndim == len(layout)
+        found = images.transpose(axes) if axes else images
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(
+        TypeError, match=r"out: expected .* arrays with the axes (HWCN|NCHW), found"
+    ):
+        batches.next_batch(out=(images[..., 0].copy(), masks))
+
+
+@pytest.mark.parametrize("normalize", ["minmax", "zscore", "percentile", "dataset"])
+def test_all_channels_are_normalised_as_the_middle_one(path, normalize):
+    options = OPTIONS | {"normalize": normalize}
+    stacks, plain = (loader.Batches(path, **options, neighbours=k) for k in (1, None))
+    stored = loader.Batches(path, **OPTIONS, neighbours=1)
+    for (images, _), (middle, _), (raw, _) in zip(stacks, plain, stored, strict=True):
+        np.testing.assert_array_equal(images[:, 1:2], middle)
+        # One line through the values of the middle image takes all channels to what they are.
+        for image, values in zip(images, raw.astype(np.float64), strict=True):
+            line = np.polyfit(values[1].ravel(), image[1].ravel(), 1)
+            through = np.polyval(line, values)
+            if normalize == "percentile":
+                inside = (through > 0.02) & (through < 0.98)
+                np.testing.assert_allclose(image[inside], through[inside], atol=0.1)
+                assert image.min() >= 0
+                assert image.max() <= 1
+            else:
+                np.testing.assert_allclose(image, through, atol=1e-4)
+
+
+def test_channels_of_zeros_stay_zeros(path):
+    options = OPTIONS | {"normalize": "zscore", "augment": Augment.cardiac_mr()}
+    neighbours = Neighbours(2, edges="mark")
+    batches = loader.Batches(path, **options, neighbours=neighbours)
+    for images, _ in batches:
+        table = neighbours.rows_of(batches.dataset)[batches.indices]
+        assert not images[table == -1].any()
+        assert images[table != -1].any(axis=(1, 2)).all()
+
+
+def test_the_middle_channel_is_what_there_is_without_neighbours(path):
+    pytest.importorskip("cv2")
+    for seed, normalize in itertools.product(range(4), (None, "zscore")):
+        options = OPTIONS | {"seed": seed, "normalize": normalize, "augment": Augment.cardiac_mr()}
+        stacks, plain = (loader.Batches(path, **options, neighbours=k) for k in (2, None))
+        for (images, masks), (middle, same) in zip(stacks, plain, strict=True):
+            np.testing.assert_array_equal(images[:, 2:3], middle)
+            np.testing.assert_array_equal(masks, same)
+
+
+def test_augmentation_moves_all_channels_together(path):
+    pytest.importorskip("cv2")
+    from loader.augment.arrays import augment_batch
+
+    moving = Augment.none(
+        rotate=(1, -90, 90), elastic=(1, 0.02, 0.05), gamma=(1, 0.5, 2), flip_rows=0.5
+    )
+    neighbours = Neighbours(1)
+    batches = loader.Batches(path, **OPTIONS, neighbours=neighbours, augment=moving)
+    for images, masks in batches:
+        rows = batches.indices
+        parameters = draw_parameters(moving, (6, 6), seed=7, epoch=0, rows=rows)
+        stored = expected_images(batches.dataset, rows, neighbours).astype(np.float32)
+        for channel in range(3):
+            expected = augment_batch(stored[:, channel], batches.dataset.masks[rows], parameters)
+            np.testing.assert_array_equal(images[:, channel], expected[0])
+            np.testing.assert_array_equal(masks[:, 0], expected[1])
+
+
+def test_noise_differs_between_channels(tmp_path):
+    write(tmp_path / "out.h5", [(1, "a", height, NAN, 1) for height in (0, 8, 16, 24)])
+    noisy = Augment.none(noise=(1.0, 0.5, 0.5))
+    options = OPTIONS | {
+        "batch_size": 4,
+        "dtype": "float32",
+        "neighbours": Neighbours(1, within=1000),
+    }
+    plain, other = (
+        loader.Batches(tmp_path / "out.h5", **options, augment=a) for a in (None, noisy)
+    )
+    noise = other.next_batch()[0] - plain.next_batch()[0]
+    flat = noise.reshape(4, 3, -1)
+    assert (np.abs(np.corrcoef(flat[0])[np.triu_indices(3, 1)]) < 0.6).all()
+    assert flat.std(2).min() > 0
+
+
+# Choice of rows, states, refusals
+
+
+def test_rows_that_are_left_out_may_be_neighbours(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = loader.Batches(
+            path, **OPTIONS | {"batch_size": 1}, neighbours=1, where=np.arange(9) == 0
+        )
+    images, _ = batches.next_batch()
+    np.testing.assert_array_equal(images[0], batches.dataset.images[[0, 0, 2]])
+
+
+def test_neighbours_never_are_of_another_split(path):
+    dataset = loader.open_dataset(path)
+    for along in ("slice", "phase", "number"):
+        table = Neighbours(3, along).rows_of(dataset)
+        split = dataset.manifest["split"]
+        for row, line in enumerate(table):
+            assert set(split[line[line != -1]]) == {split[row]}
+
+
+@pytest.mark.parametrize("options", [{"prefetch": 2}, {"batch_size": 2}, {"rank": 0}])
+def test_batch_size_and_prefetch_change_nothing(path, options):
+    def samples(options):
+        batches = loader.Batches(path, **OPTIONS | {"remainder": "keep"} | options, neighbours=1)
+        found = {}
+        for images, _ in batches:
+            found |= {
+                row: image.tobytes() for row, image in zip(batches.indices, images, strict=True)
+            }
+        return found
+
+    assert samples(options) == samples({})
+
+
+def test_a_state_goes_on_and_copies_have_the_same_neighbours(path):
+    batches = loader.Batches(path, **OPTIONS, neighbours=Neighbours(1, edges="mark"))
+    batches.next_batch()
+    state = json.loads(json.dumps(batches.state_dict()))
+    copy = pickle.loads(pickle.dumps(batches))
+    expected = batches.next_batch()
+    resumed = loader.Batches(path, **OPTIONS, neighbours=Neighbours(1, edges="mark"))
+    resumed.load_state_dict(state)
+    for other in (copy, resumed):
+        for mine, theirs in zip(other.next_batch(), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    other = loader.Batches(path, **OPTIONS, neighbours=1)
+    with pytest.raises(
+        loader.LoaderError, match=r"neighbours \(expected .*'repeat'.*found .*'mark'"
+    ):
+        other.load_state_dict(state)
+    plain = loader.Batches(path, **OPTIONS)
+    old = plain.state_dict()
+    del old["neighbours"]  # of a release before there were neighbours
+    plain.load_state_dict(old)
+
+
+def test_a_transform_gets_all_channels(path):
+    def half(image, mask, manifest, generator):
+        assert image.shape == (3, 6, 6)
+        return image[:, ::2, ::2], mask[::2, ::2]
+
+    options = OPTIONS | {"neighbours": 1}
+    stacks, small = (loader.Batches(path, **options, transform=t) for t in (None, half))
+    np.testing.assert_array_equal(stacks.next_batch()[0][..., ::2, ::2], small.next_batch()[0])
+
+
+def given(neighbours):
+    return Neighbours(**neighbours) if isinstance(neighbours, dict) else neighbours
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "error", "message"),
+    [
+        (0, ValueError, "neighbours: expected an integer from 1 to 64, found 0"),
+        (65, ValueError, "neighbours: expected an integer from 1 to 64"),
+        (True, TypeError, "neighbours: expected a number, loader.Neighbours or None, found True"),
+        ("slice", TypeError, "neighbours: expected a number, loader.Neighbours or None"),
+        ({"along": "time"}, ValueError, "along: expected one of slice, phase, number, found"),
+        ({"edges": "zero"}, ValueError, "edges: expected one of repeat, mark, found 'zero'"),
+        ({"within": "8"}, TypeError, "within: expected a number, found '8'"),
+        ({"within": 0}, ValueError, "within: expected a number above 0, found 0"),
+        ({"within": NAN}, ValueError, "within: expected a number above 0, found nan"),
+    ],
+)
+def test_arguments_that_can_never_be_right(path, neighbours, error, message):
+    with pytest.raises(error, match=message):
+        loader.Batches(path, **OPTIONS, neighbours=given(neighbours))
+
+
+def test_patches_have_no_neighbours(path):
+    with pytest.raises(ValueError, match="neighbours: patches have no neighbours"):
+        loader.Batches(path, **OPTIONS, neighbours=1, patches=loader.Patches((3, 3)))
