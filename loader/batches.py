@@ -12,7 +12,8 @@ import numpy as np
 
 from loader.arguments import check_bool, choice, whole
 from loader.augment.settings import Augment
-from loader.dataset import Dataset, Images, Masks, open_dataset
+from loader.channels import MaskChannels
+from loader.dataset import Dataset, open_dataset
 from loader.errors import LoaderError
 from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
 from loader.normalise import Normalize
@@ -101,6 +102,10 @@ class Batches:
     patches : Patches, optional
         One random part of each image and mask instead of all of it, before `augment`. The seed,
         the epoch and the row decide which.
+    mask_channels : "bool", "uint8" or "float32", optional
+        Masks of this type with a channel of each structure, in the order of `Dataset.channels`: 1
+        inside of it, 0 elsewhere. They have an axis more, before rows and columns; with "HWN" after
+        them. By default masks are as the file has them.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -152,6 +157,7 @@ class Batches:
         normalize: Normalize | None = None,
         augment: Augment | None = None,
         patches: Patches | None = None,
+        mask_channels: MaskChannels | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -171,6 +177,9 @@ class Batches:
         world_size = whole("world_size", world_size, 1, _MAX_SIZE)
         rank = whole("rank", rank, 0, world_size)
         form = _form(layout, dtype, normalize, augment)._replace(patches=patches)
+        if mask_channels is not None:
+            choice("mask_channels", mask_channels, get_args(MaskChannels))
+            form = form._replace(mask_channels=mask_channels)
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         check_patches(patches, self.dataset)
@@ -270,13 +279,13 @@ class Batches:
         """Close it."""
         self.close()
 
-    def __iter__(self) -> Iterator[tuple[Images, Masks]]:
+    def __iter__(self) -> Iterator[Arrays]:
         """Hand out what is left of this epoch; all of it at its start."""
         epoch = self.epochs_completed
         while (arrays := self._next(None, epoch)) is not None:
             yield arrays
 
-    def next_batch(self, out: tuple[Images, Masks] | None = None) -> tuple[Images, Masks]:
+    def next_batch(self, out: Arrays | None = None) -> Arrays:
         """Return the next batch, of the next epoch where this one has ended.
 
         Parameters
@@ -289,7 +298,7 @@ class Batches:
         Returns
         -------
         images : int16, uint16, int32 or float32 array
-        masks : uint8, uint16 or uint32 array
+        masks : uint8, uint16 or uint32 array, or as `mask_channels` says
             Both (rows, columns, n), or as `layout` says. With `out`, views of its first n samples.
 
         Raises
@@ -364,7 +373,8 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
-        state = {"augment": None, "patches": None} | dict(state)  # of before there were these
+        # Of before there were these.
+        state = dict.fromkeys(("augment", "patches", "mask_channels")) | dict(state)
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -422,6 +432,7 @@ class Batches:
             "normalize": self._feed.form.normalize,
             "augment": None if augment is None else augment.to_json(),
             "patches": None if patches is None else repr(patches),
+            "mask_channels": self._feed.form.mask_channels,
         }
 
     @property

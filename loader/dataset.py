@@ -7,12 +7,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.arguments import choice
+from loader.channels import Channels, MaskChannels, Unpacker, in_channel_order
 from loader.columns import Columns
 from loader.errors import LoaderError
 from loader.format import IGNORE, MASK_BITS, Attribute, Structure
@@ -132,6 +133,35 @@ class Dataset:
     def has_bits(self) -> bool:
         """Whether masks have a bit of each structure, instead of one code a pixel."""
         return self.attributes.get(Attribute.MASK_KIND) == MASK_BITS
+
+    @property
+    def channels(self) -> tuple[Structure, ...]:
+        """The structures in the order of mask channels: of their bits, or of their codes."""
+        return in_channel_order(self.structures)
+
+    def mask_channels(self, masks: npt.ArrayLike, dtype: MaskChannels = "bool") -> Channels:
+        """Return masks of this file with a channel of each structure, in the order of `channels`.
+
+        Parameters
+        ----------
+        masks : array, shape (..., rows, columns)
+            As the file has them.
+        dtype : "bool", "uint8" or "float32"
+            A channel is 1 inside its structure and 0 elsewhere, also where a label map has 255.
+
+        Returns
+        -------
+        array, shape (..., structures, rows, columns)
+        """
+        dtype = choice("dtype", dtype, get_args(MaskChannels))
+        words = np.asarray(masks, self.masks.dtype)
+        *others, rows, columns = words.shape
+        found = np.empty((*others, len(self.structures), rows, columns), dtype)
+        unpacker = Unpacker(self.structures, dtype, (rows, columns), words.dtype)
+        flat = found.reshape(-1, *found.shape[-3:])
+        for mask, channels in zip(words.reshape(-1, rows, columns), flat, strict=True):
+            unpacker.write(mask, channels)
+        return found
 
     @property
     def sample_bytes(self) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loader.augment.parameters import draw_parameters
 from loader.augment.settings import Augment
+from loader.channels import Channels, MaskChannels, Unpacker
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
 from loader.normalise import Floats, Normalize, convert, scale, scaler
@@ -20,7 +21,10 @@ from loader.selection import Selection
 Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
 Padding: TypeAlias = npt.NDArray[np.bool_]
 Position: TypeAlias = tuple[int, int]  # epoch, batch of it
-Arrays: TypeAlias = tuple[Images, Masks]
+# As stored, or as channels.
+HandedOut: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32 | np.bool_ | np.float32]
+Arrays: TypeAlias = tuple[Images, HandedOut]
+Samples: TypeAlias = tuple[Images, Masks]  # as stored
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -134,6 +138,8 @@ class Form(NamedTuple):
         A kind of `scale`.
     augment : Augment, optional
     patches : Patches, optional
+    mask_channels : str, optional
+        The type of masks that have a channel of each structure.
     """
 
     layout: Layout
@@ -141,6 +147,7 @@ class Form(NamedTuple):
     normalize: Normalize | None
     augment: Augment | None = None
     patches: Patches | None = None
+    mask_channels: MaskChannels | None = None
 
 
 class Gatherer:
@@ -164,8 +171,11 @@ class Gatherer:
         self._form = form
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
-        self.mask_dtype = dataset.masks.dtype
+        self.mask_dtype = np.dtype(form.mask_channels or dataset.masks.dtype)
         self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
+        self._has_channels = form.mask_channels is not None
+        n_channels = (len(dataset.structures),) if self._has_channels else ()
+        self._mask_sides = (*n_channels, *self._sides)
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
@@ -188,23 +198,25 @@ class Gatherer:
         """
         shape = (len(rows), *self._sides)
         if out is None:
-            images, masks = np.empty(shape, self.image_dtype), np.empty(shape, self.mask_dtype)
+            images = np.empty(shape, self.image_dtype)
+            masks = np.empty((len(rows), *self._mask_sides), self.mask_dtype)
         else:
             images, masks = (array[: len(rows)] for array in out)
         samples = None
         if self._form.patches is not None:
             key = self._seed, epoch, rows, np.zeros_like(rows) if copies is None else copies
             samples = cut_patches(self._dataset, self._form.patches, *key)
+        words = None if samples is None else samples[1]
         if self._form.augment is not None:
-            self._fill_augmented(self._form.augment, rows, epoch, copies, images, masks, samples)
+            words = np.empty(shape, self._dataset.masks.dtype) if self._has_channels else masks
+            self._fill_augmented(self._form.augment, rows, epoch, copies, images, words, samples)
         elif samples is not None:
             self._fill_patches(rows, images, samples[0])
-            np.copyto(masks, samples[1])
         else:
             self._fill_images(rows, images)
-            # Every row is valid; "clip" spares the buffer that "raise" needs.
-            self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
-        return self._arrange(images), self._arrange(masks)
+        if words is not masks:
+            self._fill_masks(rows, words, masks)
+        return self._arrange(images), self._arrange(masks, has_channels=self._has_channels)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
         """Return the caller's buffers as (samples, rows, columns), once they have been checked.
@@ -217,14 +229,16 @@ class Gatherer:
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
         images = self._samples_of(out[0], self.image_dtype, n_samples)
-        masks = self._samples_of(out[1], self.mask_dtype, n_samples)
+        channels = self._mask_sides[:-2]
+        masks = self._samples_of(out[1], self.mask_dtype, n_samples, channels)
         if np.may_share_memory(images, masks):
             raise ValueError("out: images and masks overlap in memory; give each an array.")
         return images, masks
 
     def copy(self, arrays: Arrays, out: Arrays, n_samples: int) -> Arrays:
         """Return a batch that was gathered before as views of the caller's buffers."""
-        images, masks = self._arrange(out[0][:n_samples]), self._arrange(out[1][:n_samples])
+        images = self._arrange(out[0][:n_samples])
+        masks = self._arrange(out[1][:n_samples], has_channels=self._has_channels)
         np.copyto(images, arrays[0])
         np.copyto(masks, arrays[1])
         return images, masks
@@ -236,6 +250,24 @@ class Gatherer:
             convert(self._dataset.images, rows, cast("Floats", images))
         else:
             scale(self._dataset, self._form.normalize, rows, cast("Floats", images))
+
+    def _fill_masks(self, rows: Indices, words: Masks | None, masks: HandedOut) -> None:
+        """Write masks from those as stored: given ones, or without them the file's."""
+        if self._form.mask_channels is not None:
+            stored = map(self._dataset.masks.__getitem__, rows.tolist()) if words is None else words
+            unpacker = Unpacker(
+                self._dataset.structures,
+                self._form.mask_channels,
+                self._sides,
+                self._dataset.masks.dtype,
+            )
+            for mask, channels in zip(stored, masks, strict=True):
+                unpacker.write(mask, cast("Channels", channels))
+        elif words is not None:
+            np.copyto(masks, words)
+        else:
+            # Every row is valid; "clip" spares the buffer that "raise" needs.
+            self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
 
     def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
         if self._form.normalize is None:
@@ -253,7 +285,7 @@ class Gatherer:
         copies: Indices | None,
         images: Images,
         masks: Masks,
-        samples: Arrays | None,
+        samples: Samples | None,
     ) -> None:
         """Fill in sample by sample, each while it is in the processor's cache."""
         from loader.augment.arrays import SampleAugmenter
@@ -276,24 +308,36 @@ class Gatherer:
             augmenter.move_mask(i, drawn, mask)
             augmenter.shade(i, image)
 
-    def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
+    def _arrange(
+        self, samples: npt.NDArray[_Value], *, has_channels: bool = False
+    ) -> npt.NDArray[_Value]:
         if self._form.layout == "HWN":
-            return samples.transpose(1, 2, 0)
+            return samples.transpose(2, 3, 1, 0) if has_channels else samples.transpose(1, 2, 0)
+        if has_channels:
+            return samples
         return samples[:, np.newaxis] if self._form.layout == "NCHW" else samples
 
     def _samples_of(
-        self, array: npt.NDArray[_Value], dtype: np.dtype[np.generic], n_samples: int
+        self,
+        array: npt.NDArray[_Value],
+        dtype: np.dtype[np.generic],
+        n_samples: int,
+        channels: tuple[int, ...] = (),
     ) -> npt.NDArray[_Value]:
-        layout = self._form.layout
+        layout: str = self._form.layout
+        if channels:
+            layout = "HWCN" if layout == "HWN" else "NCHW"
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(layout):
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
             raise TypeError(f"out: expected {dtype} arrays with the axes {layout}, found {found}.")
         samples = array
         if layout == "HWN":
             samples = array.transpose(2, 0, 1)
-        elif layout == "NCHW":
+        elif layout == "HWCN":
+            samples = array.transpose(3, 2, 0, 1)
+        elif layout == "NCHW" and not channels:
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
-        sides = self._sides
+        sides = (*channels, *self._sides)
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
                 f"out: expected room for {n_samples} samples of {sides}, found {array.shape}."

@@ -214,7 +214,7 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype, normalize, augment, and the seed of `augment`.
+        dtype, normalize, augment, mask_channels, and the seed of `augment`.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from torch import distributed  # type: ignore[import-not-found, unused-ignore]
 import loader
 from loader.augment.settings import Augment
 from loader.batches import Batches, Values, check_plan, warn_left_out
+from loader.channels import MaskChannels
 from loader.feed import Arrays, Order
 from loader.normalise import Normalize
 from loader.sampler import Indices, Remainder
@@ -32,6 +33,7 @@ class Selecting(TypedDict):
     dtype: NotRequired[Values | None]
     normalize: NotRequired[Normalize | None]
     augment: NotRequired[Augment | None]
+    mask_channels: NotRequired[MaskChannels | None]
     seed: NotRequired[int]
 
 

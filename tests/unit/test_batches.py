@@ -459,6 +459,7 @@ def test_state_names_what_it_belongs_to(path):
         "normalize": None,
         "augment": None,
         "patches": None,
+        "mask_channels": None,
         "world_size": 2,
         "epoch": 0,
         "batch": 1,
