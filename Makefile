@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test test-frameworks torture check docs bench format clean
+.PHONY: run test test-frameworks test-page torture check docs bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
 $(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -24,6 +24,11 @@ test: $(VENV)/.installed-test
 test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0 torchdata==0.11.0
 	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
+
+# The browser's driver and the reader of data cards are large, and not needed by any other command.
+test-page: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -qq --disable-pip-version-check mlcroissant==1.1.1 playwright==1.65.2 axe-playwright-python==0.1.8
+	$(BIN)/python -m pytest --numprocesses 2 tests/page
 
 # Every failing call in every way, and hundreds of signals and kills: minutes.
 torture: $(VENV)/.installed-test

@@ -23,11 +23,14 @@ from pydicom.uid import MPEG2MPML
 
 import etl
 from etl.contours.rasterise import rasterise
+from etl.findings import Finding, FindingRow
 from etl.labels import cardiac_scheme
 from etl.phantom.objects import write_shapes
 from etl.phantom.tree import write_phantom
 from etl.report.overlays import overlay
+from etl.report.predictions import agreement, disagreements
 from etl.sources.layouts import LAYOUTS
+from loader import open_dataset
 
 Vertices: TypeAlias = npt.NDArray[np.float64]
 
@@ -54,6 +57,8 @@ class Planted:
         Options of the build instead of both contours.
     executor : Executor, optional
         Where to build.
+    is_predicted : bool
+        Whether a model predicts the masks of the clean phantom.
     """
 
     pairs: tuple[tuple[str, int], ...] = ()
@@ -61,6 +66,7 @@ class Planted:
     data: str = ""
     options: dict[str, object] | None = None
     executor: Executor | None = None
+    is_predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -564,8 +570,15 @@ def _(tree: Tree) -> Planted:
     pixels = tree.pixels((first, number)).reshape(256, 256).astype(np.float64)
     darker = (0.6 * pixels + 20).astype(np.uint16)
     tree.edit((second, number), PixelData=darker.tobytes())
-    options = {"split": (50, 25, 25), "near_duplicates": True}
+    options = {"split": (50, 25, 25)}
     return Planted(((first, number), (second, number)), options=options)
+
+
+@plants("disagrees-with-model")
+def _(tree: Tree) -> Planted:
+    pair = tree.middle(with_outer=False)
+    tree.draw(pair, tree.vertices(pair) + np.array([7.0, 9.0]))
+    return Planted((pair,), is_predicted=True)
 
 
 def _one_series(tree: Tree, patient: str) -> None:
@@ -654,6 +667,12 @@ def _(tree: Tree) -> Planted:
     return Planted((pair,))
 
 
+@plants("image-no-spacing")
+def _(tree: Tree) -> Planted:
+    tree.edit(tree.middle(with_outer=False), PixelSpacing=None)
+    return Planted(options={"size": "fit", "rows": 180, "columns": 180, "resample": 2.0})
+
+
 @plants("mask-size")
 def _(tree: Tree) -> Planted:
     LAYOUTS.setdefault(mask_source.SOURCE.name, mask_source.SOURCE)
@@ -674,6 +693,11 @@ def _(tree: Tree) -> Planted:
     n_columns_in = 2 * np.ptp(vertices[:, 0]) / 3
     tree.draw(pair, vertices - (vertices[:, 0].max() - n_columns_in, 0))
     return Planted((pair,))
+
+
+@plants("structure-cut")
+def _(_tree: Tree) -> Planted:
+    return Planted(options={"contours": ("o",), "size": "fit", "rows": 72, "columns": 72})
 
 
 @plants("contour-open-gap")
@@ -834,7 +858,10 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
             etl.BuildOptions(**options),
             executor=planted.executor,
         )
-        found = [finding for finding in result.findings if finding.code == code]
+        said: list[Finding] | list[FindingRow] = result.findings
+        if planted.is_predicted:
+            said = _disagreements(clean, Path(scratch), etl.BuildOptions(**options))
+        found = [finding for finding in said if finding.code == code]
         if not found:
             raise LookupError(f"{code}: planted, but not found; found {result.findings}.")
         if planted.pairs:
@@ -845,6 +872,14 @@ def example(code: str, clean: Tree, folder: Path) -> Example:
     return Example(
         found[0].path, found[0].message, planted.text, bool(planted.pairs), len(planted.pairs)
     )
+
+
+def _disagreements(clean: Tree, scratch: Path, options: etl.BuildOptions) -> list[FindingRow]:
+    """Return what predictions say that are the masks of the clean tree."""
+    etl.build(clean.root, scratch / "clean.h5", options)
+    np.savez(scratch / "model.npz", predictions=open_dataset(scratch / "clean.h5").masks)
+    dataset = open_dataset(scratch / "out.h5")
+    return disagreements(dataset, agreement(dataset, scratch / "model.npz"))
 
 
 class _Half(NamedTuple):

@@ -19,6 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from etl.cli import cli
 from etl.dicom.codecs import CODECS
 from etl.dicom.header import NATIVE
+from etl.dicom.kept_tags import SAFE
 from etl.findings import CODES, FLAG_CODES
 
 _HERE: Final = Path(__file__).parent
@@ -83,6 +84,11 @@ def encodings() -> str:
     return "\n".join(_table("encoding", "transfer syntax", "extra", rows=rows))
 
 
+def kept_tags() -> str:
+    """Return the attributes that `--keep-tags` takes, in alphabetical order."""
+    return ", ".join(f"`{keyword}`" for keyword in sorted(SAFE, key=str.lower)) + "."
+
+
 def finding_pages() -> dict[str, str]:
     """Return the page that has a section on each code: code → path from the root of the pages."""
     return {
@@ -123,6 +129,7 @@ GENERATORS: Final[dict[str, Callable[..., str]]] = {
     "codes": codes,
     "finding": finding,
     "flags": flags,
+    "kept-tags": kept_tags,
 }
 
 

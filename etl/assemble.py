@@ -31,7 +31,7 @@ from etl.quality.patients import Patient, Patients
 from etl.quality.people import Person, identifiers, same_people, with_leak
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
-from etl.render import ManifestTable
+from etl.render import ManifestTable, kept_columns
 from etl.review import Reviewed, rows_by_key
 from etl.sources.source import Discovery
 from loader import format as file_format
@@ -109,7 +109,9 @@ def assemble(
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
     manifest["flags"] = _flags(findings, rows, plan.n_rows)
     mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
-    columns = file_format.manifest_columns(scheme)
+    columns = file_format.manifest_columns(
+        scheme, has_source_grid=options.is_resized
+    ) | kept_columns(options)
     min_reader_version = file_format.min_reader_version(
         scheme, has_ignored=options.not_drawn == "ignore", mask_kind=options.masks
     )
@@ -282,7 +284,7 @@ def _notes_on_split_file(
     """Yield where the user's own split file and the patients with rows do not fit together."""
     if used[file_format.NO_SPLIT]:
         n_unlisted = used[file_format.NO_SPLIT]
-        yield f"patients that are not in the split file, so of no split: {n_unlisted}."
+        yield f"patients without a split, because the split file does not list them: {n_unlisted}."
     if others := sorted(split.read_split_file(path).keys() - patients):
         examples = ", ".join([*map(repr, others[:_EXAMPLES]), *["..."] * (len(others) > _EXAMPLES)])
         yield f"patients of the split file that have no row: {len(others)} ({examples})."

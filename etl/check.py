@@ -18,7 +18,7 @@ from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
 from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
 from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError
-from etl.examine import examine_links, index_headers
+from etl.examine import choose_size, examine_links, index_headers
 from etl.findings import Finding
 from etl.labels import LabelScheme
 from etl.model import Link, Sample
@@ -109,6 +109,7 @@ def check(
         found = index_headers(engine, source, found, options, progress=progress)
         spool.findings += found.findings
         mask_dtype = found.scheme.mask_dtype(options.masks)
+        options = choose_size(engine, source, found, options, progress=progress)
         images = _survey_links(engine, found, options, progress=progress)
         chosen = choose_audited(source, found, options) if full else []
         examine_links(engine, source, found, options, spool, progress=progress)
@@ -239,6 +240,7 @@ def _summary(
         sources=dict(found.counts),
         missing=found.missing,
         size=(options.rows, options.columns),
+        takes_all_sizes=options.is_resized or options.size == "most",
         image_dtype=np.dtype(dtype).name,
         n_pairs=len(links),
         n_unread=len(links) - len(known),

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import io
+import math
 import os
 import re
 import sys
@@ -28,7 +29,17 @@ if TYPE_CHECKING:
 
     from etl.assemble import BuildResult
     from etl.findings import Finding, FindingRow
-    from etl.options import Kind, MaskKind, NotDrawn, PatientId, Rasterizer, SamePerson
+    from etl.options import (
+        FitAbout,
+        Kind,
+        MaskKind,
+        NotDrawn,
+        PatientId,
+        Rasterizer,
+        SamePerson,
+        Size,
+    )
+    from etl.report.compare import Comparison
     from etl.report.summary import Summary
     from loader import Dataset
 
@@ -39,11 +50,11 @@ _CONTOURS: Final[dict[str, tuple["Kind", ...]]] = {
     "o,i": ("i", "o"),
 }
 _EXCLUSIVE: Final = (
+    ("size", "fit"),
     ("split", "split_file"),
     ("splits_from", "split_file"),
     ("no_qc", "exclude_flagged"),
     ("no_qc", "audit_contours"),
-    ("no_qc", "near_duplicates"),
     ("no_audit", "audit_contours"),
     ("workers", "scheduler"),
     ("quiet", "verbose"),
@@ -51,21 +62,30 @@ _EXCLUSIVE: Final = (
 _DIVIDES: Final = {"split", "folds", "splits_from", "update"}
 _NEEDS: Final = (  # option, options of which it needs one, why
     (
+        "resample",
+        {"size", "fit"},
+        "--resample gives images of one spacing, not of one size: give --fit ROWSxCOLUMNS, "
+        "--size most or --size ROWSxCOLUMNS.",
+    ),
+    ("fit_about", {"fit"}, "--fit-about is about --fit: give its ROWSxCOLUMNS."),
+    (
         "same_person",
         _DIVIDES,
-        "--same-person is about --split and --folds: give one of them.",
+        "--same-person needs --split or --folds.",
     ),
-    ("split_seed", _DIVIDES, "--split-seed is about --split and --folds: give one of them."),
-    ("stratify", _DIVIDES, "--stratify is about --split and --folds: give one of them."),
-    ("patients_csv", {"stratify"}, "--patients-csv is about --stratify: name its column."),
-    ("paranoid", {"update"}, "--paranoid is about --update: give both."),
+    ("split_seed", _DIVIDES, "--split-seed needs --split or --folds."),
+    ("stratify", _DIVIDES, "--stratify needs --split or --folds."),
+    ("patients_csv", {"stratify"}, "--patients-csv needs --stratify with the name of its column."),
+    ("keep_tags_anyway", {"keep_tags"}, "--keep-tags-anyway needs --keep-tags."),
+    ("paranoid", {"update"}, "--paranoid needs --update."),
     (
         "exclude_structures",
         {"exclude_flagged", "exclude_file"},
-        "--exclude-structures is about --exclude-flagged and --exclude-file: give one.",
+        "--exclude-structures needs --exclude-flagged or --exclude-file.",
     ),
 )
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
+_OF_PREDICTIONS: Final = "disagrees-with-model"  # the code of a finding
 _STDOUT: Final = Path("-")
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
@@ -92,15 +112,21 @@ class _Commands(click.Group):
             ctx.exit(status)
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """ROWSxCOLUMNS → (rows, columns)."""
+_MOST: Final = "most"
+
+
+class _Size(click.ParamType[tuple[int, int] | str]):
+    """ROWSxCOLUMNS → (rows, columns); the word "most" as it is, where it may stand."""
 
     name = "ROWSxCOLUMNS"
 
+    def __init__(self, *, most: bool = False) -> None:
+        self._has_most = most
+
     def convert(
         self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    ) -> tuple[int, int] | str:
+        if isinstance(value, tuple) or (self._has_most and value == _MOST):
             return value
         parts = value.lower().split("x")
         if len(parts) != 2 or not all(p.isascii() and p.isdecimal() for p in parts):  # noqa: PLR2004
@@ -109,6 +135,28 @@ class _Size(click.ParamType[tuple[int, int]]):
         if not (1 <= rows <= 65535 and 1 <= columns <= 65535):  # noqa: PLR2004  DICOM's limit
             self.fail(f"rows and columns are 1 to 65535, found {value!r}", param, ctx)
         return rows, columns
+
+
+class _Spacing(click.ParamType[tuple[float, float]]):
+    """MM or MMxMM → the distances between rows and between columns."""
+
+    name = "MM[xMM]"
+
+    def convert(
+        self,
+        value: str | tuple[float, float],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            steps = [float(part) for part in value.lower().split("x")]
+        except ValueError:
+            steps = []
+        if len(steps) not in {1, 2} or not all(0 < step < math.inf for step in steps):
+            self.fail(f"expected millimetres such as 1.25 or 1.25x1.5, found {value!r}", param, ctx)
+        return steps[0], steps[-1]
 
 
 class _Split(click.ParamType[tuple[float, ...]]):
@@ -356,11 +404,30 @@ _SEGMENT_THRESHOLD: Final = click.option(
 )
 _SIZE: Final = click.option(
     "--size",
-    type=_Size(),
-    metavar="ROWSxCOLUMNS",
+    type=_Size(most=True),
+    metavar="ROWSxCOLUMNS|most",
     default="256x256",
     show_default=True,
-    help="The size every image must have; others are rejected and named.",
+    help="The size every image must have, or that of most; others are rejected and named.",
+)
+_FIT: Final = click.option(
+    "--fit",
+    type=_Size(),
+    metavar="ROWSxCOLUMNS",
+    help="Instead of --size: pad and crop all images to this size.",
+)
+_FIT_ABOUT: Final = click.option(
+    "--fit-about",
+    type=click.Choice(["image", "structures"]),
+    default="image",
+    show_default=True,
+    help="What of a larger image --fit keeps in the middle: its centre, or what is drawn on it.",
+)
+_RESAMPLE: Final = click.option(
+    "--resample",
+    type=_Spacing(),
+    metavar="MM[xMM]",
+    help="Give all images this distance between rows and columns, before --size or --fit.",
 )
 _CONTOUR_ORIGIN: Final = click.option(
     "--contour-origin",
@@ -404,6 +471,9 @@ _WORKERS: Final = click.option(
 @_PLANE_TOLERANCE
 @_SEGMENT_THRESHOLD
 @_SIZE
+@_FIT
+@_FIT_ABOUT
+@_RESAMPLE
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
@@ -418,7 +488,7 @@ _WORKERS: Final = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write all findings to this table.",
 )
-@click.option("--force", is_flag=True, help="Replace what --csv finds in its place.")
+@click.option("--force", is_flag=True, help="Replace the file that --csv names.")
 @_WORKERS
 def check(
     data: Path,
@@ -430,7 +500,10 @@ def check(
     background: bool,
     plane_tolerance: float,
     segment_threshold: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | str,
+    fit: tuple[int, int] | None,
+    fit_about: "FitAbout",
+    resample: tuple[float, float] | None,
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
@@ -456,6 +529,7 @@ def check(
         from etl.check import check as check_input
         from etl.options import BuildOptions
 
+    rows, columns, rule = _file_size(size, fit)
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
@@ -465,8 +539,11 @@ def check(
         background=background,
         plane_tolerance=plane_tolerance,
         segment_threshold=segment_threshold,
-        rows=size[0],
-        columns=size[1],
+        rows=rows,
+        columns=columns,
+        size=rule,
+        resample=resample,
+        fit_about=fit_about,
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
@@ -495,6 +572,9 @@ def check(
 @_PLANE_TOLERANCE
 @_SEGMENT_THRESHOLD
 @_SIZE
+@_FIT
+@_FIT_ABOUT
+@_RESAMPLE
 @click.option(
     "--rasterizer",
     type=click.Choice(["center", "pillow"]),
@@ -512,6 +592,17 @@ def check(
     default="background",
     show_default=True,
     help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
+)
+@click.option(
+    "--keep-tags",
+    metavar="KEYWORD,...",
+    help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; only "
+    "those that describe equipment and acquisition.",
+)
+@click.option(
+    "--keep-tags-anyway",
+    is_flag=True,
+    help="With --keep-tags: also keep attributes by which patients may be found.",
 )
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
@@ -563,11 +654,6 @@ def check(
     help="How many contours of each patient the audit measures.",
 )
 @click.option(
-    "--near-duplicates",
-    is_flag=True,
-    help="Look for images of different patients that show the same, with other values or edges.",
-)
-@click.option(
     "--exclude-flagged",
     type=_Flags(),
     help="Leave out rows with such a warning, of all patients or of one: area-jump,"
@@ -601,6 +687,12 @@ def check(
     is_flag=True,
     help="With --update: tell by the digest of every source whether it is unchanged.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the rows that a killed build has left beside OUT, and parse only the rest; if "
+    "this build is stopped, its rows stay for the next.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -621,13 +713,18 @@ def build(
     background: bool,
     plane_tolerance: float,
     segment_threshold: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | str,
+    fit: tuple[int, int] | None,
+    fit_about: "FitAbout",
+    resample: tuple[float, float] | None,
     rasterizer: "Rasterizer",
     contour_origin: str,
     contour_transform: tuple[str, ...] | None,
     partial: bool,
     masks: "MaskKind",
     not_drawn: "NotDrawn",
+    keep_tags: str | None,
+    keep_tags_anyway: bool,
     split: tuple[float, float, float] | None,
     split_seed: int,
     folds: int | None,
@@ -639,7 +736,6 @@ def build(
     no_qc: bool,
     no_audit: bool,
     audit_contours: int | None,
-    near_duplicates: bool,
     exclude_flagged: tuple[str, ...] | None,
     exclude_file: Path | None,
     exclude_structures: bool,
@@ -647,6 +743,7 @@ def build(
     scheduler: str | None,
     update: bool,
     paranoid: bool,
+    resume: bool,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -672,6 +769,7 @@ def build(
         from etl.options import BuildOptions
         from etl.pipeline import build as build_file
 
+    rows, columns, rule = _file_size(size, fit)
     options = BuildOptions(
         layout=layout,
         contours=_CONTOURS[contours] if contours else None,
@@ -681,14 +779,19 @@ def build(
         background=background,
         plane_tolerance=plane_tolerance,
         segment_threshold=segment_threshold,
-        rows=size[0],
-        columns=size[1],
+        rows=rows,
+        columns=columns,
+        size=rule,
+        resample=resample,
+        fit_about=fit_about,
         rasterizer=rasterizer,
         contour_origin=int(contour_origin),
         contour_transform=contour_transform or (),
         partial=partial,
         masks=masks,
         not_drawn=not_drawn,
+        keep_tags=tuple(name.strip() for name in keep_tags.split(",")) if keep_tags else (),
+        keep_tags_anyway=keep_tags_anyway,
         split=split,
         split_seed=split_seed,
         folds=folds,
@@ -700,7 +803,6 @@ def build(
         qc=not no_qc,
         audit=not no_audit,
         audit_contours=audit_contours,
-        near_duplicates=near_duplicates,
         exclude_flagged=exclude_flagged or (),
         exclude_file=str(exclude_file) if exclude_file else None,
         exclude_structures=exclude_structures,
@@ -708,6 +810,8 @@ def build(
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
         _say_layout(data, layout, log, quiet=quiet)
+        advice = f"--resume goes on with them; this build removes it when {out} is written"
+        _say_left(out, advice, is_said=not resume)
         try:
             result = build_file(
                 data,
@@ -720,6 +824,7 @@ def build(
                 progress=not quiet,
                 update=update,
                 paranoid=paranoid,
+                resume=resume,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
@@ -728,11 +833,13 @@ def build(
             raise click.ClickException(_as_typed(text)) from error  # several lines, all printable
         except EtlError as error:
             log.end(f"stopped: {error}")
+            _say_left(out, "--resume goes on with them", is_said=resume)
             raise
         except KeyboardInterrupt as stop:  # not when OUT has been replaced: see _is_replaced
             why, status = signals.why_stopped(stop)
             log.end(f"{why}: nothing was written.")
             _print(f"{why}: nothing was written.", err=True)
+            _say_left(out, "--resume goes on with them", is_said=resume)
             click.get_current_context().exit(status)
         with _whole_whatever_fails(out):
             _list_findings(result.findings, log, verbose=verbose)
@@ -790,9 +897,10 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--html",
     "page",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PAGE",
-    help="Write all of it as one page with pictures, in which rows can be accepted or excluded.",
+    type=click.Path(),
+    metavar="PAGE|DIR/",
+    help="Write all of it as one page with pictures, in which rows can be accepted or excluded; "
+    "with a slash at the end, as a folder with a page for each patient.",
 )
 @click.option(
     "--gallery",
@@ -830,6 +938,12 @@ def _print_result(result: "BuildResult", out: Path) -> None:
     help="Show only what is about this patient, by either id; may be given several times.",
 )
 @click.option(
+    "--predictions",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Compare the masks with a model's predictions (HDF5 or .npz), the least alike first.",
+)
+@click.option(
     "--fail-on",
     type=_Codes(_all_codes),
     default=(),
@@ -838,14 +952,15 @@ def _print_result(result: "BuildResult", out: Path) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that --csv, --splits-csv, --overlays and --contact-sheet would write.",
+    help="Replace files that --csv, --splits-csv, --overlays, --html and --contact-sheet would "
+    "write.",
 )
 @click.option(
     "--compare",
     "old",
     type=click.Path(path_type=Path),
     metavar="OLD.h5",
-    help="Instead, say what differs from an older file.",
+    help="Instead, say what differs from an older file; with --html the page shows it.",
 )
 def report(
     file: Path,
@@ -853,13 +968,14 @@ def report(
     csv_file: Path | None,
     splits_file: Path | None,
     overlays: Path | None,
-    page: Path | None,
+    page: str | None,
     gallery: int,
     pseudonyms: bool,
     contact_sheet: Path | None,
     severity: tuple[str, ...],
     code: tuple[str, ...],
     patient: tuple[str, ...],
+    predictions: Path | None,
     fail_on: tuple[str, ...],
     force: bool,
     old: Path | None,
@@ -874,54 +990,86 @@ def report(
 
     _check_report_options()
     dataset = open_dataset(file)
-    if old is not None:
-        _print_comparison(open_dataset(old), dataset, as_json=as_json)
+    older = None if old is None else _compared(open_dataset(old), dataset, as_json=as_json)
+    if older is not None and page is None:
         return
     selection = Selection(severity, code, patient)
-    findings = read_findings(dataset)
+    findings, agreed = read_findings(dataset), None
+    if predictions is not None:
+        from etl.report.predictions import agreement, disagreements, merged
+
+        agreed = agreement(dataset, predictions)
+        findings = merged(findings, disagreements(dataset, agreed))
     chosen = selection.chosen(findings)
-    summary = dataclasses.replace(summarise(dataset, findings, selection), path=str(file))
+    summary = dataclasses.replace(
+        summarise(dataset, findings, selection), path=str(file), predictions=agreed
+    )
     _write_list(dataset, chosen, csv_file, force=force)
     _write_splits(dataset, splits_file, force=force)
     _draw(dataset, selection.rows(dataset, chosen), chosen, overlays, contact_sheet, force=force)
-    if page is not None:
-        from etl.report.page import write_page
-
-        write_page(
-            dataset, summary, chosen, page, n_pictures=gallery, pseudonyms=pseudonyms, force=force
-        )
+    where = _write_pages(
+        (dataset, summary, chosen),
+        page,
+        older,
+        n_pictures=gallery,
+        pseudonyms=pseudonyms,
+        force=force,
+    )
     if _STDOUT not in {csv_file, splits_file}:
-        _print_summary(summary, as_json=as_json)
+        if older is None:
+            _print_summary(summary, as_json=as_json)
         written = (
             ("Findings", csv_file),
             ("Splits", splits_file),
             ("Overlays", overlays),
             ("Contact sheet", contact_sheet),
-            ("Page", page),
+            ("Page", where),
         )
-        for what, where in written if not as_json else ():
-            if where is not None and where.exists():
-                _print(f"{what} written to {where}.")
+        for what, path in written if not as_json else ():
+            if path is not None and path.exists():
+                _print(f"{what} written to {path}.")
     _check_findings(summary, {one.code for one in findings}, fail_on)
 
 
 def _check_report_options() -> None:
     given = _given()
-    if "old" in given and (others := given - {"old", "file", "as_json"}):
+    of_page = {"page", "gallery", "pseudonyms", "force"} if "page" in given else set()
+    if "old" in given and (others := given - {"old", "file", "as_json"} - of_page):
         listed = ", ".join(_option_name(name) for name in sorted(others))
         raise click.UsageError(f"--compare excludes {listed}.")
+    params = click.get_current_context().params
+    if params["predictions"] is None and _OF_PREDICTIONS in {*params["code"], *params["fail_on"]}:
+        raise click.UsageError(f"{_OF_PREDICTIONS}: only predictions tell; give --predictions.")
     if "page" not in given and (others := given & {"gallery", "pseudonyms"}):
         listed = " and ".join(_option_name(name) for name in sorted(others))
-        raise click.UsageError(f"{listed}: about the page; give --html as well.")
-    context = click.get_current_context()
+        raise click.UsageError(f"{listed}: only with --html.")
     to_stdout = [
-        f"{_option_name(one)} -"
-        for one in ("csv_file", "splits_file")
-        if context.params[one] == _STDOUT
+        f"{_option_name(one)} -" for one in ("csv_file", "splits_file") if params[one] == _STDOUT
     ]
     to_stdout += ["--json"] * ("as_json" in given)
     if len(to_stdout) > 1:
         raise click.UsageError(f"{' and '.join(to_stdout)} both go to stdout: give one of them.")
+
+
+def _write_pages(
+    shown: "tuple[Dataset, Summary, list[FindingRow]]",
+    page: str | None,
+    older: "tuple[Dataset, Comparison] | None",
+    *,
+    n_pictures: int,
+    pseudonyms: bool,
+    force: bool,
+) -> Path | None:
+    """Write the page, or a folder of pages; return where."""
+    if page is None:
+        return None
+    from etl.report.page import Subject, write_page, write_pages
+
+    subject = Subject(*shown, pseudonyms=pseudonyms, older=older)
+    is_folder = page.endswith(("/", os.sep)) or os.path.isdir(page)
+    write = write_pages if is_folder else write_page
+    write(subject, Path(page), n_pictures=n_pictures, force=force)
+    return Path(page)
 
 
 def _write_list(
@@ -957,7 +1105,7 @@ def _draw(
     if folder is None and sheet is None:
         return
     if not rows:
-        _print("Note: no row is chosen, so that nothing is drawn.", err=True)
+        _print("Note: no row is chosen; nothing is drawn.", err=True)
         return
     from etl.report.overlays import remarks_on, write_contact_sheet, write_overlays
 
@@ -966,8 +1114,8 @@ def _draw(
         others = write_overlays(dataset, folder, force=force, rows=rows, remarks=remarks)
         if others:
             _print(
-                f"Note: {folder} also has what is not of these pictures, left as it was: "
-                f"{len(others)} in all, such as {others[0]}.",
+                f"Note: {folder} has other files, which were left as they are: {len(others)} "
+                f"in all, such as {others[0]}.",
                 err=True,
             )
     if sheet is not None:
@@ -996,7 +1144,8 @@ def _print_summary(summary: "Summary", *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
+def _compared(old: "Dataset", new: "Dataset", *, as_json: bool) -> "tuple[Dataset, Comparison]":
+    """Print what differs from an older file; return both."""
     import json
 
     from etl.report.compare import compare, comparison_text
@@ -1005,17 +1154,93 @@ def _print_comparison(old: "Dataset", new: "Dataset", *, as_json: bool) -> None:
     lines = [json.dumps(found.to_json(), indent=2)] if as_json else comparison_text(found)
     for line in lines:
         click.echo(line)
+    return old, found
 
 
 def _check_findings(summary: "Summary", codes: set[str], fail_on: tuple[str, ...]) -> None:
     """Fail where the file has such findings, or where the build did not look for them."""
     if unchecked := [code for code in fail_on if code in summary.unchecked]:
         raise EtlError(
-            f"--fail-on: {summary.path} was built without a look for {', '.join(unchecked)}. "
+            f"--fail-on: {summary.path} was built without the checks for {', '.join(unchecked)}. "
             "Build it again without --no-qc and --no-audit."
         )
     if found := [code for code in fail_on if code in codes]:
         raise EtlError(f"--fail-on: {summary.path} has findings of {', '.join(found)}.")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
+    "--card",
+    "card_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="card.toml",
+    help="What only you know: licence, creators, annotation protocol, and so on.",
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write the card as Markdown.  [default: to stdout]",
+)
+@click.option(
+    "--json-ld",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE|-",
+    help="Write Croissant 1.1, which search engines for data sets read; - is stdout.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def describe(
+    file: Path,
+    card_file: Path | None,
+    markdown_file: Path | None,
+    json_file: Path | None,
+    force: bool,
+) -> None:
+    """Describe FILE for its publication: a data card, and Croissant metadata.
+
+    The facts come from FILE, the rest from card.toml. What nobody has stated is said to be missing.
+    """
+    import json
+
+    from etl.report.card import Card, read_card, sha256
+    from etl.report.card import describe as card_lines
+    from etl.report.croissant import croissant
+    from etl.report.summary import summarise
+    from loader import open_dataset
+
+    outputs = {"--markdown": markdown_file, "--json-ld": json_file}
+    if all(path == _STDOUT for path in outputs.values()):
+        raise click.UsageError("--markdown - and --json-ld - both go to stdout: give one of them.")
+    if markdown_file is None and json_file != _STDOUT:
+        outputs["--markdown"] = _STDOUT
+    card = read_card(card_file) if card_file is not None else Card()
+    dataset = open_dataset(file)
+    summary, digest = summarise(dataset), sha256(dataset)
+    texts = {
+        "--markdown": "\n".join(card_lines(summary, card, digest)),
+        "--json-ld": json.dumps(croissant(summary, card, digest), indent=2, ensure_ascii=False),
+    }
+    for option, path in outputs.items():
+        _write_text(texts[option], path, force=force)
+    if card.not_stated:
+        _print(f"Note: not stated: {', '.join(card.not_stated)}. Write them in --card.", err=True)
+
+
+def _write_text(text: str, path: Path | None, *, force: bool) -> None:
+    """Print a text, or write it to a file."""
+    from etl.output import target
+
+    if path == _STDOUT:
+        click.echo(text)
+    elif path is not None:
+        with target.replacing(
+            target.check_target(path, force=force, only_hdf5=False), force=force
+        ) as partial:
+            partial.write_text(f"{text}\n", encoding="utf-8")
+        _print(f"Written: {path}.", err=True)
 
 
 @cli.command()
@@ -1092,7 +1317,7 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     show_default=True,
     help="Seed of the loader.",
 )
-@click.option("--force", is_flag=True, help="Replace what --png finds in its place.")
+@click.option("--force", is_flag=True, help="Replace the file that --png names.")
 def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: bool) -> None:
     """Draw what an augmentation makes of rows of FILE: each as it is, and in five epochs.
 
@@ -1258,7 +1483,7 @@ def _check_build_options() -> None:
             options = " and ".join(f"--{name.replace('_', '-')}" for name in pair)
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
-        raise click.UsageError("--partial is about pairs of two contours: use --contours i,o.")
+        raise click.UsageError("--partial needs two contours: use --contours i,o.")
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)
@@ -1272,6 +1497,15 @@ def _check_build_options() -> None:
         raise click.UsageError(
             "--exclude-structures keeps pairs that lack a contour: give --partial as well."
         )
+
+
+def _file_size(size: tuple[int, int] | str, fit: tuple[int, int] | None) -> tuple[int, int, "Size"]:
+    """Return the size of the file's images, and what becomes of others."""
+    if fit is not None:
+        return *fit, "fit"
+    if isinstance(size, str):
+        return 256, 256, "most"  # replaced as soon as the sizes are known
+    return *size, "exact"
 
 
 @contextmanager
@@ -1295,6 +1529,14 @@ def _say_layout(data: Path, layout: str, log: "_Log", *, quiet: bool) -> None:
         log.add(why)
         if not quiet:
             _print(why, err=True)
+
+
+def _say_left(out: Path, advice: str, *, is_said: bool) -> None:
+    """Name the partial file that a resume could use, where there is one and it is to be said."""
+    from etl.update.memory import left_text
+
+    if is_said and (text := left_text(out)):
+        _print(f"Note: {text}: {advice}.", err=True)
 
 
 class _Log:

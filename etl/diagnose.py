@@ -206,7 +206,9 @@ def fits(
         except SourceError:
             continue
         built, written = (audited(some, scheme) for some in regions)
-        if built is None or written is None or image.shape != (options.rows, options.columns):
+        if built is None or written is None:
+            continue
+        if not options.is_resized and image.shape != (options.rows, options.columns):
             continue
         if not (_is_usable(built[0]) and _is_usable(written[0])):
             continue

@@ -4,20 +4,25 @@
 """
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+import xxhash
 
 from etl.contours import checks
+from etl.dicom.kept_tags import kept_tags
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey
 from etl.labels import LabelScheme
 from etl.model import (
+    BASICS,
     EMPTY_RANGE,
     AnnotationRef,
     Examined,
@@ -28,6 +33,7 @@ from etl.model import (
     Sample,
 )
 from etl.options import BuildOptions
+from etl.resampling.placing import check_cut, place, resampled_size
 from etl.sources.dicom_file import read_header
 from etl.sources.source import Discovery, Index, ReadRegion, Source
 from etl.spool import Spool
@@ -56,6 +62,34 @@ def index_headers(
             indexed += part
             shown(len(part))
     return source.resolve(found, dict(zip(found.to_index, indexed, strict=True)), options)
+
+
+def choose_size(
+    engine: Engine, source: Source, found: Discovery, options: BuildOptions, *, progress: bool
+) -> BuildOptions:
+    """Return the options with the size that most accepted images have, where that is wanted.
+
+    All headers and annotations are examined once more for it.
+    """
+    if options.size != "most":
+        return options
+    work: Work[Sequence[Link], list[tuple[int, int]]] = Work(
+        run=functools.partial(
+            accepted_sizes, found.root, source.read_region, found.scheme, options
+        ),
+        divide=lambda links: [[link] for link in links],
+        give_up=lambda _links: [],
+        names=lambda links: [link.frame.path for link in links],
+    )
+    sizes: Counter[tuple[int, int]] = Counter()
+    with bar("sizes", "pairs", len(found.links), shown=progress) as shown:
+        for part in engine.run(work, chunks(found.links, options)):
+            sizes.update(part)
+            shown(len(part))
+    if not sizes:
+        return options
+    rows, columns = max(sizes, key=lambda size: (sizes[size], size[0] * size[1], size[0]))
+    return replace(options, rows=rows, columns=columns)
 
 
 class KeptLinks(Protocol):
@@ -129,6 +163,19 @@ def index_files(root: Path, index: Index, paths: Sequence[str]) -> list[object]:
     return found
 
 
+def accepted_sizes(
+    root: Path,
+    read_region: ReadRegion,
+    scheme: LabelScheme,
+    options: BuildOptions,
+    links: Sequence[Link],
+) -> list[tuple[int, int]]:
+    """Return the sizes of the images that a build of any size would take. Runs in workers."""
+    whatever = replace(options, size="fit")
+    found = examine(root, read_region, scheme, whatever, links)
+    return [resampled_size(Sample.unpacked(one).instance, options) for one in found.samples]
+
+
 def examine(
     root: Path,
     read_region: ReadRegion,
@@ -142,6 +189,7 @@ def examine(
     """
     samples: list[Sample] = []
     findings: list[Finding] = []
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     for link in links:
         key = link.key
         instance: Instance | None = None
@@ -150,18 +198,21 @@ def examine(
         bad: list[Finding] = []
         warnings: list[Finding] = []
         regions: list[Region] = []
+        size = options.rows, options.columns  # of the image, for its regions
         try:
-            instance, stamp = read_header(root, link.frame)
-            checks.check_size(instance.pixel_format, options.rows, options.columns)
+            instance, stamp = read_header(root, link.frame, kept)
+            _check_size(instance, options)
             is_sized = True
+            size = instance.pixel_format.rows, instance.pixel_format.columns
             warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]
         except SourceError as error:
             bad.append(Finding(error.code, link.frame.path, error.message, key))
         for annotation in link.annotations:
             try:
                 region = read_region(root, annotation, instance, options)
-                if is_sized or region.mask is None:  # else the image's size is the one mistake
-                    warnings += _check_region(region, annotation, key, options)
+                # Else the image's size is the one mistake.
+                if is_sized or (region.mask is None and not options.is_resized):
+                    warnings += _check_region(region, annotation, key, size)
                 regions.append(region)
             except SourceError as error:
                 message = annotation.on(link.frame, error.message)
@@ -169,8 +220,12 @@ def examine(
         if bad or instance is None or stamp is None:
             findings += bad
         else:
+            sample = Sample(link, instance, stamp, tuple(regions))
+            if options.is_resized:
+                sample = sample._replace(grid=place(instance, regions, options))
+                warnings += _cut(sample, options)
             findings += warnings
-            samples.append(Sample(link, instance, stamp, tuple(regions)))
+            samples.append(sample)
     return _packed(len(links), samples, findings, scheme)
 
 
@@ -180,8 +235,36 @@ def give_up(scheme: LabelScheme, links: Sequence[Link]) -> Examined:
     return _packed(len(links), [], findings, scheme)
 
 
+def _check_size(instance: Instance, options: BuildOptions) -> None:
+    """Require the size of the file, where images are not fitted to it.
+
+    Raises
+    ------
+    ImageError
+        As `checks.check_size` and `resampled_size` say.
+    """
+    if not options.is_resized:
+        checks.check_size(instance.pixel_format, options.rows, options.columns)
+        return
+    size = resampled_size(instance, options)
+    if options.size != "fit":
+        checks.check_resampled_size(size, instance.pixel_format, options.rows, options.columns)
+
+
+def _cut(sample: Sample, options: BuildOptions) -> list[Finding]:
+    """Warn of the structures of which the row lacks a part that the frame has."""
+    link, grid = sample.link, sample.grid
+    if grid is None or options.size != "fit":
+        return []
+    return [
+        remark.about(annotation.path, link.key, annotation.code)
+        for annotation, region in zip(link.annotations, sample.regions, strict=True)
+        for remark in check_cut(region, grid, options)
+    ]
+
+
 def _check_region(
-    region: Region, annotation: AnnotationRef, key: SampleKey, options: BuildOptions
+    region: Region, annotation: AnnotationRef, key: SampleKey, size: tuple[int, int]
 ) -> list[Finding]:
     """Require a region that touches the image; warn where part of it lies outside.
 
@@ -190,7 +273,6 @@ def _check_region(
     ContourError
         As `checks.check_contour` and `checks.check_mask` say.
     """
-    size = options.rows, options.columns
     if region.mask is not None:
         checks.check_mask(region.mask, *size)
     return [
@@ -209,7 +291,10 @@ def _packed(
         for vertices in region.polygons
     ]
     vertices = [
-        vertices for sample in samples for region in sample.regions for vertices in region.polygons
+        vertices if sample.grid is None else sample.grid.to_file(vertices)
+        for sample in samples
+        for region in sample.regions
+        for vertices in region.polygons
     ]
     ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
     return Examined(
@@ -219,5 +304,20 @@ def _packed(
         vertices=np.concatenate([np.empty((0, 2)), *vertices]),
         values=reduce(or_, ranges, EMPTY_RANGE),
         identities=np.array([one.instance.identity for one in samples], np.uint64).reshape(-1, 2),
+        basics=np.array(
+            [
+                (one.link.digest(), _vertices_digest(one), held.lowest, held.highest, held.is_whole)
+                for one, held in zip(samples, ranges, strict=True)
+            ],
+            BASICS,
+        ),
         findings=findings,
     )
+
+
+def _vertices_digest(sample: Sample) -> int:
+    digest = xxhash.xxh3_64()
+    for region in sample.regions:
+        for vertices in region.polygons:
+            digest.update(np.ascontiguousarray(vertices).data)
+    return digest.intdigest()

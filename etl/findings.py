@@ -134,7 +134,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "image-size": FindingCode(
         "error",
         "Rows or Columns differs from the expected size",
-        "resample the image, or build such images apart with `--size`",
+        "take all sizes with `--fit`, or build such images apart with `--size`",
+    ),
+    "image-no-spacing": FindingCode(
+        "error",
+        "with `--resample`, the image has no usable PixelSpacing, or one that gives it less than a "
+        "pixel, or more than 65535, along a side",
+        "export the image again with its PixelSpacing, or build without `--resample`",
     ),
     "slice-ambiguous": FindingCode(
         "error",
@@ -246,6 +252,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "look at its overlay",
         flag=0,
     ),
+    "structure-cut": FindingCode(
+        "warning",
+        "with `--fit`, part of a structure is outside of the part of its image that is kept; the "
+        "message gives the share",
+        "give a larger `--fit`, or `--fit-about structures`",
+        flag=18,
+    ),
     "contour-open-gap": FindingCode(
         "warning",
         "first and last point are 3 pixels or more apart, and 3 times as far as any other two "
@@ -277,7 +290,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "two structures of which neither lies in the other share over 5 % of the smaller one's "
         "pixels, and 4 or more; the mask shows the one that was painted last",
         "look at its overlay; `--masks bits` keeps both",
-        flag=18,
+        flag=19,
     ),
     "identical-contour": FindingCode(
         "warning",
@@ -295,7 +308,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "near-duplicate": FindingCode(
         "warning",
         "images of two patients show the same with other values, compression, or a shift or zoom "
-        "of some pixels; only with `--near-duplicates`",
+        "of some pixels",
         "leave one patient out, or give both one side of your split",
         flag=17,
     ),
@@ -365,6 +378,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "the contours of one patient are displaced by 0.75 pixel or more against the others, none "
         "is near an edge, or they fit in other coordinates; the finding has no row",
         "check whether contours and images are of one acquisition",
+    ),
+    "disagrees-with-model": FindingCode(
+        "warning",
+        "Dice between the mask and a model's prediction is far under the median of the structure; "
+        "only with `report --predictions`, which never changes the file",
+        "look at its overlay",
     ),
     "same-person": FindingCode(
         "warning",
@@ -449,10 +468,11 @@ FLAG_CODES: Final = tuple(
 
 # Codes that every build looks for.
 _ALWAYS_CHECKED: Final = frozenset(
-    {"contour-partly-outside", "image-file-damaged", "image-header-invalid", "image-unused-bits"}
+    {
+        *("contour-partly-outside", "structure-cut"),
+        *("image-file-damaged", "image-header-invalid", "image-unused-bits"),
+    }
 )
-# Codes that a build looks for only where that is asked for.
-ASKED_FOR_CODES: Final = ("near-duplicate",)
 # Codes that a build looks for only where a mask has one code a pixel.
 LABEL_MAP_CODES: Final = ("structures-overlap",)
 # Codes that a build with --no-qc, and one with --no-audit, does not look for.

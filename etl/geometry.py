@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
+Integers: TypeAlias = npt.NDArray[np.int64]
 
 _COSINE_TOLERANCE: Final = 0.01  # of lengths and angles of the direction cosines: 0.6 degrees
 
@@ -96,6 +97,66 @@ class ImagePlane(NamedTuple):
         """Return the steps from one column to the next, and from one row to the next, mm."""
         between_rows, between_columns = self.spacing
         return np.array([self.row, self.column]) * [[between_columns], [between_rows]]
+
+
+class SourceGrid(NamedTuple):
+    """Where the pixels of a row of the file lie in the frame that it is made of.
+
+    Pixel (row, column) of the file has its centre at (row_offset + row_scale * row,
+    column_offset + column_scale * column) in pixels of the frame; integers are centres.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of the frame.
+    row_offset, row_scale, column_offset, column_scale : float
+        In pixels of the frame.
+    """
+
+    rows: int
+    columns: int
+    row_offset: float
+    row_scale: float
+    column_offset: float
+    column_scale: float
+
+    def to_file(self, vertices: Floats) -> Floats:
+        """Return where (x, y) in pixels of the frame are in pixels of the file; shape (n, 2)."""
+        offset = np.array([self.column_offset, self.row_offset])
+        return np.asarray((vertices - offset) / np.array([self.column_scale, self.row_scale]))
+
+    def nearest(self, rows: int, columns: int) -> tuple[Integers, Integers]:
+        """Return the row and the column of the frame that hold the centre of each of the file's.
+
+        Parameters
+        ----------
+        rows, columns : int
+            Of the file.
+
+        Returns
+        -------
+        two int64 arrays, shapes (rows,) and (columns,)
+            Beyond the frame where the file has pixels there.
+        """
+        return (
+            np.floor(self.row_offset + self.row_scale * np.arange(rows) + 0.5).astype(np.int64),
+            np.floor(self.column_offset + self.column_scale * np.arange(columns) + 0.5).astype(
+                np.int64
+            ),
+        )
+
+    def shown(self, rows: int, columns: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the file whose centres are in the frame.
+
+        The other pixels of the file are padding.
+        """
+        parts = []
+        for places, length in zip(
+            self.nearest(rows, columns), (self.rows, self.columns), strict=True
+        ):
+            first, stop = np.searchsorted(places, [0, length]).tolist()
+            parts.append(slice(first, stop))
+        return parts[0], parts[1]
 
 
 def heights(orientation: Floats, position: Floats) -> Floats:

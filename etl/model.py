@@ -4,6 +4,7 @@ What travels between processes for every pair is a NamedTuple, which is made and
 times faster than a dataclass.
 """
 
+import json
 import math
 import pickle
 from collections.abc import Collection
@@ -12,9 +13,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from etl.findings import Finding, SampleKey
-from etl.geometry import ImagePlane
+from etl.geometry import ImagePlane, SourceGrid
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -23,6 +25,17 @@ Mask: TypeAlias = npt.NDArray[np.bool_]  # (rows, columns)
 Image: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]  # (rows, columns)
 LabelMap: TypeAlias = npt.NDArray[np.uint8]  # (rows, columns)
 BitMask: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]  # (rows, columns)
+
+# What a later build wants to know of a sample to tell whether it may take over its row.
+BASICS: Final = np.dtype(
+    [
+        ("link", "S32"),  # digest of the link
+        ("vertices", "<u8"),  # XXH3-64 of all its vertices, in order
+        ("lowest", "<f8"),  # value that the image may have by its header
+        ("highest", "<f8"),
+        ("is_whole", "|b1"),
+    ]
+)
 
 
 class FrameRef(NamedTuple):
@@ -61,6 +74,11 @@ class Link(NamedTuple):
     def drawn(self) -> set[int]:
         """Codes of which the masks tell: without a region they are nowhere in the image."""
         return {*self.looked_for, *(annotation.code for annotation in self.annotations)}
+
+    def digest(self) -> str:
+        """Return a digest of all that the link says, except for what the other links decide."""
+        text = json.dumps(self._replace(is_audited=False))
+        return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class FileStamp(NamedTuple):
@@ -165,6 +183,7 @@ class Instance(NamedTuple):
     temporal_position: float = math.nan  # from 1
     warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is worth knowing of it
     identity: Identity = NOBODY  # in memory only
+    kept: tuple[str | float, ...] = ()  # values of the attributes that become columns
 
     @property
     def plane(self) -> ImagePlane:
@@ -193,7 +212,7 @@ class Region(NamedTuple):
     """What one annotation draws in one frame: polygons, even-odd together, or a mask."""
 
     code: int  # of the structure
-    polygons: tuple[Vertices, ...]
+    polygons: tuple[Vertices, ...]  # in pixels of the frame
     xxh3: str  # XXH3-128 of the annotation's file
     mask: Mask | None = None  # instead of polygons
 
@@ -210,6 +229,7 @@ class Sample(NamedTuple):
     instance: Instance
     stamp: FileStamp
     regions: tuple[Region, ...]
+    grid: SourceGrid | None = None  # None: the row has the pixels of the frame
 
     def without(self, codes: Collection[int]) -> "Sample":
         """Return the sample without some of its structures."""
@@ -225,19 +245,19 @@ class Sample(NamedTuple):
 
         Plain tuples and bytes name no class, and are made without asking for one.
         """
-        (key, original_id, frame, annotations, *more), instance, stamp, regions = self
+        (key, original_id, frame, annotations, *more), instance, stamp, regions, grid = self
         link = tuple(key), original_id, tuple(frame), [*map(tuple, annotations)], *more
         drawn = [
             (code, [vertices.tobytes() for vertices in polygons], xxh3, _packed_mask(mask))
             for code, polygons, xxh3, mask in regions
         ]
-        plain = link, instance.plain(), tuple(stamp), drawn
+        plain = link, instance.plain(), tuple(stamp), drawn, grid and tuple(grid)
         return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> "Sample":
         """Return the sample that `packed` was called on."""
-        link, instance, stamp, drawn = pickle.loads(packed)  # noqa: S301  our own
+        link, instance, stamp, drawn, grid = pickle.loads(packed)  # noqa: S301  our own
         key, original_id, frame, annotations, *more = link
         return cls(
             Link(
@@ -258,6 +278,7 @@ class Sample(NamedTuple):
                 )
                 for code, polygons, xxh3, mask in drawn
             ),
+            grid and SourceGrid(*grid),
         )
 
 
@@ -271,6 +292,7 @@ class Examined:
     vertices: Vertices  # of all these contours, one after the other
     values: ValueRange  # over the samples
     identities: npt.NDArray[np.uint64]  # (n, 2): `Identity` of each sample
+    basics: npt.NDArray[np.void]  # of type BASICS, of each sample
     findings: list[Finding]
 
 

@@ -14,6 +14,8 @@ SamePerson = Literal["keep", "separate"]
 MaskKind = Literal["labels", "bits"]
 
 PatientId = Literal["tag", "folder"]
+Size = Literal["exact", "most", "fit"]
+FitAbout = Literal["image", "structures"]
 
 KINDS: Final[tuple[Kind, ...]] = ("i", "o")
 
@@ -30,7 +32,8 @@ _RANGES: Final = (  # of the options that are whole numbers
     ("audit_contours", 1, math.inf),
 )
 _SWITCHES: Final = (  # options that are on or off
-    *("partial", "qc", "audit", "near_duplicates", "exclude_structures", "background"),
+    *("partial", "qc", "audit", "exclude_structures", "background"),
+    "keep_tags_anyway",
 )
 NEWEST: Final = "newest"
 ALL: Final = "all"
@@ -58,7 +61,17 @@ class BuildOptions:
     contours : tuple of {"i", "o"}, optional
         Contour kinds of a folder with link.csv; None: the inner ones.
     rows, columns : int
-        The size that every image must have.
+        The size of the images in the file, after `resample`.
+    size : {"exact", "most", "fit"}
+        Images of another size are refused ("exact"), or padded and cropped to it ("fit"). "most":
+        the size is the commonest of the accepted images, whatever `rows` and `columns` are; where
+        two are as common, that of more pixels, then that of more rows.
+    resample : float or pair of floats, optional
+        The distance between pixels that all images get, mm: between rows and between columns.
+        Contours are scaled, not their masks.
+    fit_about : {"image", "structures"}
+        With "fit", the middle of the part that is kept of an image larger than the file's: its
+        own, or that of the structures drawn on it.
     rasterizer : {"center", "pillow"}
         The rule that turns a polygon into a mask; see `etl.contours.rasterise`.
     contour_origin : {0, 1}
@@ -101,9 +114,6 @@ class BuildOptions:
         Measure how far contours lie off the images' edges as well; see `etl.quality.alignment`.
     audit_contours : int, optional
         How many contours of each patient; None measures all.
-    near_duplicates : bool
-        Look for images of different patients that show the same as well; see
-        `etl.quality.near_copies`.
     exclude_flagged : tuple of str
         Codes of `FLAG_CODES`: rows with such a finding are left out. "CODE:PATIENT" leaves out
         those of one patient, by either id.
@@ -135,11 +145,20 @@ class BuildOptions:
     segment_threshold : float
         With fractional segmentations, the share of the highest value from which a pixel belongs to
         the segment.
+    keep_tags : tuple of str
+        Keywords of DICOM attributes that become columns of the manifest, `tag_<keyword>`, such as
+        "MagneticFieldStrength". Those of equipment and acquisition may be kept; the documentation's
+        page on the file lists them.
+    keep_tags_anyway : bool
+        Also keep attributes by which patients may be found.
     """
 
     contours: tuple[Kind, ...] | None = None
     rows: int = 256
     columns: int = 256
+    size: Size = "exact"
+    resample: tuple[float, float] | None = None
+    fit_about: FitAbout = "image"
     rasterizer: Rasterizer = "center"
     contour_origin: int = 0
     contour_transform: tuple[str, ...] = ()
@@ -157,7 +176,6 @@ class BuildOptions:
     qc: bool = True
     audit: bool = True
     audit_contours: int | None = AUDIT_CONTOURS
-    near_duplicates: bool = False
     exclude_flagged: tuple[str, ...] = ()
     exclude_file: str | None = None
     exclude_structures: bool = False
@@ -168,6 +186,8 @@ class BuildOptions:
     background: bool = False
     plane_tolerance: float = 0.25
     segment_threshold: float = 0.5
+    keep_tags: tuple[str, ...] = ()
+    keep_tags_anyway: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -181,6 +201,8 @@ class BuildOptions:
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
         _require_masks(self.masks, self.not_drawn)
+        _require_among("size", self.size, get_args(Size))
+        _require_among("fit_about", self.fit_about, get_args(FitAbout))
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
@@ -201,6 +223,8 @@ class BuildOptions:
             "contours": _contours(self.contours),
             "contour_transform": transform_steps(self.contour_transform),
             "structures": _structures(self.structures),
+            "resample": _spacing(self.resample),
+            "keep_tags": tuple(sorted(set(_strings("keep_tags", self.keep_tags)))),
             "split": None if self.split is None else shares(self.split),
             "plane_tolerance": _positive("plane_tolerance", self.plane_tolerance, math.inf),
             "segment_threshold": _positive("segment_threshold", self.segment_threshold, 1),
@@ -218,9 +242,21 @@ class BuildOptions:
         """Whether contours are audited, which takes both switches."""
         return self.qc and self.audit
 
+    @property
+    def is_resized(self) -> bool:
+        """Whether images get other pixels than their own: resampled, padded or cropped."""
+        return self.size == "fit" or self.resample is not None
+
     def to_json(self) -> dict[str, object]:
-        """Return the options as the file records them: no path of this machine."""
+        """Return the options as the file records them: no path of this machine.
+
+        Options of sizes stand there only where they are used, so that other files stay as they
+        were before there were any.
+        """
         recorded = asdict(self) | {"audit": self.has_audit}
+        for name in ("size", "resample", "fit_about"):
+            if recorded[name] == type(self).__dataclass_fields__[name].default:
+                del recorded[name]
         for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
         return recorded
@@ -343,6 +379,18 @@ def structure_choices(structures: Mapping[Any, object]) -> tuple[StructureChoice
         StructureChoice(name, patterns[name], next(free) if code is None else code)
         for name, code in codes.items()
     )
+
+
+def _spacing(value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    pair = (value, value) if isinstance(value, int | float) else value
+    if isinstance(pair, str) or not isinstance(pair, Iterable):
+        raise TypeError(f"resample: expected one or two numbers, found {value!r}.")
+    spacing = tuple(_positive("resample", one, math.inf) for one in pair)
+    if len(spacing) != 2:  # noqa: PLR2004  between rows, between columns
+        raise ValueError(f"resample: expected one or two numbers, found {value!r}.")
+    return spacing
 
 
 def _positive(name: str, value: object, high: float) -> float:

@@ -15,8 +15,9 @@ import numpy as np
 
 from etl.assemble import BuildResult, assemble
 from etl.diagnose import choose_audited, diagnose
+from etl.dicom.kept_tags import columns, kept_tags, notes_on
 from etl.errors import ReuseError
-from etl.examine import examine_links, index_headers
+from etl.examine import choose_size, examine_links, index_headers
 from etl.options import BuildOptions
 from etl.output import target
 from etl.output.row_reader import WrittenRows
@@ -28,6 +29,7 @@ from etl.sources import layouts
 from etl.sources.row_list import check_row_list, exclude_listed
 from etl.sources.source import Discovery, Source
 from etl.spool import Spool
+from etl.update.journal import is_useful
 from etl.update.memory import Memory, for_update
 from etl.workers.chunks import n_chunks
 from etl.workers.engine import Engine, engine_for, in_process
@@ -48,6 +50,7 @@ def build(
     progress: bool = False,
     update: bool = False,
     paranoid: bool = False,
+    resume: bool = False,
 ) -> BuildResult:
     """Parse every DICOM and annotation once and write one HDF5 file.
 
@@ -76,6 +79,10 @@ def build(
         `BuildOptions.splits_from`. The file is the one that a full build would write.
     paranoid : bool
         With `update`, read every source to tell by its digest whether it is unchanged.
+    resume : bool
+        Go on with the rows that a killed build to the same `out` has left beside it, and parse only
+        the rest. If this build fails or is stopped, its rows stay for the next one. The file is the
+        one that a full build would write.
 
     Returns
     -------
@@ -90,20 +97,22 @@ def build(
     """
     options = _checked(options, workers)
     out = target.check_target(Path(out), force=force or update)
-    memory = None
+    left = target.Left(is_useful, stays=resume)
+    memory = Memory(out, left, is_update=update, is_resume=resume, paranoid=paranoid)
     if update:
-        memory, force = Memory(out, paranoid=paranoid), force or out.exists()
+        force = force or out.exists()
         options = for_update(options, out)
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     check_split_file(options)
     check_row_list(options)
     source, _ = layouts.choose(Path(data), options.layout)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
-    check_stratify(options, found.scheme)
+    check_stratify(options, found.scheme, columns(kept))
     n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
-    notes: list[str] = []  # on what did not succeed once OUT was replaced
+    notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
     with (
-        target.replacing(out, force=force, notes=notes) as path,
+        target.replacing(out, force=force, notes=notes, left=left) as path,
         engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
     ):
         make = functools.partial(
@@ -112,10 +121,9 @@ def build(
         try:
             result = make(found, is_reused=True)
         except ReuseError as why:
-            notes.append(f"every source was parsed, because {out.name} cannot be updated: {why}.")
+            notes.append(memory.refused(why))
             result = make(source.discover(Path(data), options), is_reused=False)
-    if memory is not None:
-        notes += memory.write()
+    notes += memory.write()
     return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 
@@ -125,7 +133,7 @@ def _make(
     options: BuildOptions,
     out: Path,
     path: Path,
-    memory: Memory | None,
+    memory: Memory,
     found: Discovery,
     *,
     is_reused: bool,
@@ -138,11 +146,11 @@ def _make(
         found = exclude_listed(found, options)
         spool.findings += found.findings
         mask_dtype = found.scheme.mask_dtype(options.masks)
-        target.check_space(out, len(found.links) * options.rows * options.columns, mask_dtype)
+        options = choose_size(engine, source, found, options, progress=progress)
+        n_pixels = len(found.links) * options.rows * options.columns
+        target.check_space(out, n_pixels, mask_dtype, memory.n_held)
         chosen = choose_audited(source, found, options)
-        kept = None
-        if memory is not None:
-            kept = memory.keep(engine, found, options, is_used=is_reused)
+        kept = memory.keep(engine, found, options, is_used=is_reused, progress=progress)
         if kept is not None and kept.n_parsed <= _FEW_PAIRS:
             engine = in_process()
         n_before = len(spool.findings)
@@ -152,8 +160,14 @@ def _make(
         if not can_go_on(len(spool), spool.findings, strict=strict):
             spool.findings += look(spool.findings).findings
         require_rows(len(spool), spool.findings, found.missing, strict=strict)
-        plan = spool.reserve(path, options, mask_dtype)
-        rendered = render_samples(engine, spool, found, options, plan, progress=progress, kept=kept)
+        plan = spool.plan(path, options, mask_dtype)
+        with contextlib.closing(memory.journal(plan, kept, spool, examined)) as journal:
+            adopted = memory.adopted(plan, kept, spool, journal)
+            kept = adopted or kept
+            plan = spool.reserve(plan, is_adopted=adopted is not None)
+            rendered = render_samples(
+                engine, spool, found, options, plan, progress=progress, kept=kept, note=journal.add
+            )
         contours = spool.contours()
         written = WrittenRows(plan, np.flatnonzero(rendered.is_good), contours)
         again = functools.partial(render_again, engine, spool, found, options, plan)
@@ -167,9 +181,8 @@ def _make(
         if kept is not None:
             identities = kept.keyed(identities, spool.is_kept())
         result = assemble(plan, reviewed, contours, found, options, identities)
-        if memory is not None:
-            memory.remember(kept, spool, examined, rendered, reviewed, identities)
-    return result
+        memory.remember(kept, spool, examined, rendered, reviewed, identities)
+    return dataclasses.replace(result, notes=[*result.notes, *journal.notes])
 
 
 def _checked(options: BuildOptions | None, workers: int) -> BuildOptions:

@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,19 +17,24 @@ import xxhash
 
 from etl.contours import polygon
 from etl.contours.rasterise import Painted, bit_masks, label_maps
+from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.examine import CRASHED
 from etl.findings import Finding
+from etl.geometry import SourceGrid
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_region, check_shared
-from etl.quality.near_copies import NO_HASH, Hash, image_hash
+from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
+from etl.resampling.image import image_on_grid
+from etl.resampling.placing import file_plane, share_cut
+from etl.resampling.regions import clear_padding, padding_of, region_on_grid
 from etl.sources.files import open_source, read_all, unchanged_since
 from etl.sources.source import Discovery
 from etl.spool import Spool
@@ -79,6 +84,7 @@ def render_samples(
     *,
     progress: bool,
     kept: KeptRows | None = None,
+    note: Callable[[int, Rendered], None] | None = None,
 ) -> Rendered:
     """Write the rows of all samples and return their manifest columns.
 
@@ -86,6 +92,8 @@ def render_samples(
     ----------
     kept : KeptRows, optional
         The rows whose samples are empty in the spool.
+    note : callable, optional
+        Called with the first row of each part and the part, when its rows are written.
     """
     parts = engine.run(_work(found, options, plan), spool.tasks(chunk_length(options)))
     if kept is not None:
@@ -96,7 +104,7 @@ def render_samples(
             lambda first, stop, place: kept.rendered(first, stop, plan, place),
         )
     with bar("2/2 pixels and masks", "pairs", len(spool), shown=progress) as shown:
-        return gather(_shown(parts, shown))
+        return gather(_shown(parts, shown, note))
 
 
 def render_again(
@@ -133,9 +141,17 @@ def _work(
     )
 
 
-def _shown(parts: Iterator[Rendered], shown: Callable[[int], object]) -> Iterator[Rendered]:
-    """Yield the parts, telling the bar the number of rows of each."""
+def _shown(
+    parts: Iterator[Rendered],
+    shown: Callable[[int], object],
+    note: Callable[[int, Rendered], None] | None,
+) -> Iterator[Rendered]:
+    """Yield the parts; tell the bar the number of rows of each, and `note` what is written."""
+    first = 0
     for part in parts:
+        if note is not None:
+            note(first, part)
+        first += len(part.is_good)
         shown(len(part.is_good))
         yield part
 
@@ -210,7 +226,7 @@ def render(
     ]
     return Rendered(
         is_good=is_good,
-        manifest=_columns([row.manifest for row in good], scheme),
+        manifest=_columns([row.manifest for row in good], scheme, options),
         marks=np.array([row.marks for row in good if row.marks], MARKS),
         shapes=np.array(shapes, SHAPES),
         findings=findings,
@@ -236,7 +252,7 @@ def _painted(
     """Yield each sample with its mask."""
     size = options.rows, options.columns
     for samples in _groups(map(Sample.unpacked, packed)):
-        regions = [sample.regions for sample in samples]
+        regions = [_regions(sample, options) for sample in samples]
         if options.masks == file_format.MASK_BITS:
             painted = bit_masks(regions, scheme, *size, options.rasterizer, mask_dtype)
             yield from zip(samples, painted, strict=True)
@@ -245,7 +261,17 @@ def _painted(
         if options.not_drawn == "ignore":
             drawn = [sample.link.drawn for sample in samples]
         painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
-        yield from zip(samples, painted, strict=True)
+        for sample, one in zip(samples, painted, strict=True):
+            if sample.grid is not None and drawn is not None:
+                clear_padding(one.mask, sample.grid)
+            yield sample, one
+
+
+def _regions(sample: Sample, options: BuildOptions) -> Sequence[Region]:
+    """Return a sample's regions in pixels of the file."""
+    if sample.grid is None:
+        return sample.regions
+    return [region_on_grid(region, sample.grid, options) for region in sample.regions]
 
 
 def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -314,26 +340,53 @@ def _render_one(
     try:
         content = files.read(sample)
         frame = read_frame(content.data, sample.instance)
-        image = modality_values(frame.stored, pixels, dtype)
+        source = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
-    if empty := [code for code, n_pixels in painted.n_inside.items() if n_pixels == 0]:
-        drawn = {annotation.code: annotation for annotation in link.annotations}
-        message = "no pixel lies inside it, so its mask is empty. Draw it again."
-        return _Row(
-            [
-                Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
-                for one in map(drawn.__getitem__, empty)
-            ]
-        )
+    if empty := _empty(sample, painted, options):
+        return _Row(empty)
+    image = source
+    if sample.grid is not None:
+        size = options.rows, options.columns
+        image = image_on_grid(source, sample.grid, *size, padding_range(pixels))
     manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, scheme, options)
-    digest, alignment = xxhash.xxh3_64_intdigest(image.data), _alignment(sample, image, scheme)
-    marks = digest, image_hash(image) if options.near_duplicates else NO_HASH, alignment
+    # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
+    digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
+    marks = digest, image_hash(image), alignment
     return _Row(warnings + findings, image, manifest, marks, shapes)
+
+
+def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Finding]:
+    """Return why a sample is no row: regions without a pixel.
+
+    A structure that is wholly cut off has none in the file, which is right; not so for all of them.
+    """
+    link, grid = sample.link, sample.grid
+    empty = {code for code, n_pixels in painted.n_inside.items() if n_pixels == 0}
+    if not empty:
+        return []
+    message = "no pixel lies inside it, so its mask is empty. Draw it again."
+    if grid is not None:
+        message = (
+            f"no pixel of the {options.rows}x{options.columns} in the file lies inside it, so its "
+            "mask is empty. Give a larger --fit, or a smaller --resample."
+        )
+        cut = {
+            region.code
+            for region in sample.regions
+            if region.code in empty
+            and share_cut(region, grid, options.rows, options.columns) == 1.0
+        }
+        empty = empty if len(cut) == len(painted.n_inside) else empty - cut
+    return [
+        Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
+        for one in link.annotations
+        if one.code in empty
+    ]
 
 
 def _check(
@@ -347,6 +400,8 @@ def _check(
     for region in sample.regions:
         code = region.code
         shapes[code], remarks = check_region(region)
+        if sample.grid is not None:
+            shapes[code] = _moved(shapes[code], sample.grid)
         findings += [remark.about(paths[code], link.key, code) for remark in remarks]
     for inner, outer in scheme.nested:
         if (n_outside := painted.n_outside.get(inner.code)) is not None:
@@ -359,6 +414,12 @@ def _check(
         remarks = check_shared(names, painted.n_inside, *painted.shared)
         findings += [remark.about(link.frame.path, link.key) for remark in remarks]
     return shapes, findings
+
+
+def _moved(shape: Shape, grid: SourceGrid) -> Shape:
+    """Return a shape with its centre in pixels of the file."""
+    ((x, y),) = grid.to_file(np.array([[shape.x, shape.y]])).tolist()
+    return shape._replace(x=x, y=y)
 
 
 def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
@@ -376,8 +437,14 @@ def _manifest_row(
     options: BuildOptions,
 ) -> dict[str, str | int | float]:
     """Return the columns of one row that are known without the other rows."""
-    link, instance = sample.link, sample.instance
-    statistics = image_statistics(image, padding_range(instance.pixel_format))
+    link, instance, grid = sample.link, sample.instance, sample.grid
+    padding = padding_range(instance.pixel_format)
+    position, spacing = instance.image_position, instance.pixel_spacing
+    beyond = None
+    if grid is not None:
+        position, spacing = file_plane(instance, grid, options)
+        beyond = padding_of(grid, *image.shape)
+    statistics = image_statistics(image, padding, beyond)
     row: dict[str, str | int | float] = {
         "patient_id": link.key.patient_id,
         "original_id": link.original_id,
@@ -390,10 +457,14 @@ def _manifest_row(
         "transfer_syntax_uid": instance.transfer_syntax_uid,
         "dicom_path": link.frame.path,
         "dicom_xxh3": xxh3,
-        "pixel_spacing_row": instance.pixel_spacing[0],
-        "pixel_spacing_column": instance.pixel_spacing[1],
+        "pixel_spacing_row": spacing[0],
+        "pixel_spacing_column": spacing[1],
         "slice_location": instance.slice_location,
         "trigger_time": instance.trigger_time,
+        "dimension_indices": "\\".join(map(str, instance.dimension_indices)),
+        "stack_id": instance.stack_id,
+        "in_stack_position": instance.in_stack_position,
+        "temporal_position": instance.temporal_position,
         "rescale_slope": instance.pixel_format.rescale_slope,
         "rescale_intercept": instance.pixel_format.rescale_intercept,
         "minimum": statistics.minimum,
@@ -408,8 +479,17 @@ def _manifest_row(
         "n_overlapping": painted.shared.n_pixels,
         "row_xxh3": row_digest(link.key, image, painted.mask),
     }
-    row.update(zip(_PLACE, instance.image_position + instance.image_orientation, strict=True))
+    row.update(zip(_PLACE, position + instance.image_orientation, strict=True))
+    if grid is not None:
+        row.update((f"source_{name}", value) for name, value in grid._asdict().items())
+    if instance.kept:
+        row.update(zip(kept_columns(options), instance.kept, strict=True))
     return row | _structure_columns(sample, painted, scheme, options)
+
+
+def kept_columns(options: BuildOptions) -> dict[str, str]:
+    """Return the columns of the attributes that the options keep, with their types."""
+    return columns(kept_tags(options.keep_tags, anyway=options.keep_tags_anyway))
 
 
 def _structure_columns(
@@ -425,7 +505,7 @@ def _structure_columns(
         code, stem = region.code, scheme[region.code].stem
         columns[f"{stem}_path"] = annotation.path
         columns[f"{stem}_xxh3"] = region.xxh3
-        columns[f"{stem}_area"] = _area(region)
+        columns[f"{stem}_area"] = _area(region, sample.grid)
         is_counted = has_bits or (is_whole and code == top)
         columns[f"n_pixels_{code}"] = (
             painted.n_inside[code] if is_counted else int(np.count_nonzero(painted.mask == code))
@@ -433,19 +513,27 @@ def _structure_columns(
     return columns
 
 
-def _area(region: Region) -> float:
-    """Return the area of a region in square pixels: of its polygons, or of its mask's pixels."""
+def _area(region: Region, grid: SourceGrid | None) -> float:
+    """Return the area of a region in square pixels of the file, cut off or not.
+
+    That is of its polygons, or of its mask's pixels.
+    """
     if region.mask is not None:
-        return float(np.count_nonzero(region.mask))
-    if len(region.polygons) == 1:
-        return polygon.area(region.polygons[0])
-    return sum(polygon.nested_areas(region.polygons))
+        area = float(np.count_nonzero(region.mask))
+        return area if grid is None else area / (grid.row_scale * grid.column_scale)
+    polygons = region.polygons if grid is None else tuple(map(grid.to_file, region.polygons))
+    if len(polygons) == 1:
+        return polygon.area(polygons[0])
+    return sum(polygon.nested_areas(polygons))
 
 
-def _columns(manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme) -> ManifestTable:
+def _columns(
+    manifest: list[Mapping[str, str | int | float]], scheme: LabelScheme, options: BuildOptions
+) -> ManifestTable:
     """Return rows as columns: packed arrays, small on their way to the coordinator."""
     columns: ManifestTable = {}
-    for name, kind in file_format.manifest_columns(scheme).items():
+    kinds = file_format.manifest_columns(scheme, has_source_grid=True) | kept_columns(options)
+    for name, kind in kinds.items():
         if manifest and name in manifest[0]:
             values = [row[name] for row in manifest]
             is_text = kind == file_format.STRING

@@ -86,8 +86,7 @@ def review(
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
         marks = rendered.marks
-        hashes = marks["hash"] if options.near_duplicates else None
-        rows = Rows(manifest, marks["image"], shapes, scheme, written, hashes)
+        rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
         findings += check_rows(rows)
     if options.has_audit and scheme.has_contrast:
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
@@ -265,7 +264,7 @@ def _replace_rows(manifest: ManifestTable, rows: Sequence[int], again: Rendered)
 
 
 def _notes(options: BuildOptions, manifest: ManifestTable) -> list[str]:
-    """Return the patients of `exclude_flagged` that there are not."""
+    """Name the patients of `exclude_flagged` that have no row."""
     known = {*_texts(manifest, "patient_id"), *_texts(manifest, "original_id")}
     named = [entry.partition(":")[2] for entry in options.exclude_flagged]
     unknown = sorted({name for name in named if name} - known)

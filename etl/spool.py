@@ -16,7 +16,7 @@ import xxhash
 from etl.dicom.pixels import image_dtype
 from etl.errors import ReuseError
 from etl.findings import Finding
-from etl.model import EMPTY_RANGE, Examined, ValueRange
+from etl.model import BASICS, EMPTY_RANGE, Examined, ValueRange
 from etl.options import BuildOptions
 from etl.output import hdf5_file
 from etl.output.row_writer import Plan, open_rows, write_rows
@@ -35,6 +35,7 @@ class Spool:
         self.n_vertices = 0
         self._n_bytes = array("q")  # of each packed sample
         self._identities: list[npt.NDArray[np.uint64]] = []
+        self._basics: list[npt.NDArray[np.void]] = []
         self._contours: list[npt.NDArray[np.int64]] = []  # of each stretch, see `contours`
         self._samples = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
         self._vertices = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
@@ -58,6 +59,7 @@ class Spool:
             self._n_bytes.append(self._samples.write(sample))
         self._contours.append(examined.contours + np.array([first, 0, 0]))
         self._identities.append(examined.identities)
+        self._basics.append(examined.basics)
         self._vertices.write(examined.vertices.tobytes())
         self.n_vertices += len(examined.vertices)
 
@@ -68,6 +70,10 @@ class Spool:
     def identities(self) -> npt.NDArray[np.uint64]:
         """Return the `Identity` of each sample; shape (n, 2)."""
         return np.concatenate([np.empty((0, 2), np.uint64), *self._identities])
+
+    def basics(self) -> npt.NDArray[np.void]:
+        """Return the BASICS of each sample."""
+        return np.concatenate([np.empty(0, BASICS), *self._basics])
 
     def tasks(self, n_rows: int) -> Iterator[tuple[list[bytes], int]]:
         """Yield (packed samples, first row) of one chunk of rows after the other.
@@ -100,17 +106,26 @@ class Spool:
             self._samples.seek(ends[row] - self._n_bytes[row])
             yield self._samples.read(self._n_bytes[row])
 
-    def reserve(self, path: Path, options: BuildOptions, mask_dtype: str) -> Plan:
-        """Make the file with room for a row of each sample, and write the vertices into it.
+    def plan(self, path: Path, options: BuildOptions, mask_dtype: str) -> Plan:
+        """Return the places of a file with room for a row of each sample."""
+        dtype = image_dtype(self.values)
+        size = options.rows, options.columns
+        return hdf5_file.laid_out(path, len(self), *size, dtype, self.n_vertices, mask_dtype)
+
+    def reserve(self, plan: Plan, *, is_adopted: bool = False) -> Plan:
+        """Make the file with its space reserved, and write the vertices into it.
+
+        Parameters
+        ----------
+        is_adopted : bool
+            The file is there, and some of its rows stay as they are.
 
         Raises
         ------
         OSError
             The space cannot be had.
         """
-        dtype = image_dtype(self.values)
-        size = options.rows, options.columns
-        plan = hdf5_file.create(path, len(self), *size, dtype, self.n_vertices, mask_dtype)
+        hdf5_file.reserve(plan, is_adopted=is_adopted)
         return self._write_vertices(plan)
 
     def _write_vertices(self, plan: Plan) -> Plan:

@@ -20,6 +20,16 @@ def check_bool(name: str, value: bool) -> None:
         raise TypeError(f"{name}: expected True or False, found {value!r}.")
 
 
+def plain(value: object) -> object:
+    """Return a number or text that NumPy or a framework holds without axes as Python has it.
+
+    A checkpoint may have made NumPy's integers, 0-d arrays or 0-d tensors of the numbers in a
+    state. Anything else is returned as it is.
+    """
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
+
+
 def whole(name: str, value: int, lowest: int, stop: int | None = None) -> int:
     """Return an integer argument as a plain int, checked against lowest <= value < stop."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

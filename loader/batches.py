@@ -10,7 +10,7 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
-from loader.arguments import check_bool, choice, whole
+from loader.arguments import check_bool, choice, plain, whole
 from loader.augment.settings import Augment
 from loader.channels import MaskChannels
 from loader.dataset import Dataset, open_dataset
@@ -38,6 +38,11 @@ from loader.selection import (
 )
 
 Values: TypeAlias = Literal["stored", "float32"]
+
+_OF_AN_EPOCH: Final = ("batch_size", "world_size")  # another epoch may have others
+_AT_THE_START: Final = (
+    " At the start of an epoch, a state may have another batch_size or world_size."
+)
 
 _MAX_PREFETCH: Final = 1024
 _MAX_COUNT: Final = 2**62  # of epochs
@@ -85,8 +90,8 @@ class Batches:
     remainder : "sample", "keep", "pad" or "error"
         With n rows, and batch_size * world_size of them for one batch on every rank: "sample"
         leaves out a different random n mod that in each epoch; "keep" hands them out in a short
-        last batch (but for n mod world_size); "pad" repeats rows of the epoch to fill it, see
-        `is_padding`; "error" refuses.
+        last batch (but for n mod world_size, of which it warns); "pad" repeats rows of the epoch to
+        fill it, see `is_padding`; "error" refuses.
     layout : "HWN", "NHW" or "NCHW"
         Axes of a batch: rows, columns, samples; samples, rows, columns; or with a channel axis of
         length 1. Views, at no cost.
@@ -306,7 +311,7 @@ class Batches:
         TypeError, ValueError
             `out` cannot hold a batch.
         LoaderError
-            The file was cut short, or lacks the statistics for `normalize`.
+            The file was written to or cut short, or lacks the statistics for `normalize`.
         """
         # With nothing after it that Ctrl-C could interrupt; only an epoch that ended gives none.
         return self._next(out, None)  # type: ignore[return-value]
@@ -360,11 +365,13 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go on from a position that `state_dict` returned, on any rank.
 
+        Its numbers may be NumPy's, or arrays and tensors without axes.
+
         Raises
         ------
         LoaderError
-            Not such a state; or of another dataset, seed, batch_size, choice of samples, order,
-            remainder or kind of values; or, in the middle of an epoch, of another world_size.
+            Not such a state; or of another dataset, seed, choice of samples, order, remainder or
+            kind of values; or, in the middle of an epoch, of another batch_size or world_size.
         """
         where = f"State not loaded: {self.dataset.path}"
         own = self.state_dict()
@@ -374,7 +381,9 @@ class Batches:
                 "returned; json.loads makes it of its JSON."
             )
         # Of before there were these.
-        state = dict.fromkeys(("augment", "patches", "mask_channels")) | dict(state)
+        state = dict.fromkeys(("augment", "patches", "mask_channels")) | {
+            name: plain(value) for name, value in state.items()
+        }
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
             for names in (own.keys() - state.keys(), state.keys() - own.keys())
@@ -390,17 +399,20 @@ class Batches:
                 f"{where}: epoch and batch are counts (found {state['epoch']!r} and "
                 f"{state['batch']!r}). Give what state_dict returned."
             )
-        binding = [*self._identity(), *(["world_size"] if batch else [])]
+        free = {"epoch", "batch"} if batch else {"epoch", "batch", *_OF_AN_EPOCH}
         differing = [
-            self._difference(name, own[name], state[name])
-            for name in binding
+            name
+            for name in own.keys() - free
             if (type(state[name]), state[name]) != (type(own[name]), own[name])
         ]
         if differing:
+            differing.sort(key=list(own).index)
+            named = (self._difference(name, own[name], state[name]) for name in differing)
             raise LoaderError(
-                f"{where}: it differs in {', '.join(differing)}. "
+                f"{where}: it differs in {', '.join(named)}. "
                 "Make Batches with the file and the options that the state belongs to; the "
                 "selection is what split, fold and where choose."
+                + (_AT_THE_START if set(differing) <= set(_OF_AN_EPOCH) else "")
             )
         if batch and batch >= len(self):
             raise LoaderError(
@@ -582,12 +594,19 @@ def check_plan(plan: EpochPlan, dataset: Dataset) -> None:
 def warn_left_out(order: Order) -> None:
     """Tell the user once that an epoch leaves out rows."""
     plan = order.plan
-    if plan.remainder != "sample" or not plan.n_left_out or order.table is not None:
+    if not plan.n_left_out or order.table is not None:
         return
+    counted = f"{plan.n_left_out} of {plan.n_samples} rows"
+    if plan.remainder == "sample":
+        _warn(
+            f"{counted} fill no whole batch and are left out, other ones at random in each epoch. "
+            'remainder="keep" hands them out in a short last batch, "pad" fills that batch up.'
+        )
+        return
+    which = "other ones at random in each epoch" if order.shuffle else "the same in every epoch"
     _warn(
-        f"{plan.n_left_out} of {plan.n_samples} rows fill no whole batch and are left out, other "
-        'ones at random in each epoch. remainder="keep" hands them out in a short last batch, '
-        '"pad" fills that batch up.'
+        f"{counted} are left out, {which}, because {plan.world_size} ranks cannot share them "
+        'evenly. remainder="pad" hands out all of them; is_padding marks the rows that it repeats.'
     )
 
 

@@ -42,21 +42,31 @@ class Columns(dict[str, Column]):
         Of the table, for messages.
     stored : mapping of name to array
         The columns as the file has them.
+    check : callable, optional
+        Raises where the file has changed; called whenever a column is asked for.
 
     Attributes
     ----------
-    stored : dict of name to array
-        The columns as the file has them: text as UTF-8 bytes, a quarter of the memory that `str`
-        takes.
+    name : str
     """
 
-    def __init__(self, name: str, stored: Mapping[str, Column]) -> None:
+    def __init__(
+        self, name: str, stored: Mapping[str, Column], check: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(stored)
-        self._name = name
-        self.stored = dict(stored)
+        self.name = name
+        self._stored = dict(stored)
+        self._check = check or _nothing
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        """The columns as the file has them: text as UTF-8 bytes, in a quarter of the memory."""
+        self._check()
+        return self._stored
 
     def __getitem__(self, column: str) -> Column:
         """Return a column."""
+        self._check()
         values = super().__getitem__(column)
         if values.dtype.kind == "S":
             values = _decoded(values)
@@ -65,7 +75,7 @@ class Columns(dict[str, Column]):
 
     def __missing__(self, column: str) -> Never:
         """Name the columns there are."""
-        raise KeyError(f"{self._name}: no column {column!r}; there are {', '.join(self)}.")
+        raise KeyError(f"{self.name}: no column {column!r}; there are {', '.join(self)}.")
 
     def __iter__(self) -> Iterator[str]:
         """Return the names. Where a class has its own, dict(...) asks it for each value too."""
@@ -88,7 +98,9 @@ class Columns(dict[str, Column]):
 
     def copy(self) -> "Columns":
         """Return the same table, with no text decoded yet."""
-        return Columns(self._name, self.stored)
+        return Columns(self.name, self._stored, self._check)
+
+    __copy__ = copy
 
     def __or__(self, other: Mapping[str, object]) -> dict[str, object]:  # type: ignore[override]
         """Return a dict with the columns of both."""
@@ -96,21 +108,25 @@ class Columns(dict[str, Column]):
 
     def __repr__(self) -> str:
         """Return the columns, with their lengths where these differ."""
-        lengths = [len(values) for values in self.stored.values()]
+        lengths = [len(values) for values in self._stored.values()]
         if len(set(lengths)) == 1:
-            return f"<{self._name}: {lengths[0]} rows of {', '.join(self)}>"
+            return f"<{self.name}: {lengths[0]} rows of {', '.join(self)}>"
         named = (f"{name} ({length})" for name, length in zip(self, lengths, strict=True))
-        return f"<{self._name}: {', '.join(named)}>"
+        return f"<{self.name}: {', '.join(named)}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle as what it was made from."""
-        return Columns, (self._name, self.stored)
+        """Pickle as what it was made from; the values travel, so that nothing can change them."""
+        return Columns, (self.name, self.stored)
 
     def _refuse(self, *_: object, **__: object) -> Never:
-        raise TypeError(f"{self._name}: the columns are read-only; change a copy, dict(...).")
+        raise TypeError(f"{self.name}: the columns are read-only; change a copy, dict(...).")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     update = setdefault = pop = popitem = clear = _refuse
+
+
+def _nothing() -> None:
+    """Check nothing: the columns are of no file."""
 
 
 def _decoded(encoded: Column) -> Column:

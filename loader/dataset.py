@@ -4,10 +4,9 @@ import math
 import mmap
 import operator
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +14,30 @@ import numpy.typing as npt
 from loader.arguments import choice
 from loader.channels import Channels, MaskChannels, Unpacker, in_channel_order
 from loader.columns import Columns
+from loader.digests import damaged
 from loader.errors import LoaderError
 from loader.format import IGNORE, MASK_BITS, Attribute, Structure
-from loader.structure import Extent, not_opened, read_contents
+from loader.mapped import MappedFile
+from loader.source_grid import Axis, to_source
+from loader.structure import COPY_AGAIN, Extent, not_opened, read_contents
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
 Masks: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
+Verify: TypeAlias = Literal["columns"]
+
+_N_NAMED: Final = 3  # datasets in a message
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """The arrays of one file, read-only and zero-copy; made by `open_dataset`.
 
-    It holds the memory map and nothing else: it survives fork, and pickles as its path and
-    dataset_id. Pages are read from disk when they are first touched.
+    It holds the memory map and a descriptor of the file, and nothing else: it survives fork, and
+    pickles as its path and dataset_id. Pages are read from disk when they are first touched.
+
+    While it is open, nobody may write to the file; renaming another file over it is no change. What
+    this class and `Columns` hand out is checked when it is asked for. `images`, `masks` and the
+    columns are plain arrays: what is read from them later is not.
 
     Attributes
     ----------
@@ -52,7 +61,7 @@ class Dataset:
         `polygons`.
     findings : mapping of column to array, shape (k,)
         What the build rejected or found suspicious.
-    buffer : mmap.mmap
+    file : MappedFile
         The map of the whole file, which holds the arrays.
     """
 
@@ -65,7 +74,7 @@ class Dataset:
     manifest: Columns
     contours: Columns
     findings: Columns
-    buffer: mmap.mmap
+    file: MappedFile
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -74,12 +83,18 @@ class Dataset:
     def __getitem__(self, index: int) -> tuple[Images, Masks]:
         """Return the image and the mask of one sample, each (rows, columns), without a copy."""
         row = operator.index(index)
+        self.file.check()
         return self.images[row], self.masks[row]
 
     def __repr__(self) -> str:
         """Return the path, and the number, size and type of the images."""
         n, rows, columns = self.images.shape
         return f"<Dataset {str(self.path)!r}: {n} samples, {rows}x{columns} {self.images.dtype}>"
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        """The map of the whole file."""
+        return self.file.buffer
 
     def flagged(self, code: str) -> npt.NDArray[np.bool_]:
         """Return which rows the build found suspicious in one way; shape (n,).
@@ -119,13 +134,13 @@ class Dataset:
         codes = sorted(structure.code for structure in self.structures)
         counts = {code: int(self.manifest[f"n_pixels_{code}"][chosen].sum()) for code in codes}
         if self.has_bits:
-            n_background = sum(int(np.count_nonzero(self.masks[row] == 0)) for row in chosen)
+            n_background = sum(int(np.count_nonzero(self[row][1] == 0)) for row in chosen)
             return {0: n_background, **counts}
         n_ignored = 0
         if self.attributes[Attribute.MIN_READER_VERSION] > 1:  # version 1 has no 255
             is_drawn = [self.manifest[f"drawn_{code}"][chosen] != 0 for code in codes]
             partial = chosen[~np.logical_and.reduce(is_drawn)]
-            n_ignored = sum(int(np.count_nonzero(self.masks[row] == IGNORE)) for row in partial)
+            n_ignored = sum(int(np.count_nonzero(self[row][1] == IGNORE)) for row in partial)
         n_pixels = len(chosen) * math.prod(self.masks.shape[1:])
         return {0: n_pixels - n_ignored - sum(counts.values()), **counts}
 
@@ -182,36 +197,108 @@ class Dataset:
             for code, begin, n in zip(label, start, length, strict=True)
         ]
 
-    def check_whole(self) -> None:
-        """Check that the file was not cut short since it was opened; one fstat.
+    def to_source(
+        self,
+        row: int,
+        values: npt.NDArray[np.generic],
+        *,
+        linear: bool = False,
+        fill: float = 0,
+    ) -> npt.NDArray[np.generic]:
+        """Return what was predicted on one sample on the pixels of the image that it was made of.
 
-        Touching a page of the map that the file has lost would kill the process.
+        Where the build resampled, padded or cropped the images, a prediction has other pixels than
+        the DICOM image; this puts it back. In other files both have the same ones.
+
+        Parameters
+        ----------
+        row : int
+            The sample.
+        values : array, shape (..., rows, columns)
+            A mask, label map or map of probabilities on the pixels of the file.
+        linear : bool
+            Interpolate linearly, as for probabilities; else each pixel of the image takes the value
+            of the nearest pixel of the file, as for labels.
+        fill : number
+            For pixels of the image that the file does not show: it was cropped there.
+
+        Returns
+        -------
+        array, shape (..., source rows, source columns)
+
+        Raises
+        ------
+        ValueError
+            `values` has another size than the images of the file.
+        """
+        row, size = range(len(self))[row], self.images.shape[1:]
+        if values.shape[-2:] != size:
+            raise ValueError(
+                f"values: expected the shape (..., {size[0]}, {size[1]}) of the file's images, "
+                f"found {values.shape}."
+            )
+        axes = []
+        for name, length in zip(("row", "column"), size, strict=True):
+            axis = Axis(length, 0.0, 1.0)
+            if "source_rows" in self.manifest:
+                one = {
+                    what: self.manifest[column][row].item()
+                    for what, column in (
+                        ("length", f"source_{name}s"),
+                        ("offset", f"source_{name}_offset"),
+                        ("scale", f"source_{name}_scale"),
+                    )
+                }
+                axis = Axis(**one)
+            axes.append(axis)
+        return to_source(values, *axes, linear=linear, fill=fill)
+
+    def check_whole(self) -> None:
+        """Check that nobody has written to the file or cut it short since it was opened; one fstat.
+
+        Batches do so themselves. Touching a page of the map that the file has lost would kill the
+        process.
 
         Raises
         ------
         LoaderError
-            It was.
+            Somebody has.
         """
-        n_bytes = self.buffer.size()
-        if n_bytes < len(self.buffer):
-            raise LoaderError(
-                f"Dataset not usable: {self.path}: the file was cut short while it was open "
-                f"(expected {len(self.buffer)} bytes, found {n_bytes}). Write a new file and "
-                "rename it over the old one instead of writing into it."
-            )
+        self.file.check()
+
+    def damaged_columns(self) -> dict[str, str]:
+        """Return which small datasets, all but images and masks, differ from their digests.
+
+        Returns
+        -------
+        dict
+            Dataset, such as "manifest/slice" → why.
+
+        Raises
+        ------
+        LoaderError
+            The package xxhash, which the digests need, is not installed.
+        """
+        tables = {
+            table.name: table.stored for table in (self.manifest, self.contours, self.findings)
+        }
+        return damaged(tables, self.attributes[Attribute.DIGESTS], os.fspath(self.path))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as the file's path and identity; no pixel travels."""
         return _reopen, (os.fspath(self.path), self.dataset_id)
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], *, verify: Verify | None = None) -> Dataset:
     """Open a file that dicom-etl built.
 
     Parameters
     ----------
     path : str or path-like
         The file.
+    verify : "columns", optional
+        Compare manifest, contours and findings with the digests in the file; this reads all of
+        them, and needs the package xxhash. `dicom-etl verify` checks images and masks too.
 
     Returns
     -------
@@ -222,32 +309,53 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     ------
     TypeError
         Not a path.
+    ValueError
+        No such kind of `verify`.
     LoaderError
-        No such file, not of this format, of a newer version, damaged, cut short, or laid out so
-        that it cannot be mapped.
+        No such file, not of this format, of a newer version, damaged, cut short, written to
+        meanwhile, or laid out so that it cannot be mapped.
     """
+    if verify is not None:
+        verify = choice("verify", verify, get_args(Verify))
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(
             "expected the path of a file that dicom-etl built, or what open_dataset returned, "
             f"found {type(path).__name__}."
         )
     name = os.fsdecode(path)
-    buffer = _map_file(name)
+    file = MappedFile(name)
+    buffer = file.buffer
     contents = read_contents(buffer, name)
     tables = {
-        group: Columns(group, {key: _map_array(buffer, extent) for key, extent in columns.items()})
+        group: Columns(
+            group,
+            {key: _map_array(buffer, extent) for key, extent in columns.items()},
+            file.check,
+        )
         for group, columns in contents.tables.items()
     }
-    return Dataset(
+    dataset = Dataset(
         path=Path(os.path.abspath(name)),
         dataset_id=str(contents.attributes[Attribute.DATASET_ID]),
         attributes=contents.attributes,
         structures=contents.structures,
         images=cast("Images", _map_array(buffer, contents.images)),
         masks=cast("Masks", _map_array(buffer, contents.masks)),
-        buffer=buffer,
+        file=file,
         **tables,
     )
+    if verify is not None:
+        _require_whole_columns(dataset, name)
+    file.check()  # what was read is of one and the same file
+    return dataset
+
+
+def _require_whole_columns(dataset: Dataset, path: str) -> None:
+    found = [f"/{name} {why.rstrip('.')}" for name, why in dataset.damaged_columns().items()]
+    if found:
+        n_more = len(found) - _N_NAMED
+        more = [f"and {n_more} more"] if n_more > 0 else []
+        raise not_opened(path, "; ".join(found[:_N_NAMED] + more), COPY_AGAIN)
 
 
 def _reopen(path: str, dataset_id: str) -> Dataset:
@@ -258,26 +366,6 @@ def _reopen(path: str, dataset_id: str) -> Dataset:
             f"dataset_id {dataset_id}, found {dataset.dataset_id}). Start again with the new file."
         )
     return dataset
-
-
-def _map_file(path: str) -> mmap.mmap:
-    try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise not_opened(path, kind, "Give a file that dicom-etl has built.")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise not_opened(path, "the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        what_to_do = "Check the path, or build the file: dicom-etl build DATA OUT."
-        raise not_opened(path, "no such file", what_to_do) from error
-    except PermissionError as error:
-        what_to_do = "Ask for read permission on the file and its folder."
-        raise not_opened(path, "no permission to read it", what_to_do) from error
-    except (OSError, ValueError) as error:
-        raise not_opened(path, f"the system refused ({error})", "Check the path.") from error
 
 
 def _map_array(buffer: mmap.mmap, extent: Extent) -> npt.NDArray[np.generic]:

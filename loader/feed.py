@@ -185,7 +185,7 @@ class Gatherer:
     def gather(
         self, rows: Indices, out: Arrays | None, epoch: int = 0, copies: Indices | None = None
     ) -> Arrays:
-        """Return the images and masks of some rows.
+        """Return the images and masks of some rows, all of the file that was opened.
 
         Parameters
         ----------
@@ -195,7 +195,13 @@ class Gatherer:
         epoch : int
         copies : int64 array, shape (n,), optional
             What augmentation depends on, see `draw_parameters`.
+
+        Raises
+        ------
+        LoaderError
+            The file was written to or cut short, before or meanwhile.
         """
+        self._dataset.file.check_length()
         shape = (len(rows), *self._sides)
         if out is None:
             images = np.empty(shape, self.image_dtype)
@@ -216,6 +222,7 @@ class Gatherer:
             self._fill_images(rows, images)
         if words is not masks:
             self._fill_masks(rows, words, masks)
+        self._dataset.check_whole()
         return self._arrange(images), self._arrange(masks, has_channels=self._has_channels)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
@@ -364,7 +371,6 @@ class Stream:
         start: Position,
         stride: int = 1,
     ) -> None:
-        self._dataset = dataset
         self._gatherer = gatherer
         self._walk = Walk(order, start, stride)
         self._coming: deque[Drawn] = deque()
@@ -372,7 +378,6 @@ class Stream:
 
     def draw(self) -> Drawn:
         """Return the next batch's rows, and have the kernel read those of the ones after it."""
-        self._dataset.check_whole()
         while len(self._coming) < self._look_ahead.n_batches:
             drawn = next(self._walk)
             self._look_ahead.ask(drawn.rows)

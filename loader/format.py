@@ -79,7 +79,24 @@ VERSION_2: Final[dict[str, str]] = {
     "padding_minimum": "<f8",
     "padding_maximum": "<f8",
     "n_overlapping": "<i8",
+    "dimension_indices": STRING,  # whole numbers, joined by a backslash
+    "stack_id": STRING,
+    "in_stack_position": "<f8",
+    "temporal_position": "<f8",
 }
+
+# Columns of files whose images were resampled, padded or cropped: where a row lies in its source.
+SOURCE_GRID: Final[dict[str, str]] = {
+    "source_rows": "<i8",
+    "source_columns": "<i8",
+    "source_row_offset": "<f8",
+    "source_row_scale": "<f8",
+    "source_column_offset": "<f8",
+    "source_column_scale": "<f8",
+}
+# Further columns of version 2: a DICOM attribute each, under its keyword. A number or a text.
+TAG_PREFIX: Final = "tag_"
+TAG_KINDS: Final = ("<f8", STRING)
 
 CONTOURS: Final[dict[str, str]] = {
     "x": "<f8",
@@ -191,9 +208,17 @@ def min_reader_version(
     return 1 if {(one.stem, one.label) for one in structures} <= known else FORMAT_VERSION
 
 
-def manifest_columns(structures: Iterable[Structure]) -> dict[str, str]:
-    """Return the columns of /manifest that version 2 writes, with their types."""
-    columns = CORE | VERSION_2
+def manifest_columns(
+    structures: Iterable[Structure], *, has_source_grid: bool = False
+) -> dict[str, str]:
+    """Return the columns of /manifest that version 2 writes, with their types.
+
+    Parameters
+    ----------
+    has_source_grid : bool
+        Whether images were resampled, padded or cropped.
+    """
+    columns = CORE | VERSION_2 | (SOURCE_GRID if has_source_grid else {})
     for structure in sorted(structures, key=lambda one: one.code):
         columns |= structure.columns
     return columns

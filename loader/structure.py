@@ -29,7 +29,10 @@ from loader.format import (
     MASK_LABELS,
     MASKS,
     MAX_CODE,
+    SOURCE_GRID,
     STRING,
+    TAG_KINDS,
+    TAG_PREFIX,
     VERSION_1_STRUCTURES,
     VERSION_2,
     Attribute,
@@ -54,6 +57,8 @@ _ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.DATASET_ID: str,
     Attribute.DIGESTS: dict,
 }
+
+_TAG_COLUMN: Final = re.compile(rf"{TAG_PREFIX}[A-Za-z0-9]+", re.ASCII)
 
 _OPTIONAL_ATTRIBUTES: Final[dict[str, type]] = {
     Attribute.ALIGNMENT: dict,
@@ -85,7 +90,7 @@ _HDF5_ERRORS: Final = (
 )
 
 _REBUILD: Final = "Build the file again with dicom-etl."
-_COPY_AGAIN: Final = "Copy the file again, or build it again with dicom-etl."
+COPY_AGAIN: Final = "Copy the file again, or build it again with dicom-etl."
 _OTHER_FILE: Final = "Give a file that dicom-etl has built."
 
 
@@ -158,7 +163,7 @@ def read_contents(buffer: mmap.mmap, path: str) -> Contents:
             tables = _read_tables(file.id, structures, path)
     except _HDF5_ERRORS as error:
         why = "HDF5 cannot read it, so it is damaged or incomplete"
-        raise not_opened(path, why, _COPY_AGAIN) from error
+        raise not_opened(path, why, COPY_AGAIN) from error
     contents = Contents(attributes, structures, images, masks, tables)
     _check_extents(contents, path, len(buffer))
     return contents
@@ -312,7 +317,7 @@ def _read_tables(
         for column, kind in structure.columns.items()
     }
     groups: tuple[tuple[str, dict[str, str], dict[str, str]], ...] = (
-        ("manifest", CORE, VERSION_2 | of_structures),
+        ("manifest", CORE, VERSION_2 | SOURCE_GRID | of_structures),
         ("contours", CONTOURS, {}),
         ("findings", FINDINGS, FINDINGS_VERSION_2),
     )
@@ -324,7 +329,18 @@ def _read_tables(
             for column, kind in (required | optional).items()
             if column in required or parent.links.exists(column.encode())
         }
+        if group == "manifest":
+            tables[group] |= {
+                column: _read_extent(parent, column, TAG_KINDS, f"{path}, /{group}/{column}")
+                for column in _tag_columns(parent)
+            }
     return tables
+
+
+def _tag_columns(parent: h5g.GroupID) -> list[str]:
+    """Return the columns of DICOM attributes, by name; other names are none of ours."""
+    names = (bytes(name).decode("ascii", "replace") for name in parent)
+    return sorted(name for name in names if _TAG_COLUMN.fullmatch(name))
 
 
 def _open_object(
@@ -375,8 +391,10 @@ def _read_dtype(hdf5_type: h5t.TypeID, dtypes: Sequence[str], where: str) -> np.
         raise not_opened(where, "expected a plain type, found a named one")
     if tuple(dtypes) == (STRING,):
         return _read_string_dtype(hdf5_type, where)
+    if STRING in dtypes and hdf5_type.get_class() == h5t.STRING:
+        return _read_string_dtype(hdf5_type, where)
     for dtype in dtypes:
-        if hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
+        if dtype != STRING and hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
             return np.dtype(dtype)
     raise not_opened(where, f"expected the type {' or '.join(dtypes)}, found another")
 
@@ -403,7 +421,7 @@ def _check_extents(contents: Contents, path: str, n_file_bytes: int) -> None:
         end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
         if end > n_file_bytes:
             why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
-            raise not_opened(f"{path}, /{name}", why, _COPY_AGAIN)
+            raise not_opened(f"{path}, /{name}", why, COPY_AGAIN)
     _, *sides = images or (0,)
     if len(sides) != len(("rows", "columns")) or not all(0 < side <= _MAX_SIDE for side in sides):
         why = f"expected the shape (n, rows, columns), found {images}"

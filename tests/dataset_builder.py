@@ -90,7 +90,9 @@ def write_dataset(
     arrays["manifest/split"] = _codes(split, NO_SPLIT, n, "|i1")
     arrays["manifest/fold"] = _codes(fold, NO_FOLD, n, "<i2")
     for column, values in (manifest or {}).items():
-        arrays[f"manifest/{column}"] = np.array(values, arrays[f"manifest/{column}"].dtype)
+        dtype = arrays[f"manifest/{column}"].dtype
+        # Text may be longer than what it replaces.
+        arrays[f"manifest/{column}"] = np.array(values, "S" if dtype.kind == "S" else dtype)
     with _created(path, alignment, _attributes(structures) | (attributes or {})) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=_fixed(array), track_times=False)

@@ -113,8 +113,6 @@ def stacks(copied):
 
 def build(tree, tmp_path, **options):
     """Build with both contours and all checks; return the open file."""
-    if options.get("qc", True):
-        options = {"near_duplicates": True} | options
     options = BuildOptions(**({"contours": ("i", "o"), "partial": True} | options))
     out = tmp_path / "out.h5"
     etl.build(tree.root, out, options, force=True)
@@ -352,9 +350,25 @@ def one_patient_displaced(tree, pixels):
     return [f"dicoms/{tree.cine(2).patient_id}"]
 
 
+def tongue(tree, n_pixels):
+    """Draw a tongue over the left border of what `--fit` keeps, by so many pixels."""
+    vertices = tree.vertices(PLACE)
+    leftmost = int(vertices[:, 0].argmin())
+    end = np.array([(256 - FITTED["columns"]) / 2 - 0.5 - n_pixels, vertices[leftmost, 1]])
+    side = np.array([0, 0.6])
+    corners = [end - side, end + side]
+    if vertices[leftmost + 1, 1] < vertices[leftmost, 1]:
+        corners.reverse()
+    return [tree.draw(PLACE, np.insert(vertices, leftmost + 1, corners, axis=0))]
+
+
+FITTED = {"size": "fit", "rows": 104, "columns": 104}
+OPTIONS = {"structure-cut": FITTED}  # that a code needs
+
 # Code, planted how, strengths that are not found, strengths that are.
 TABLE = [
     ("contour-partly-outside", spike, [0.0, -0.4], [-0.6, -3.0]),
+    ("structure-cut", tongue, [-2.0, -0.1], [0.6, 4.0]),
     ("contour-open-gap", missing_points, [1, 2], [6, 12]),
     ("contour-self-crossing", loop, [0.5, 0.8], [1.2, 8.0]),
     ("contour-repeated-points", double_clicks, [0.02, 0.045], [0.055, 0.3]),
@@ -391,13 +405,14 @@ def test_a_defect_gives_its_code_on_its_rows_and_no_other(
     tree = copied(ALONE if plant is outlier else STACKS)
     paths = plant(tree, strength)
     expected = [(code, path) for path in sorted(paths)] if is_found else []
-    assert findings(build(tree, tmp_path)) == expected
+    assert findings(build(tree, tmp_path, **OPTIONS.get(code, {}))) == expected
 
 
 def test_every_code_of_the_checks_stands_in_the_table():
     alignment = {"alignment-dataset", "alignment-patient"}
+    always = {"contour-partly-outside", "structure-cut"}
     found = {code for code, *_ in TABLE} | {"structures-overlap"}  # the next test
-    assert found == {*QUALITY_CODES, "contour-partly-outside"} | alignment
+    assert found == {*QUALITY_CODES} | always | alignment
 
 
 @pytest.mark.parametrize(

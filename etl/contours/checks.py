@@ -32,7 +32,30 @@ def check_size(pixels: PixelFormat, rows: int, columns: int) -> None:
         raise ImageError(
             "image-size",
             f"is {pixels.rows}x{pixels.columns} (rows x columns), expected {rows}x{columns}. "
-            "Resample it, or build such images apart with --size.",
+            "Take all sizes with --fit ROWSxCOLUMNS, or build such images apart with --size.",
+        )
+
+
+def check_resampled_size(
+    size: tuple[int, int], pixels: PixelFormat, rows: int, columns: int
+) -> None:
+    """Require the expected size after resampling.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Rows and columns that the image gets.
+
+    Raises
+    ------
+    ImageError
+        It is another; the message names the sizes before and after.
+    """
+    if size != (rows, columns):
+        raise ImageError(
+            "image-size",
+            f"is {pixels.rows}x{pixels.columns} (rows x columns), and {size[0]}x{size[1]} by "
+            f"--resample, expected {rows}x{columns}. Take all sizes with --fit ROWSxCOLUMNS.",
         )
 
 

@@ -43,8 +43,15 @@ def rasterise(vertices: Vertices, rows: int, columns: int, rule: Rasterizer = "c
     ----------
     DICOM PS3.3 C.7.6.2.1.1 (the position of a pixel is its centre).
     """
+    return rasterise_region([vertices], rows, columns, rule)
+
+
+def rasterise_region(
+    polygons: Sequence[Vertices], rows: int, columns: int, rule: Rasterizer = "center"
+) -> Mask:
+    """Return the pixels of a region, its polygons even-odd together; see `rasterise`."""
     mask = np.zeros((rows, columns), np.bool_)
-    _fill(mask, _borders([[vertices]], rows, columns, rule)[0], 1)
+    _fill(mask, _borders([polygons], rows, columns, rule)[0], 1)
     return mask
 
 

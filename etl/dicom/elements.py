@@ -188,8 +188,8 @@ class Values:
         """
         element = self._elements.get(tag)
         value = element.value or b"" if element else b""
-        decimals = _decimals if len(value) <= _LONGEST else _decimals.__wrapped__
-        numbers, remark = decimals(value, n_values)
+        read = decimals if len(value) <= _LONGEST else decimals.__wrapped__
+        numbers, remark = read(value, n_values)
         if remark:
             self.remarks.append(f"{KEYWORDS[tag]} {remark}")
         return numbers
@@ -230,7 +230,7 @@ def _uid(value: bytes) -> tuple[str, bool]:
 
 
 @lru_cache(1024)
-def _decimals(value: bytes, n_values: int) -> tuple[tuple[float, ...], str]:
+def decimals(value: bytes, n_values: int) -> tuple[tuple[float, ...], str]:
     """Return numbers, NaN where they are none, and what is wrong with the value, if anything."""
     unknown = (math.nan,) * n_values
     parts = [part.strip(_BLANKS) for part in value.split(b"\\")]

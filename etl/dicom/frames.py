@@ -8,7 +8,7 @@ converted from single frames, and older multi-frame files, have it at the root.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from etl.dicom.elements import (
@@ -75,9 +75,23 @@ class FunctionalGroups(NamedTuple):
 
 
 def read_groups(
-    shared: bytes, per_frame: bytes, *, implicit: bool, little: bool
+    shared: bytes,
+    per_frame: bytes,
+    more: tuple[int, ...] = (),
+    *,
+    implicit: bool,
+    little: bool,
 ) -> FunctionalGroups:
     """Return the attributes in the values of the two sequences of functional groups.
+
+    Parameters
+    ----------
+    shared, per_frame : bytes
+        The values.
+    more : tuple of int
+        Tags of further attributes, to be found in whichever functional group has them.
+    implicit, little : bool
+        The encoding: Implicit VR, little endian.
 
     Raises
     ------
@@ -88,7 +102,7 @@ def read_groups(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             groups = [
-                [_attributes(item) for item in _items(data, implicit=implicit, little=little)]
+                [_attributes(item, more) for item in _items(data, implicit=implicit, little=little)]
                 for data in (shared, per_frame)
             ]
     except Exception as error:  # pydicom raises whatever its parsing meets
@@ -104,16 +118,25 @@ def _items(data: bytes, *, implicit: bool, little: bool) -> "Sequence[Dataset]":
     return read_sequence(io.BytesIO(data), implicit, little, len(data), "iso8859")
 
 
-def _attributes(item: "Dataset") -> dict[int, Element]:
+def _attributes(item: "Dataset", more: tuple[int, ...]) -> dict[int, Element]:
     found: dict[int, Element] = {}
     for macro, tags in _MACROS.items():
-        if macro not in item:
-            continue
-        group = _first_item(item, macro)
-        for tag in tags:
-            value = group.get_item(tag).value if tag in group else None
-            if isinstance(value, bytes) and value.strip(b" \0"):
-                found[tag] = Element("", value, 0, len(value))
+        if macro in item:
+            found |= _values(_first_item(item, macro), tags)
+    for macro in item.keys() if more else ():
+        if item[macro].VR == "SQ":
+            further = _values(_first_item(item, int(macro)), more)
+            found |= {tag: one for tag, one in further.items() if tag not in found}
+    return found
+
+
+def _values(group: "Dataset", tags: Iterable[int]) -> dict[int, Element]:
+    """Return the attributes of a functional group that have a value."""
+    found: dict[int, Element] = {}
+    for tag in tags:
+        value = group.get_item(tag).value if tag in group else None
+        if isinstance(value, bytes) and value.strip(b" \0"):
+            found[tag] = Element("", value, 0, len(value))
     return found
 
 

@@ -8,7 +8,8 @@ nothing in doubt, it is read and a warning says so.
 import io
 import os
 from collections.abc import Mapping
-from typing import BinaryIO, Final, NamedTuple, cast
+from functools import lru_cache
+from typing import BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 from etl.dicom import inflate, pydicom_scan
 from etl.dicom.codecs import CODECS, require_decoder
@@ -53,8 +54,10 @@ _SCAN_LIMIT: Final = (
 )  # bytes of a file whose header is longer, as with big private elements
 _LONGEST_FIRST: Final = 1024  # bytes of the first element of a data set without VR: a UID, a number
 
-# The templates of files that were walked, by bytes of the file and of its head; the latest few.
-_templates: Final[dict[tuple[int, int], list[HeaderTemplate]]] = {}
+_Alike: TypeAlias = tuple[int, int, tuple[int, ...]]  # bytes of file and head; further tags
+
+# The templates of files that were walked; the latest few.
+_templates: Final[dict["_Alike", list[HeaderTemplate]]] = {}
 _MAX_SIZES: Final = 64
 _MAX_ALIKE: Final = 4
 # Of a header; they are kept, of as many templates.
@@ -72,8 +75,16 @@ class Header(NamedTuple):
     remarks: tuple[str, ...] = ()  # about its wrapper
 
 
-def read_header(file: BinaryIO) -> Header:
+def read_header(file: BinaryIO, more: tuple[int, ...] = ()) -> Header:
     """Return the data elements of a DICOM file.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable, positioned anywhere.
+    more : tuple of int
+        Tags to read besides those of `KEYWORDS`, wherever the file or a frame has them. They are
+        attributes to keep, and an image does not fail because one of them is damaged.
 
     Raises
     ------
@@ -87,21 +98,21 @@ def read_header(file: BinaryIO) -> Header:
     head = file.read(_HEAD_BYTES)
     found = None
     if head[META_OFFSET - len(_MARK) : META_OFFSET] == _MARK:
-        found = _scan(head, size)
+        found = _scan(head, size, more)
         if found is None and len(head) < size <= _SCAN_LIMIT:
-            found = _scan(head + file.read(), size)
+            found = _scan(head + file.read(), size, more)
     if found is not None:
         header = Header(*found)
         source = file
     else:
-        header, source = _parse(file, head, size)
+        header, source = _parse(file, head, size, more)
     elements = header.elements
     if SHARED_GROUPS in elements or PER_FRAME_GROUPS in elements:
         shared, per_frame = (
             read_value(source, elements.get(tag)) for tag in (SHARED_GROUPS, PER_FRAME_GROUPS)
         )
         implicit, little = header.syntax == IMPLICIT, header.syntax != BIG_ENDIAN
-        groups = read_groups(shared, per_frame, implicit=implicit, little=little)
+        groups = read_groups(shared, per_frame, more, implicit=implicit, little=little)
         header = header._replace(groups=groups)
     return header
 
@@ -119,9 +130,11 @@ def read_value(source: BinaryIO, element: Element | None) -> bytes:
 # ------------------------------------------------------------------------------------ the quick way
 
 
-def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
+def _scan(
+    head: bytes, size: int, more: tuple[int, ...] = ()
+) -> tuple[dict[int, Element], str] | None:
     """Return elements and transfer syntax of a file in a common encoding, the quick way."""
-    alike = size, len(head)
+    alike = size, len(head), more
     for template in reversed(_templates.get(alike, ())):  # the files of a series come together
         if (elements := template.read(head)) is not None:
             return elements, _syntax(elements)
@@ -139,7 +152,7 @@ def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
         head,
         meta[1],
         size,
-        KEYWORDS,
+        _wanted(more),
         looked_at,
         implicit=syntax == IMPLICIT,
         encapsulated=is_encapsulated,
@@ -155,11 +168,17 @@ def _scan(head: bytes, size: int) -> tuple[dict[int, Element], str] | None:
     return elements, syntax
 
 
+@lru_cache(16)
+def _wanted(more: tuple[int, ...]) -> Mapping[int, str]:
+    """Return the elements to look for, with their names for messages."""
+    return {**KEYWORDS, **dict.fromkeys(more, "an attribute to keep")} if more else KEYWORDS
+
+
 def _syntax(elements: Mapping[int, Element]) -> str:
     return Values(elements, is_big_endian=False).uid(TRANSFER_SYNTAX_UID)
 
 
-def _remember(alike: tuple[int, int], template: HeaderTemplate) -> None:
+def _remember(alike: _Alike, template: HeaderTemplate) -> None:
     """Keep a template among the latest; never by changing what another thread may be looking at."""
     if alike not in _templates and len(_templates) >= _MAX_SIZES:
         _templates.clear()
@@ -169,28 +188,30 @@ def _remember(alike: tuple[int, int], template: HeaderTemplate) -> None:
 # ------------------------------------------------------------------------------------- the sure way
 
 
-def _parse(file: BinaryIO, head: bytes, size: int) -> tuple[Header, BinaryIO]:
+def _parse(
+    file: BinaryIO, head: bytes, size: int, more: tuple[int, ...]
+) -> tuple[Header, BinaryIO]:
     """Return the header of any file, by pydicom, and the places of its elements."""
     start, remarks = _find_start(head)
     is_raw = isinstance(file, io.RawIOBase)
     buffered = io.BufferedReader(cast("io.RawIOBase", file)) if is_raw else file
     try:
-        return _parse_from(buffered, start, size, remarks)
+        return _parse_from(buffered, start, size, remarks, more)
     finally:
         if is_raw:
             cast("io.BufferedReader", buffered).detach()  # or the file would be closed with it
 
 
 def _parse_from(
-    file: BinaryIO, start: int, size: int, remarks: list[str]
+    file: BinaryIO, start: int, size: int, remarks: list[str], more: tuple[int, ...]
 ) -> tuple[Header, BinaryIO]:
     syntax = _read_meta(file, start, size, remarks)
     begin = file.tell()
     syntax = _check_against_data_set(file, syntax, remarks)
     file.seek(begin)
     if syntax == DEFLATED:
-        return _parse_deflated(file.read(), begin, remarks)
-    elements = _elements(file, size, syntax)
+        return _parse_deflated(file.read(), begin, remarks, more)
+    elements = _elements(file, size, syntax, more)
     pixels = elements.get(PIXEL_DATA)
     if syntax in CODECS and pixels is not None and pixels.length != UNDEFINED:
         remarks.append(f"its transfer syntax is {CODECS[syntax].name}, but its pixels are not")
@@ -198,15 +219,16 @@ def _parse_from(
     return Header(elements, syntax, remarks=tuple(remarks)), file
 
 
-def _elements(file: BinaryIO, size: int, syntax: str) -> dict[int, Element]:
+def _elements(file: BinaryIO, size: int, syntax: str, more: tuple[int, ...]) -> dict[int, Element]:
     return pydicom_scan.elements(
         file,
         size,
-        KEYWORDS,
+        _wanted(more),
         implicit=syntax == IMPLICIT,
         little=syntax != BIG_ENDIAN,
         meta=False,
         encapsulated=syntax in CODECS,
+        lenient=more,
     )
 
 
@@ -284,11 +306,14 @@ def _encoding_at(data: bytes, groups: set[int]) -> str:
     return IMPLICIT if is_implicit and len(data) >= META_OFFSET else ""
 
 
-def _parse_deflated(data: bytes, begin: int, remarks: list[str]) -> tuple[Header, BinaryIO]:
+def _parse_deflated(
+    data: bytes, begin: int, remarks: list[str], more: tuple[int, ...]
+) -> tuple[Header, BinaryIO]:
     """Return the header of a deflated data set, inflating no more than it where that can be."""
-    head = inflate.head(data, lambda start: scan_head(start, KEYWORDS) is not None)
-    elements = scan_head(head, KEYWORDS)
+    wanted = _wanted(more)
+    head = inflate.head(data, lambda start: scan_head(start, wanted) is not None)
+    elements = scan_head(head, wanted)
     if elements is None:
         head = inflate.whole(data)
-        elements = _elements(io.BytesIO(head), len(head), DEFLATED)
+        elements = _elements(io.BytesIO(head), len(head), DEFLATED, more)
     return Header(elements, DEFLATED, None, begin, tuple(remarks)), io.BytesIO(head)

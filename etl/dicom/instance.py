@@ -55,6 +55,7 @@ from etl.dicom.elements import (
 from etl.dicom.encapsulated import Fragments, find_frames
 from etl.dicom.header import BIG_ENDIAN, NATIVE, Header, read_header, read_value
 from etl.dicom.identity import identity
+from etl.dicom.kept_tags import KeptTag, kept_values, more_tags
 from etl.dicom.pixels import modality_range, stored_range
 from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError
@@ -107,7 +108,10 @@ _MAX_OPENED: Final = 4
 
 
 def read_instance(
-    file: BinaryIO, frame_number: int | None = None, stamp: Hashable = None
+    file: BinaryIO,
+    frame_number: int | None = None,
+    stamp: Hashable = None,
+    kept: tuple[KeptTag, ...] = (),
 ) -> Instance:
     """Return the attributes of one frame of a DICOM file and the place of its pixels.
 
@@ -120,26 +124,28 @@ def read_instance(
     stamp : hashable, optional
         Tells this state of the file from all others. Then the header of a file of several frames is
         kept for a while, so that it is parsed once and not for each frame.
+    kept : tuple of KeptTag
+        Further attributes whose values the instance gets.
 
     Raises
     ------
     ImageError
         Anything for which the frame cannot become a grayscale image.
     """
-    kept = _opened.get(stamp) if stamp is not None else None
-    opened = kept or _open(file)
-    instance, pixels_end = _instance(file, opened, frame_number)
-    if kept is None:
+    known = _opened.get((stamp, kept)) if stamp is not None else None
+    opened = known or _open(file, more_tags(kept) if kept else ())
+    instance, pixels_end = _instance(file, opened, frame_number, kept)
+    if known is None:
         if opened.header.deflated_at is not None:
             file.seek(opened.header.deflated_at)
             inflate.require_whole(file.read(), pixels_end)
         if stamp is not None and instance.number_of_frames > 1:
-            _keep(stamp, opened)
+            _keep((stamp, kept), opened)
     return instance
 
 
-def _open(file: BinaryIO) -> _Opened:
-    header = read_header(file)
+def _open(file: BinaryIO, more: tuple[int, ...]) -> _Opened:
+    header = read_header(file, more)
     frames: list[Fragments] = []
     if header.syntax in CODECS and PIXEL_DATA in header.elements:
         n_frames = _require_frames(Values(header.elements, is_big_endian=False))
@@ -155,7 +161,9 @@ def _keep(stamp: Hashable, opened: _Opened) -> None:
             del _opened[next(iter(_opened))]
 
 
-def _instance(file: BinaryIO, opened: _Opened, frame_number: int | None) -> tuple[Instance, int]:
+def _instance(
+    file: BinaryIO, opened: _Opened, frame_number: int | None, kept: tuple[KeptTag, ...]
+) -> tuple[Instance, int]:
     """Return the instance, and where the pixels of all frames end."""
     (elements, syntax, groups, deflated_at, _), frames = opened
     number = 1 if frame_number is None else frame_number
@@ -192,6 +200,10 @@ def _instance(file: BinaryIO, opened: _Opened, frame_number: int | None) -> tupl
     )
     if groups is not None or n_frames > 1 or TEMPORAL_POSITION in elements:
         instance = _with_frame_content(instance, values)
+    if kept:
+        of_tags, remarks = kept_values(elements, kept, is_big_endian=syntax == BIG_ENDIAN)
+        instance = instance._replace(kept=of_tags)
+        values.remarks += remarks
     if warnings := _warnings(opened.header, pixels, values):
         instance = instance._replace(warnings=warnings)
     return instance, pixels.end

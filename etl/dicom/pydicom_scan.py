@@ -4,7 +4,7 @@ It takes what `etl.dicom.quick_scan` leaves: other encodings, and all that is ou
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import BinaryIO, Final
 
 from etl.dicom.elements import (
@@ -44,6 +44,7 @@ def elements(
     little: bool,
     meta: bool,
     encapsulated: bool = False,
+    lenient: Container[int] = (),
 ) -> dict[int, Element]:
     """Return the wanted elements from the file's position to the end of the meta group or file.
 
@@ -61,6 +62,8 @@ def elements(
         Whether to read the meta group, and not the data set.
     encapsulated : bool
         Whether PixelData is encapsulated; then what is in it and behind it is not looked at.
+    lenient : container of int
+        Tags whose elements are left out where they stand twice or are too long.
 
     Raises
     ------
@@ -79,7 +82,10 @@ def elements(
             )
         if element.offset + element.length > size and element.length != UNDEFINED:
             raise truncated()
-        if tag in keywords:
+        if tag in lenient:
+            is_usable = tag not in found and element.length <= _VALUE_LIMIT
+            found[tag] = element if is_usable else Element("", b"", element.offset, 0)
+        elif tag in keywords:
             if tag in found:
                 raise ImageError(
                     "image-unreadable", f"{keywords[tag]} stands in it twice. Export it again."

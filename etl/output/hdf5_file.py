@@ -47,13 +47,46 @@ def create(
     OSError
         The space cannot be had; found here, before the work.
     """
+    plan = laid_out(path, n_rows, rows, columns, image_dtype, n_vertices, mask_dtype)
+    reserve(plan)
+    return plan
+
+
+def laid_out(
+    path: Path,
+    n_rows: int,
+    rows: int,
+    columns: int,
+    image_dtype: str,
+    n_vertices: int,
+    mask_dtype: str = file_format.MASK_DTYPE,
+) -> Plan:
+    """Return the places of the big datasets of a file; writes nothing."""
     plan = Plan(
         str(path), n_rows, rows, columns, image_dtype, n_vertices, {}, mask_dtype=mask_dtype
     )
-    skeleton = _begun(plan)
-    with _opened(path, os.O_CREAT | os.O_TRUNC) as descriptor:
-        _reserve(descriptor, skeleton.size + n_rows * _MANIFEST_ROW_BYTES)
-    return replace(plan, offsets=skeleton.offsets)
+    return replace(plan, offsets=_begun(plan).offsets)
+
+
+def reserve(plan: Plan, *, is_adopted: bool = False) -> None:
+    """Make the file of a plan with its space reserved.
+
+    Parameters
+    ----------
+    is_adopted : bool
+        The file is there: its rows and vertices stay, and zeros replace all between and behind
+        them, as in a new file.
+
+    Raises
+    ------
+    OSError
+        The space cannot be had; found here, before the work.
+    """
+    flags = os.O_CREAT | (0 if is_adopted else os.O_TRUNC)
+    with _opened(plan.path, flags) as descriptor:
+        if is_adopted:
+            _clear_all_but_datasets(descriptor, plan)
+        _reserve(descriptor, _begun(plan).size + plan.n_rows * _MANIFEST_ROW_BYTES)
 
 
 def keep_rows(plan: Plan, rows: Sequence[int], vertices: Sequence[tuple[int, int]]) -> Plan:
@@ -109,7 +142,7 @@ def finish(
     Raises
     ------
     OSError
-        Not all could be written, or the disk has something else than what was written.
+        Not all could be written, or the disk returns other bytes than were written.
     """
     names = [f"{group}/{column}" for group, kinds in schema.items() for column in kinds]
     small = {
@@ -246,6 +279,22 @@ def _forget_all_but_rows(descriptor: int, plan: Plan, size: int) -> None:
     for first, end in zip((0, *ends), (*starts, size), strict=True):
         if first < end:  # of length 0 is the rest of the file
             forget(descriptor, first, end - first)
+
+
+def _clear_all_but_datasets(descriptor: int, plan: Plan) -> None:
+    """Let zeros be between the big datasets, and nothing behind the last."""
+    counts = dict.fromkeys(plan.offsets, plan.n_vertices)
+    counts |= dict.fromkeys((file_format.IMAGES, file_format.MASKS), plan.n_rows)
+    places = [
+        (plan.offsets[name], plan.offsets[name] + n * plan.row_bytes[name])
+        for name, n in counts.items()
+        if n
+    ]
+    end = 0
+    for first, stop in sorted(places):
+        write_at(descriptor, bytes(first - end), end)
+        end = stop
+    os.ftruncate(descriptor, end)
 
 
 def _require_digest(descriptor: int, plan: Plan, name: str) -> None:

@@ -16,7 +16,7 @@ from loader import format as file_format
 
 
 class ReadBackError(OSError):
-    """The disk gives back something else than what was written."""
+    """The disk returns other bytes than were written."""
 
     def __init__(self, what: str) -> None:
         super().__init__(errno.EIO, what)

@@ -22,8 +22,18 @@ _SHOWN: Final = 4
 Strata = Mapping[str, str]  # patient_id → its stratum
 
 
-def check_stratify(options: BuildOptions, structures: Iterable[Structure]) -> None:
+def check_stratify(
+    options: BuildOptions, structures: Iterable[Structure], more: Iterable[str] = ()
+) -> None:
     """Require the column, before the work.
+
+    Parameters
+    ----------
+    options : BuildOptions
+    structures : iterable of Structure
+        Those that the file will have.
+    more : iterable of str
+        Columns of the manifest that only this file has.
 
     Raises
     ------
@@ -35,7 +45,7 @@ def check_stratify(options: BuildOptions, structures: Iterable[Structure]) -> No
     if options.patients_csv is not None:
         read_patients(Path(options.patients_csv), options.stratify)
         return
-    known = [name for name in manifest_columns(structures) if name not in _OF_SPLIT]
+    known = [name for name in (*manifest_columns(structures), *more) if name not in _OF_SPLIT]
     if options.stratify not in known:
         raise EtlError(
             f"Option not usable: `stratify`: expected a column of the manifest or, with "

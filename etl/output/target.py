@@ -9,7 +9,8 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +85,13 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def check_space(out: Path, n_pixels: int, mask_dtype: str) -> None:
+def check_space(out: Path, n_pixels: int, mask_dtype: str, n_held: int = 0) -> None:
     """Require room for that number of pixels of images and masks, before any work.
+
+    Parameters
+    ----------
+    n_held : int
+        Bytes that a partial file has already, which the build may go on with.
 
     Raises
     ------
@@ -94,7 +100,7 @@ def check_space(out: Path, n_pixels: int, mask_dtype: str) -> None:
     """
     dtypes = file_format.IMAGE_DTYPES[0], mask_dtype
     needed = n_pixels * sum(np.dtype(one).itemsize for one in dtypes)
-    free = shutil.disk_usage(out.parent).free
+    free = shutil.disk_usage(out.parent).free + n_held
     if free < needed:
         raise EtlError(
             f"Output not written: {out}: no space left (needs {needed / 1e6:.0f} MB, "
@@ -103,7 +109,13 @@ def check_space(out: Path, n_pixels: int, mask_dtype: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(out: Path, *, force: bool, notes: list[str] | None = None) -> Iterator[Path]:
+def replacing(
+    out: Path,
+    *,
+    force: bool,
+    notes: list[str] | None = None,
+    left: "Left | None" = None,
+) -> Iterator[Path]:
     """Yield a new file beside OUT that takes its name when it is whole and on disk.
 
     On any error, and on Ctrl-C, the new file is removed and OUT is as it was. Nothing that fails
@@ -113,6 +125,8 @@ def replacing(out: Path, *, force: bool, notes: list[str] | None = None) -> Iter
     ----------
     notes : list of str, optional
         What did not succeed after that is added here.
+    left : Left, optional
+        Which files of killed builds stay until OUT is replaced; without it they are removed now.
 
     Raises
     ------
@@ -121,22 +135,31 @@ def replacing(out: Path, *, force: bool, notes: list[str] | None = None) -> Iter
     """
     partial = out.with_name(f".{_stem(out)}.{secrets.token_hex(8)}.partial")
     lock = _Lock(out)
+    stays = left is not None and left.stays
     try:
         with stop_deferred():
             lock.take()
         if lock.is_taken:
-            _remove_leftovers(out)
+            kept = [] if left is None else list(filter(left.is_useful, _partials(out)))
+            _remove_leftovers(out, kept)
+            if left is not None:
+                left.partials = kept
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         yield partial
         _sync(partial)
         with stop_deferred():
             _rename(partial, out, force=force)
+            stays = False
+            if lock.is_taken:
+                _remove_leftovers(out, [])
     except OSError as error:
         raise _failed(out, error) from error
     finally:
         with stop_deferred():
-            with contextlib.suppress(OSError):  # it would hide what went wrong before
-                partial.unlink(missing_ok=True)
+            if not (stays and left is not None and left.is_useful(partial)):
+                for path in (partial, journal_path(partial)):
+                    with contextlib.suppress(OSError):  # it would hide what went wrong before
+                        path.unlink(missing_ok=True)
             lock.release()
     try:
         _sync(out.parent)
@@ -146,6 +169,45 @@ def replacing(out: Path, *, force: bool, notes: list[str] | None = None) -> Iter
                 f"{out} is written, but its folder could not be synchronised "
                 f"({_reason(error)}): a power cut may bring back what was there before."
             )
+
+
+@dataclass
+class Left:
+    """Partial files of builds that were killed, which a later one may go on with.
+
+    Attributes
+    ----------
+    is_useful : callable
+        Partial file → whether a build can.
+    stays : bool
+        Whether this build, too, leaves its own where it fails or is stopped.
+    partials : list of Path
+        Those that were found; filled by `replacing` where nobody else writes OUT.
+    """
+
+    is_useful: Callable[[Path], bool]
+    stays: bool = False
+    partials: list[Path] = field(default_factory=list)
+
+
+def journal_path(partial: Path) -> Path:
+    """Return the place of the journal of a partial file."""
+    return partial.with_suffix(".journal")
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Return the partial files beside OUT; none while another process writes it."""
+    if not _partials(out):
+        return []  # and nobody who begins to write just now finds it locked
+    lock = _Lock(out)
+    try:
+        lock.take()
+    except (EtlError, OSError):
+        return []
+    try:
+        return _partials(out) if lock.is_taken else []
+    finally:
+        lock.release()
 
 
 class _Lock:
@@ -224,13 +286,26 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_leftovers(out: Path) -> None:
+def _partials(out: Path) -> list[Path]:
+    """Return the partial files beside OUT."""
+    return [path for path in _leftovers(out) if path.suffix == ".partial"]
+
+
+def _leftovers(out: Path) -> list[Path]:
+    pattern = rf"\.{re.escape(_stem(out))}\.[0-9a-f]{{16}}\.(partial(\.whole)?|journal)"
+    with contextlib.suppress(OSError):
+        names = [entry.name for entry in os.scandir(out.parent)]
+        return [out.with_name(name) for name in sorted(names) if re.fullmatch(pattern, name)]
+    return []
+
+
+def _remove_leftovers(out: Path, kept: Sequence[Path]) -> None:
     """Remove what killed builds have left: nobody writes it, since the lock is ours."""
-    leftover = re.compile(rf"\.{re.escape(_stem(out))}\.[0-9a-f]{{16}}\.partial(\.whole)?")
-    with contextlib.suppress(OSError):  # it stays, and costs room only
-        for entry in os.scandir(out.parent):
-            if leftover.fullmatch(entry.name):
-                os.unlink(entry.path)
+    stay = {*kept, *map(journal_path, kept)}
+    for path in _leftovers(out):
+        if path not in stay:
+            with contextlib.suppress(OSError):  # it stays, and costs room only
+                path.unlink()
 
 
 def _stem(out: Path) -> str:
@@ -274,7 +349,7 @@ def _failed(out: Path, error: OSError) -> EtlError:
         return EtlError(f"Output not written: {out}: no space left. Free some, or choose a disk.")
     if isinstance(error, ReadBackError):
         return EtlError(
-            f"Output not written: {out}: the disk gives back something else than what was written "
+            f"Output not written: {out}: the disk returns other bytes than were written "
             f"({error.what}). Choose another disk."
         )
     return EtlError(f"Output not written: {out}: {_reason(error)}.")

@@ -306,6 +306,12 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
     is_placed = ~np.isnan(height)
     # Where the first pixel lies in the slice's plane: slices of a stack may be cut out differently.
     shift = offsets_in_plane(orientation, position) / spacing[:, ::-1]
+    if "source_rows" in manifest:  # where no millimetres are known, the cut in pixels at least
+        cut = [
+            _floats(manifest, f"source_{axis}_offset") / _floats(manifest, f"source_{axis}_scale")
+            for axis in ("column", "row")
+        ]
+        shift = np.where(np.isnan(shift), np.stack(cut, axis=1), shift)
     key = [_codes(manifest["patient_id"]), _codes(manifest["series"])]
     key += [is_placed, _geometries(spacing, orientation)]
     stack = Stack(

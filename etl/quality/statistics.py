@@ -35,7 +35,11 @@ class ImageStatistics:
     padding_maximum: float = math.nan
 
 
-def image_statistics(image: Image, padding: tuple[float, float] | None = None) -> ImageStatistics:
+def image_statistics(
+    image: Image,
+    padding: tuple[float, float] | None = None,
+    beyond: npt.NDArray[np.bool_] | None = None,
+) -> ImageStatistics:
     """Return the statistics of one image.
 
     Percentiles interpolate linearly between the two nearest values, as ``numpy.percentile`` does.
@@ -45,12 +49,18 @@ def image_statistics(image: Image, padding: tuple[float, float] | None = None) -
     padding : (float, float), optional
         Lowest and highest value of the pixels that are padding; the statistics leave them out,
         unless the image has no others.
+    beyond : bool array, shape (rows, columns), optional
+        Pixels that are padding whatever their value, not all of them.
     """
-    values, counts = _histogram(image)
     n_padding = 0
+    if beyond is not None and beyond.any():
+        n_padding = int(np.count_nonzero(beyond))
+        image = image[~beyond]
+    values, counts = _histogram(image)
     if padding is not None:
         low, high = (float(image.dtype.type(end)) for end in padding)
-        values, counts, n_padding = _without(values, counts, low, high)
+        values, counts, n_found = _without(values, counts, low, high)
+        n_padding += n_found
     mean, std = _moments(values, counts)
     p01, p99 = _percentiles(values, counts, (1, 99))
     return ImageStatistics(

@@ -47,6 +47,7 @@ class Summary:
     sources: dict[str, int]
     missing: str  # what no file at all was found of; empty where there is some of everything
     size: tuple[int, int]  # that the build would have
+    takes_all_sizes: bool  # by `--fit`, or whichever is the commonest
     image_dtype: str
     n_pairs: int
     n_unread: int  # pairs whose header cannot be read
@@ -61,7 +62,7 @@ class Summary:
     @property
     def size_option(self) -> str:
         """The value of `--size` that takes most images, where it is not the one given; or empty."""
-        if not self.sizes or self.sizes[0][0] == self.size:
+        if not self.sizes or self.takes_all_sizes or self.sizes[0][0] == self.size:
             return ""
         (rows, columns), n_most = self.sizes[0]
         return f"{rows}x{columns}" if n_most > dict(self.sizes).get(self.size, 0) else ""

@@ -1,15 +1,17 @@
 """A built file → what a person, or a machine, wants to know about it. Needs no source file."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.errors import EtlError
 from etl.findings import (
-    ASKED_FOR_CODES,
     AUDIT_CODES,
+    FLAG_CODES,
     LABEL_MAP_CODES,
     QUALITY_CODES,
     FindingRow,
@@ -17,9 +19,13 @@ from etl.findings import (
 )
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.report.findings import FindingGroup, Selection, group_findings, read_findings
+from etl.report.predictions import Agreement
 from loader import Dataset
 from loader import format as file_format
 from loader.format import Attribute
+
+_N_SIZES: Final = 6  # that one line lists
+_COMMON_VALUES: Final = 5  # of a kept attribute
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,18 @@ class Label:
     n_rows: int
     n_pixels: int
     median_pixels: float  # over the rows that have it
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One DICOM attribute that the file keeps, over all rows."""
+
+    keyword: str
+    values: list[tuple[str, int]]  # the most frequent ones, and the number of rows that have each
+    n_values: int  # different ones
+    n_unknown: int  # rows without a value
+    minimum: float | None  # of numbers
+    maximum: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +80,7 @@ class Summary:
     mean: float
     std: float
     pixel_spacings: list[tuple[float, float]]  # mm, between rows and between columns; known ones
+    tags: list[Tag]
     labels: list[Label]
     n_not_drawn: int  # rows in which a structure was not drawn
     is_ignored: bool  # whether masks are 255 where it may be, else 0
@@ -76,6 +95,10 @@ class Summary:
     diagnoses: list[Diagnosis]
     findings: list[FindingGroup]
     selection: Selection  # of findings and diagnoses; the other facts are of the whole file
+    # Of the images before they were resampled, padded or cropped: (rows, columns) and number, the
+    # commonest first; none where they were not.
+    source_sizes: list[tuple[tuple[int, int], int]]
+    predictions: Agreement | None = None  # of a model, where the user has some
 
     def to_json(self) -> dict[str, object]:
         """Return plain data; findings as objects."""
@@ -83,6 +106,8 @@ class Summary:
         for group, found in zip(plain["findings"], self.findings, strict=True):
             group["examples"] = [example._asdict() for example in found.examples]
         plain["diagnoses"] = [diagnosis.to_json() for diagnosis in self.diagnoses]
+        if self.predictions is not None:
+            plain["predictions"]["scores"] = [one._asdict() for one in self.predictions.scores]
         return plain
 
 
@@ -141,6 +166,7 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         mean=float(str(attributes[Attribute.IMAGE_MEAN])),
         std=float(str(attributes[Attribute.IMAGE_STD])),
         pixel_spacings=_pixel_spacings(dataset),
+        tags=_tags(dataset),
         labels=_labels(dataset),
         n_not_drawn=_n_not_drawn(dataset),
         is_ignored=attributes[Attribute.OPTIONS].get("not_drawn") == "ignore",
@@ -160,7 +186,33 @@ def _summarise(dataset: Dataset, findings: Sequence[FindingRow], selection: Sele
         ],
         findings=group_findings(selection.chosen(findings)),
         selection=selection,
+        source_sizes=_source_sizes(dataset),
     )
+
+
+def _source_sizes(dataset: Dataset) -> list[tuple[tuple[int, int], int]]:
+    manifest = dataset.manifest
+    if "source_rows" not in manifest:
+        return []
+    names = ("source_rows", "source_columns")
+    sizes = Counter(zip(*(manifest[name].tolist() for name in names), strict=True))
+    return sorted(sizes.items(), key=lambda one: (-one[1], one[0]))
+
+
+def resizing_text(summary: Summary) -> str:
+    """Return in words what was done to images of which sizes."""
+    shown = ", ".join(f"{r}x{c} ({n})" for (r, c), n in summary.source_sizes[:_N_SIZES])
+    if n_more := len(summary.source_sizes[_N_SIZES:]):
+        shown += f" and {n_more} more"
+    options = dict(_items(summary.options))
+    done = []
+    if (spacing := options.get("resample")) is not None:
+        between_rows, between_columns = spacing if isinstance(spacing, list) else ("?", "?")
+        done.append(f"resampled to {between_rows:g} x {between_columns:g} mm")
+    if options.get("size") == "fit":
+        about = options.get("fit_about", "image")
+        done.append(f"fitted about the {'centre' if about == 'image' else about}")
+    return f"{shown}; {', '.join(done)}"
 
 
 def alignment_text(numbers: Mapping[str, object]) -> str:
@@ -189,15 +241,39 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
     return [(row, column) for row, column in known.tolist()]
 
 
-def _unchecked(attributes: Mapping[str, object]) -> Sequence[str]:
+def _tags(dataset: Dataset) -> list[Tag]:
+    return [
+        _tag(name.removeprefix(file_format.TAG_PREFIX), values)
+        for name, values in dataset.manifest.items()
+        if name.startswith(file_format.TAG_PREFIX)
+    ]
+
+
+def _tag(keyword: str, column: npt.NDArray[np.generic]) -> Tag:
+    is_number = column.dtype.kind == "f"
+    known = column[~np.isnan(column.astype(np.float64))] if is_number else column[column != ""]
+    counts = Counter(known.tolist())
+    common = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:_COMMON_VALUES]
+    return Tag(
+        keyword,
+        values=[(f"{value:g}" if is_number else value, n) for value, n in common],
+        n_values=len(counts),
+        n_unknown=len(column) - len(known),
+        minimum=min(counts) if is_number and counts else None,
+        maximum=max(counts) if is_number and counts else None,
+    )
+
+
+def _unchecked(attributes: Mapping[str, Any]) -> Sequence[str]:
     """Return the codes of findings that the build did not look for."""
     options = dict(_items(attributes[Attribute.OPTIONS]))
     if not options.get("qc", True):
         return QUALITY_CODES
-    unchecked = () if Attribute.ALIGNMENT in attributes else AUDIT_CODES
+    known = attributes[Attribute.FLAG_CODES]  # to the version that built the file
+    later = [code for code in FLAG_CODES if code in QUALITY_CODES and code not in known]
     if attributes.get(Attribute.MASK_KIND) == file_format.MASK_BITS:
-        unchecked = (*unchecked, *LABEL_MAP_CODES)
-    return unchecked if options.get("near_duplicates") else (*unchecked, *ASKED_FOR_CODES)
+        later = sorted({*later, *LABEL_MAP_CODES})
+    return [*later, *(() if Attribute.ALIGNMENT in attributes else AUDIT_CODES)]
 
 
 def _items(value: object) -> list[tuple[str, object]]:

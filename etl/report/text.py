@@ -1,5 +1,6 @@
 """Summaries, diagnoses and findings → lines for people, as wide as their terminal."""
 
+import itertools
 import os
 import shutil
 import textwrap
@@ -17,7 +18,8 @@ from etl.findings import (
 )
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
-from etl.report.summary import Summary, alignment_text
+from etl.report.predictions import Agreement
+from etl.report.summary import Label, Summary, Tag, alignment_text, resizing_text
 from loader.format import MASK_BITS
 
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
@@ -107,6 +109,7 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yield a title and what it is about."""
     size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
     yield "Rows", f"{summary.n_rows} of {counted(summary.n_patients, 'patient')}, {size}"
+    yield from _resizing(summary)
     values = f"{summary.minimum:g} to {summary.maximum:g}"
     yield "Values", f"{values}, mean {summary.mean:.4g}, deviation {summary.std:.4g}"
     if summary.pixel_spacings:
@@ -119,19 +122,55 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         median = f"{label.median_pixels:.0f} in the median"
         yield f"Label {label.code:<{width}}", f"{label.meaning}: in {in_rows}, {n_pixels}, {median}"
     yield from _mask_facts(summary)
+    yield from zip(itertools.repeat("Tag"), map(tag_text, summary.tags))
     for title, sides in (("Split", summary.splits), ("Folds", summary.folds)):
         if sides:
             parts = (f"{s.name} {s.n_rows} ({counted(s.n_patients, 'patient')})" for s in sides)
             yield title, ", ".join(parts)
+    yield from _checks(summary)
+    yield "Sources", ", ".join(sources_text(summary.sources))
+    if summary.selection:
+        yield "Shown", f"findings of {summary.selection}"
+
+
+def _checks(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Yield what checks measured over all rows, and which were left out."""
     if set(QUALITY_CODES) <= set(summary.unchecked):
         yield "Checks", "none: built with --no-qc"
     elif set(AUDIT_CODES) <= set(summary.unchecked):
         yield "Alignment", "not measured: --no-audit, or no structure whose contrast is known"
     if summary.alignment is not None:
         yield "Alignment", alignment_text(summary.alignment)
-    yield "Sources", ", ".join(sources_text(summary.sources))
-    if summary.selection:
-        yield "Shown", f"findings of {summary.selection}"
+    if summary.predictions is not None:
+        yield "Model", _agreement_text(summary.predictions, summary.labels)
+
+
+def _agreement_text(found: Agreement, labels: Sequence[Label]) -> str:
+    """Return how well predictions agree with the masks."""
+    meanings = {one.code: one.meaning for one in labels}
+    medians = ", ".join(f"{meanings[label]} {dice:.2f}" for label, dice in found.medians.items())
+    text = f"{found.path}: Dice with the masks of {counted(found.n_rows, 'row')}, in the median: "
+    weak = "; a model this weak tells little about the masks" if found.is_weak else ""
+    return f"{text}{medians or 'no structure is drawn'}{weak}"
+
+
+def _resizing(summary: Summary) -> Iterator[tuple[str, str]]:
+    if summary.source_sizes:
+        yield "Images", resizing_text(summary)
+
+
+def tag_text(tag: Tag) -> str:
+    """Return the values of a kept attribute in one line."""
+    if not tag.values:
+        return f"{tag.keyword}: no row has a value"
+    if tag.minimum is not None and tag.n_values > len(tag.values):
+        text = f"{tag.minimum:g} to {tag.maximum:g}, {tag.n_values} values"
+    else:
+        text = ", ".join(f"{value} in {counted(n, 'row')}" for value, n in tag.values)
+        if (n_more := tag.n_values - len(tag.values)) > 0:
+            text += f", and {counted(n_more, 'other value')}"
+    unknown = f", none in {counted(tag.n_unknown, 'row')}" if tag.n_unknown else ""
+    return f"{tag.keyword}: {text}{unknown}"
 
 
 def _mask_facts(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from etl.dicom.instance import read_instance
+from etl.dicom.kept_tags import KeptTag
 from etl.errors import SourceError
 from etl.model import FileStamp, FrameRef, Instance
 from etl.sources.files import cannot_read, open_source
@@ -15,8 +16,19 @@ _CODE: Final = "image-unreadable"
 _T = TypeVar("_T")
 
 
-def read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
+def read_header(
+    root: Path, frame: FrameRef, kept: tuple[KeptTag, ...] = ()
+) -> tuple[Instance, FileStamp]:
     """Return one frame's attributes, and the state of its file.
+
+    Parameters
+    ----------
+    root : Path
+        The input's folder.
+    frame : FrameRef
+        The frame.
+    kept : tuple of KeptTag
+        Further attributes to read.
 
     Raises
     ------
@@ -25,7 +37,8 @@ def read_header(root: Path, frame: FrameRef) -> tuple[Instance, FileStamp]:
     """
 
     def read(file: BinaryIO, stamp: FileStamp) -> tuple[Instance, FileStamp]:
-        return read_instance(file, frame.frame_number, (root, frame.path, stamp)), stamp
+        place = root, frame.path, stamp
+        return read_instance(file, frame.frame_number, place, kept), stamp
 
     return with_file(root, frame.path, read)
 

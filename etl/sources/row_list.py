@@ -180,15 +180,15 @@ def _notes(
         shown = [f"line {line.number}: {line}" for line in unknown[:_N_NAMED]]
         more = ", ..." if len(unknown) > _N_NAMED else ""
         yield (
-            f"--exclude-file: {counted(len(unknown), 'line')} about a row that there is not: "
+            f"--exclude-file: {counted(len(unknown), 'line')} name no row of the build: "
             f"{', '.join(shown)}{more}."
         )
     known = {"", *names}
     strange = sorted({line.structure for line in row_list.lines} - known) if by_structure else []
     if strange:
         yield (
-            f"--exclude-file: structures that there are not: {', '.join(map(repr, strange))}; "
-            f"there are {', '.join(map(repr, sorted(known - {''})))}."
+            f"--exclude-file: unknown structures: {', '.join(map(repr, strange))}; "
+            f"the structures are {', '.join(map(repr, sorted(known - {''})))}."
         )
 
 

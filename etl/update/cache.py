@@ -17,21 +17,19 @@ import xxhash
 
 from etl.errors import ReuseError
 from etl.findings import Finding, SampleKey
+from etl.model import BASICS
 from etl.output import target
 from etl.quality.rows import SHAPES
 from etl.render import MARKS
 from loader import Dataset
 
-_MAGIC: Final = b"dicom-etl cache 1\n"  # another content gets another number
+_MAGIC: Final = b"dicom-etl cache 2\n"  # another content gets another number
 _DIGEST_BYTES: Final = 16
 
 ROW: Final = np.dtype(
     [
-        ("link", "S32"),  # digest of the link
+        *BASICS.descr,
         ("row", "<i8"),  # of OUT
-        ("lowest", "<f8"),  # value that the image may have by its header
-        ("highest", "<f8"),
-        ("is_whole", "|b1"),
         ("patient", "<u8"),  # keyed digests of `Identity`
         ("study", "<u8"),
     ]
@@ -166,6 +164,29 @@ def read_cache(path: Path) -> Cache:
     if any(array.dtype != kind for array, kind in kinds):
         raise ReuseError(f"{path.name} is of another version")
     return cache
+
+
+def rows_of(
+    basics: npt.NDArray[np.void], identities: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.void]:
+    """Return a ROW of each sample, by its basics and keyed identity; `row` is still 0."""
+    rows = np.zeros(len(basics), ROW)
+    for name in BASICS.names or ():
+        rows[name] = basics[name]
+    rows["patient"], rows["study"] = identities.T
+    return rows
+
+
+def shapes_of(shapes: npt.NDArray[np.void], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    """Return the shapes of some rows, counted anew."""
+    places = np.full(int(shapes["row"].max(initial=-1)) + 1, -1, np.int64)
+    inside = rows[rows < len(places)]
+    places[inside] = np.arange(len(inside))
+    mine = shapes[places[shapes["row"]] >= 0].astype(SHAPES)
+    mine["row"] = places[mine["row"]]
+    order = np.argsort(mine["row"], kind="stable")
+    ordered: npt.NDArray[np.void] = mine[order]
+    return ordered
 
 
 def trimmed(texts: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from etl.errors import ReuseError
 from etl.findings import Finding
 from etl.labels import LabelScheme
-from etl.model import Examined, Link, Region, ValueRange, Vertices
+from etl.model import BASICS, Examined, Link, Region, ValueRange, Vertices
 from etl.output.row_writer import (
     Plan,
     begin_writeback,
@@ -26,7 +27,7 @@ from etl.output.row_writer import (
 from etl.quality.alignment import NOT_AUDITED, audited, measure
 from etl.render import ManifestTable, Rendered
 from etl.update.cache import EXAMINED, RENDERED, Cache, Remark, trimmed
-from loader import Dataset
+from etl.update.older import Older
 from loader import format as file_format
 
 _BLOCK_BYTES: Final = (
@@ -49,7 +50,7 @@ class Kept:
         The place of each in the cache.
     """
 
-    dataset: Dataset
+    older: Older
     cache: Cache
     scheme: LabelScheme
     is_kept: Sequence[bool]
@@ -66,36 +67,62 @@ class Kept:
     @classmethod
     def of(
         cls,
-        dataset: Dataset,
+        older: Older,
         cache: Cache,
         scheme: LabelScheme,
         is_kept: Sequence[bool],
         links: Sequence[Link],
         places: Sequence[int],
+        more: Mapping[str, str],
     ) -> "Kept":
-        """Return the rows that belong to some links, by their places in the cache."""
+        """Return the rows that belong to some links, by their places in the cache.
+
+        `more` has the columns of attributes that the options keep, with their types.
+        """
         taken = np.array(places, np.int64)
         remarks: defaultdict[tuple[int, str], list[Remark]] = defaultdict(list)
         for remark in cache.remarks:
             remarks[remark.place, remark.stage].append(remark)
         rows = cache.rows["row"][taken]
-        stored = dataset.manifest.stored
+        stored = older.manifest
         manifest: ManifestTable = {}
-        columns = file_format.manifest_columns(scheme)
+        columns = file_format.manifest_columns(scheme, has_source_grid="source_rows" in stored)
+        columns |= more
+        for name in _LATER_COLUMNS:
+            del columns[name]
         if missing := sorted(columns.keys() - stored.keys()):
             raise ReuseError(f"it lacks the column {missing[0]}")
         for name, kind in columns.items():
-            if name not in _LATER_COLUMNS:
-                values = stored[name][rows]
-                manifest[name] = trimmed(values) if kind == file_format.STRING else values
-        return cls(dataset, cache, scheme, is_kept, links, taken, dict(remarks), manifest)
+            values = stored[name][rows]
+            manifest[name] = trimmed(values) if kind == file_format.STRING else values
+        return cls(older, cache, scheme, is_kept, links, taken, dict(remarks), manifest)
+
+    def fits(self, plan: Plan, is_kept: npt.NDArray[np.bool_]) -> bool:
+        """Return whether each kept row has its place in the older file that the new one gives it.
+
+        Parameters
+        ----------
+        is_kept : bool array
+            By row of the plan.
+        """
+        before = self.older.places[self.cache.rows["row"][self.places]]
+        return (
+            self.older.dtypes[file_format.IMAGES] == np.dtype(plan.image_dtype)
+            and all(plan.offsets[name] == offset for name, offset in self.older.offsets.items())
+            and np.array_equal(before, np.flatnonzero(is_kept))
+        )
+
+    def moved(self, path: str) -> "Kept":
+        """Return the same rows in a file that has another name by now."""
+        return replace(self, older=replace(self.older, path=Path(path)))
 
     def examined(self, first: int, stop: int) -> Examined:
         """Return what `examine` gave of some kept links."""
         mine = self.cache.rows[self.places[first:stop]]
-        contours = self.dataset.contours
+        contours = self.older.contours
+        places = self.older.places[mine["row"]]
         starts, stops = (
-            np.searchsorted(contours["row"], mine["row"], side) for side in ("left", "right")
+            np.searchsorted(contours["row"], places, side) for side in ("left", "right")
         )
         counts = stops - starts
         chosen = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts, stops)])
@@ -119,11 +146,12 @@ class Kept:
                 is_whole=bool(mine["is_whole"].all()),
             ),
             identities=np.stack([mine["patient"], mine["study"]], axis=1),
+            basics=mine[list(BASICS.names or ())].astype(BASICS),
             findings=self._findings(first, stop, EXAMINED),
         )
 
     def rendered(self, first: int, stop: int, plan: Plan, place: int) -> Rendered:
-        """Copy some kept rows, and return what `render` gave of them.
+        """Copy some kept rows unless they are in place, and return what `render` gave of them.
 
         Parameters
         ----------
@@ -135,14 +163,15 @@ class Kept:
         ReuseError
             The older file has other values, or the rows are not what was written.
         """
-        if np.dtype(plan.image_dtype) != self.dataset.images.dtype:
+        if np.dtype(plan.image_dtype) != self.older.dtypes[file_format.IMAGES]:
             raise ReuseError("the images need another type of values now")
         places = self.places[first:stop]
         marks = self.cache.marks[places].copy() if len(self.cache.marks) else self.cache.marks[:0]
-        for n, image in enumerate(self._copied(first, stop, plan, place)):
-            if len(marks):
-                row = int(self.cache.rows["row"][places[n]])
-                self._align(marks["alignment"], n, self.links[first + n], row, image)
+        if str(self.older.path) != plan.path:
+            self._copy(first, stop, plan, place)
+        for n in range(len(marks)):
+            row = int(self.cache.rows["row"][places[n]])
+            self._align(marks["alignment"], n, self.links[first + n], row, plan)
         return Rendered(
             is_good=[True] * (stop - first),
             manifest={name: values[first:stop] for name, values in self.manifest.items()},
@@ -159,29 +188,25 @@ class Kept:
         identities[~is_kept] = keyed(identities[~is_kept], self.cache.key)
         return identities
 
-    def _copied(
-        self, first: int, stop: int, plan: Plan, place: int
-    ) -> Iterator[npt.NDArray[np.generic]]:
-        """Copy rows, requiring the digest of each; yield their images."""
-        self.dataset.check_whole()
-        rows = self.cache.rows["row"][self.places[first:stop]].tolist()
+    def _copy(self, first: int, stop: int, plan: Plan, place: int) -> None:
+        """Copy rows, requiring the digest of each."""
+        self.older.check_whole()
+        rows = self.older.places[self.cache.rows["row"][self.places[first:stop]]].tolist()
         digests = self.manifest["row_xxh3"][first:stop].tolist()
         links = self.links[first:stop]
-        base = np.frombuffer(self.dataset.buffer, np.uint8).ctypes.data
-        arrays = {file_format.IMAGES: self.dataset.images, file_format.MASKS: self.dataset.masks}
         size = plan.rows, plan.columns
+        dtypes = self.older.dtypes
         most = max(1, _BLOCK_BYTES // plan.row_bytes[file_format.IMAGES])
-        buffers = {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in arrays}
+        buffers = {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in dtypes}
         n_done = 0
-        with open_rows(plan) as target, open(self.dataset.path, "rb", buffering=0) as source:
+        with open_rows(plan) as target, open(self.older.path, "rb", buffering=0) as source:
             for row, n_rows in _runs(rows, most):
                 blocks = {}
-                for name, array in arrays.items():
+                for name, dtype in dtypes.items():
                     n_bytes = plan.row_bytes[name]
-                    offset = array.ctypes.data - base + row * n_bytes
                     view = buffers[name][: n_rows * n_bytes]
-                    read_into(source.fileno(), view, offset)
-                    blocks[name] = np.frombuffer(view, array.dtype).reshape(n_rows, *size)
+                    read_into(source.fileno(), view, self.older.offsets[name] + row * n_bytes)
+                    blocks[name] = np.frombuffer(view, dtype).reshape(n_rows, *size)
                 images, masks = blocks.values()
                 for n in range(n_rows):
                     found = row_digest(links[n_done + n].key, images[n], masks[n])
@@ -190,7 +215,6 @@ class Kept:
                 for name, block in blocks.items():
                     write_rows(target, plan, name, place + n_done, block)
                     begin_writeback(target, plan, name, place + n_done, n_rows)
-                yield from images
                 n_done += n_rows
 
     def _align(
@@ -199,7 +223,7 @@ class Kept:
         n: int,
         link: Link,
         row: int,
-        image: npt.NDArray[np.generic],
+        plan: Plan,
     ) -> None:
         """Let the audit see what it sees in a full build: which rows it takes may have changed."""
         if not link.is_audited:
@@ -207,10 +231,11 @@ class Kept:
         elif alignment["outcome"][n] == NOT_AUDITED:
             codes = {structure.label: structure.code for structure in self.scheme}
             polygons: defaultdict[int, list[Vertices]] = defaultdict(list)
-            for label, vertices in self.dataset.polygons(row):
+            for label, vertices in self.older.polygons(row):
                 polygons[codes[label]].append(vertices)
             regions = [Region(code, tuple(drawn), "") for code, drawn in polygons.items()]
             if (chosen := audited(regions, self.scheme)) is not None:
+                image = self.older.image(row, plan)
                 alignment[n] = tuple(measure(image, *chosen))  # type: ignore[arg-type]
 
     def _shapes(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:

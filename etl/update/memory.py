@@ -1,9 +1,11 @@
-"""What an update knows of the older OUT, and what it leaves for the next one."""
+"""What a build knows of rows that are there already, and what it leaves for the next one."""
 
+import contextlib
 import itertools
 import json
+import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -12,31 +14,37 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.dicom.pixels import modality_range
 from etl.errors import EtlError, ReuseError
-from etl.findings import Finding, SampleKey, counted
-from etl.model import Sample
+from etl.findings import Finding, counted
+from etl.model import Link
 from etl.options import BuildOptions
-from etl.quality.rows import SHAPES
-from etl.render import Rendered
-from etl.review import Reviewed
+from etl.output.row_writer import Plan
+from etl.output.target import Left, leftovers
+from etl.quality.alignment import NOT_AUDITED
+from etl.render import Rendered, kept_columns
+from etl.review import Reviewed, rows_by_key
 from etl.sources.source import Discovery
 from etl.spool import Spool
 from etl.update.cache import (
     EXAMINED,
     RENDERED,
-    ROW,
     STAMP,
     Cache,
     Remark,
     cache_path,
     fingerprint,
     read_cache,
+    rows_of,
+    shapes_of,
     write_cache,
 )
+from etl.update.journal import Begun, Journal, count_rows, proved, read_begun
 from etl.update.kept import Kept, keyed
-from etl.update.sources import Stamp, link_digest, paths_of, take_stamps, unchanged
+from etl.update.older import Older
+from etl.update.sources import Stamp, paths_of, take_stamps, unchanged
+from etl.workers.chunks import runs
 from etl.workers.engine import Engine
+from etl.workers.progress import bar
 from loader import Dataset, LoaderError, open_dataset
 from loader.format import VERSION
 
@@ -52,17 +60,27 @@ _NOT_OF_ROWS: Final = {
 
 @dataclass
 class Memory:
-    """The cache of an update, from its reading to its writing.
+    """What is known of the rows of OUT and of partial files, from its reading to its writing.
 
     Attributes
     ----------
     out : Path
+    left : Left
+        The partial files of builds that were killed.
+    is_update : bool
+        Take over rows of OUT, and write its cache.
+    is_resume : bool
+        Take over rows of partial files.
     paranoid : bool
         Let digests decide on every source.
     """
 
     out: Path
-    paranoid: bool
+    left: Left
+    is_update: bool = False
+    is_resume: bool = False
+    paranoid: bool = False
+    _refused: str = ""
     _stamps: dict[str, Stamp] = field(default_factory=dict)
     _basis: str = ""
     _key: bytes = b""
@@ -70,9 +88,17 @@ class Memory:
     _notes: list[str] = field(default_factory=list)
 
     def keep(
-        self, engine: Engine, found: Discovery, options: BuildOptions, *, is_used: bool
+        self,
+        engine: Engine,
+        found: Discovery,
+        options: BuildOptions,
+        *,
+        is_used: bool,
+        progress: bool,
     ) -> Kept | None:
-        """Return what of the older file stays; to be asked before any source is read.
+        """Return which rows are there already; to be asked before any source is read.
+
+        Of several files with such rows, the one that has most is used.
 
         Parameters
         ----------
@@ -82,13 +108,86 @@ class Memory:
         Raises
         ------
         ReuseError
-            Nothing of it can be used.
+            An update can use nothing of OUT, and nothing else is there.
         """
         self._stamps = take_stamps(found.root, found.links)
         self._basis = _basis(found, options)
         self._key = secrets.token_bytes(_KEY_BYTES)
-        if not is_used or not self.out.exists():
+        self._refused = self.out.name
+        if not is_used:
             return None
+        choices: list[Kept] = []
+        refusal: ReuseError | None = None
+        if self.is_update and self.out.exists():
+            try:
+                choices.append(self._kept(engine, found, *self._older_out(), options))
+            except ReuseError as error:
+                refusal = error
+        if self.is_resume:
+            choices += self._left(engine, found, options, progress=progress)
+        if not choices and refusal is not None:
+            raise refusal
+        best = max(choices, key=lambda one: len(one.links), default=None)
+        if best is None or not (best.links or self.is_update):
+            return None
+        self._key, self._refused = best.cache.key, best.older.name
+        return best
+
+    @property
+    def n_held(self) -> int:
+        """Bytes of the largest partial file that this build may go on with."""
+        if not self.is_resume:
+            return 0
+        return max((partial.stat().st_size for partial in self.left.partials), default=0)
+
+    def refused(self, why: ReuseError) -> str:
+        """Return a note on rows that could not be taken over after all."""
+        return f"every source was parsed, because {self._refused} cannot be updated: {why}."
+
+    def journal(
+        self, plan: Plan, kept: Kept | None, spool: Spool, examined: Sequence[Finding]
+    ) -> Journal:
+        """Begin the journal of a partial file."""
+        identities = spool.identities()
+        if kept is None:
+            identities = keyed(identities, self._key)
+        else:
+            identities = kept.keyed(identities, spool.is_kept())
+        rows = rows_of(spool.basics(), identities)
+        begun = Begun(plan, self._basis, self._key, rows, spool.contours(), examined, self._stamps)
+        return Journal(begun)
+
+    def adopted(self, plan: Plan, kept: Kept | None, spool: Spool, journal: Journal) -> Kept | None:
+        """Let a partial file whose rows are in their places be the new one, and return its rows.
+
+        None where there is no such file. The new journal is on disk before that: whenever the build
+        is killed, one of the two journals has the rows.
+        """
+        if (
+            kept is None
+            or kept.older.path not in self.left.partials
+            or not kept.fits(plan, spool.is_kept())
+        ):
+            return None
+        here = replace(plan, path=str(kept.older.path))
+        n_done = 0
+        for flag, first, stop in runs(spool.is_kept().tolist()):
+            if flag:
+                n_next = n_done + stop - first
+                journal.add(first, kept.rendered(n_done, n_next, here, first))
+                n_done = n_next
+        journal.sync()
+        os.replace(kept.older.path, plan.path)
+        return kept.moved(plan.path)
+
+    def _older_out(self) -> tuple[Older, Cache]:
+        """Return OUT and its cache.
+
+        Raises
+        ------
+        ReuseError
+            They do not belong together, or are of another build.
+        """
         cache = read_cache(cache_path(self.out))
         dataset = open_older(self.out)
         if cache.out != fingerprint(dataset):
@@ -96,23 +195,49 @@ class Memory:
         if cache.basis != self._basis:
             raise ReuseError("it was built by another version or with other options")
         _require_columns(dataset)
-        self._key = cache.key
-        return self._kept(engine, found, dataset, cache)
+        return Older.of_dataset(dataset), cache
 
-    def _kept(self, engine: Engine, found: Discovery, dataset: Dataset, cache: Cache) -> Kept:
+    def _left(
+        self, engine: Engine, found: Discovery, options: BuildOptions, *, progress: bool
+    ) -> Iterator[Kept]:
+        """Yield what can be used of each partial file."""
+        if not self.left.partials:
+            self._notes.append(
+                "there was nothing to resume from: no killed build has left rows of "
+                f"{self.out.name}."
+            )
+        for partial in self.left.partials:
+            begun = read_begun(partial)
+            if begun is None or begun.basis != self._basis:
+                self._notes.append(
+                    f"no row of {partial.name} could be used: it is of a build with other "
+                    "options or structures."
+                )
+                continue
+            n_rows, _ = count_rows(partial)
+            with bar("rows that are there", "rows", n_rows, shown=progress) as shown:
+                older, cache = proved(partial, begun, shown)
+            with contextlib.suppress(ReuseError):  # no row is whole
+                yield self._kept(engine, found, older, cache, options)
+
+    def _kept(
+        self, engine: Engine, found: Discovery, older: Older, cache: Cache, options: BuildOptions
+    ) -> Kept:
         known = {link.decode(): place for place, link in enumerate(cache.rows["link"].tolist())}
-        places = [known.get(link_digest(link), -1) for link in found.links]
+        places = [known.get(link.digest(), -1) for link in found.links]
         stamps = map(Stamp._make, cache.stamps.tolist())
         before = {} if self.paranoid else dict(zip(cache.paths, stamps, strict=True))
-        expected = _expected(dataset, cache, found, places)
+        expected = _expected(older, cache, found, places)
         same = unchanged(engine, found.root, expected, before, self._stamps)
         is_kept = [
-            place >= 0 and all(path in same for path in paths_of(link))
+            place >= 0
+            and all(path in same for path in paths_of(link))
+            and not (options.is_resized and _is_newly_audited(link, cache, place))
             for link, place in zip(found.links, places, strict=True)
         ]
         links = list(itertools.compress(found.links, is_kept))
         kept = list(itertools.compress(places, is_kept))
-        return Kept.of(dataset, cache, found.scheme, is_kept, links, kept)
+        return Kept.of(older, cache, found.scheme, is_kept, links, kept, kept_columns(options))
 
     def remember(
         self,
@@ -135,50 +260,51 @@ class Memory:
         is_chosen = reviewed.is_good.copy()
         is_chosen[list(reviewed.lost)] = False  # their rows are not what their links give
         chosen, is_kept = np.flatnonzero(is_chosen), spool.is_kept()[is_chosen]
-        rows = np.zeros(len(chosen), ROW)
-        of_key: dict[SampleKey, int] = {}
         if kept is not None:
-            mine = is_chosen[spool.is_kept()]
-            rows[is_kept] = kept.cache.rows[kept.places[mine]]
-            links = itertools.compress(kept.links, mine)
-            of_key |= {
-                link.key: n for link, n in zip(links, np.flatnonzero(is_kept).tolist(), strict=True)
-            }
-        fresh = np.flatnonzero(~is_kept)
-        for n, packed in zip(fresh.tolist(), spool.samples(chosen[fresh].tolist()), strict=True):
-            sample = Sample.unpacked(packed)
-            values = modality_range(sample.instance.pixel_format)
-            digest = link_digest(sample.link).encode()
-            rows[n] = (digest, 0, values.lowest, values.highest, values.is_whole, 0, 0)
-            of_key[sample.link.key] = n
-        rows["row"] = (np.cumsum(reviewed.is_good) - 1)[chosen]
-        known = identities[chosen] if kept is not None else keyed(identities[chosen], self._key)
-        rows["patient"], rows["study"] = known.T
-        order = (np.cumsum(rendered.is_good) - 1)[chosen]
-        if kept is not None:
-            self._notes = [
-                f"{is_kept.sum()} of {reviewed.n_rows} rows were taken over from the older file; "
+            is_older = kept.older.path == self.out
+            source = "the older file" if is_older else kept.older.name
+            self._notes.append(
+                f"{is_kept.sum()} of {reviewed.n_rows} rows were taken over from {source}; "
                 f"{counted(kept.n_parsed, 'pair')} parsed."
-            ]
+            )
+        if not self.is_update:
+            return
+        known = identities[chosen] if kept is not None else keyed(identities[chosen], self._key)
+        rows = rows_of(spool.basics()[chosen], known)
+        rows["row"] = (np.cumsum(reviewed.is_good) - 1)[chosen]
+        order = (np.cumsum(rendered.is_good) - 1)[chosen]
+        remarks = [
+            (stage, one)
+            for stage, findings in ((EXAMINED, examined), (RENDERED, rendered.findings))
+            for one in findings
+            if one.key is not None
+        ]
+        of_row = {row: n for n, row in enumerate(rows["row"].tolist())}
+        of_key = {
+            key: of_row[row]
+            for key, row in rows_by_key((one.key for _, one in remarks), reviewed.manifest).items()
+            if row in of_row
+        }
         self._cache = Cache(
             out="",
             basis=self._basis,
             key=self._key,
             rows=rows,
             marks=rendered.marks[order] if len(rendered.marks) else rendered.marks,
-            shapes=_shapes(rendered.shapes, order),
+            shapes=shapes_of(rendered.shapes, order),
             remarks=[
                 Remark(of_key[one.key], stage, one.code, one.path, one.message, one.label)
-                for stage, findings in ((EXAMINED, examined), (RENDERED, rendered.findings))
-                for one in findings
-                if one.key is not None and one.key in of_key
+                for stage, one in remarks
+                if one.key in of_key
             ],
             paths=list(self._stamps),
             stamps=np.array(list(self._stamps.values()), STAMP),
         )
 
     def write(self) -> list[str]:
-        """Write the cache of the OUT that is in its place now; return what is worth knowing."""
+        """Write the cache of the OUT that an update has made; return what is worth knowing."""
+        if not self.is_update:
+            return self._notes
         assert self._cache is not None  # noqa: S101  after `remember`
         try:
             out = fingerprint(open_dataset(self.out))
@@ -191,6 +317,17 @@ class Memory:
                 f"everything. {error}",
             ]
         return self._notes
+
+
+def left_text(out: Path) -> str:
+    """Return a sentence on the partial file that a resume could use; empty where there is none."""
+    partials = leftovers(Path(os.path.realpath(out)))
+    counts = {partial.name: count_rows(partial) for partial in partials}
+    name = max(counts, key=lambda one: counts[one][0], default="")
+    if not name or not counts[name][0]:
+        return ""
+    n_rows, n_all = counts[name]
+    return f"{name}, of a build that did not end, has {n_rows} of {counted(n_all, 'row')}"
 
 
 def for_update(options: BuildOptions, out: Path) -> BuildOptions:
@@ -231,6 +368,13 @@ def _basis(found: Discovery, options: BuildOptions) -> str:
     return json.dumps([VERSION, recorded, found.scheme.to_json()], sort_keys=True)
 
 
+def _is_newly_audited(link: Link, cache: Cache, place: int) -> bool:
+    """Say whether the audit takes a link that it did not take: it looks at the frame's pixels."""
+    if not (link.is_audited and len(cache.marks)):
+        return False
+    return bool(cache.marks["alignment"]["outcome"][place] == NOT_AUDITED)
+
+
 def _require_columns(dataset: Dataset) -> None:
     """Require that what is taken over of the small datasets is what was written."""
     digests = dataset.attributes["digests"]
@@ -243,10 +387,10 @@ def _require_columns(dataset: Dataset) -> None:
 
 
 def _expected(
-    dataset: Dataset, cache: Cache, found: Discovery, places: Sequence[int]
+    older: Older, cache: Cache, found: Discovery, places: Sequence[int]
 ) -> dict[str, str]:
     """Return path → digest that the older file has of it, of the sources of known links."""
-    stored = dataset.manifest.stored
+    stored = older.manifest
     columns = {0: stored["dicom_xxh3"].tolist()}
     columns |= {one.code: stored[f"{one.stem}_xxh3"].tolist() for one in found.scheme}
     rows = cache.rows["row"].tolist()
@@ -258,15 +402,3 @@ def _expected(
             for annotation in link.annotations:
                 expected[annotation.path] = columns[annotation.code][row].decode()
     return expected
-
-
-def _shapes(shapes: npt.NDArray[np.void], order: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-    """Return the shapes of some rows, counted anew."""
-    places = np.full(int(shapes["row"].max(initial=-1)) + 1, -1, np.int64)
-    inside = order[order < len(places)]
-    places[inside] = np.arange(len(inside))
-    mine = shapes[places[shapes["row"]] >= 0].astype(SHAPES)
-    mine["row"] = places[mine["row"]]
-    order = np.argsort(mine["row"], kind="stable")
-    ordered: npt.NDArray[np.void] = mine[order]
-    return ordered

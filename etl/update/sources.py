@@ -1,7 +1,6 @@
 """Which sources are as they were: by their stamps, else by the digests that OUT has of them."""
 
 import functools
-import json
 import os
 import stat
 import time
@@ -38,12 +37,6 @@ Stamps: TypeAlias = Mapping[str, Stamp]
 def paths_of(link: Link) -> tuple[str, ...]:
     """Return the files that a link's row is made of."""
     return link.frame.path, *(annotation.path for annotation in link.annotations)
-
-
-def link_digest(link: Link) -> str:
-    """Return a digest of all that a link says, except for what the other links decide."""
-    text = json.dumps(link._replace(is_audited=False))
-    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def take_stamps(root: Path, links: Iterable[Link]) -> dict[str, Stamp]:

@@ -5,16 +5,32 @@ numbers are read by float(), and a pixel's side of a polygon is asked edge by ed
 obvious; a build must equal it pixel by pixel.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageDraw
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 Polygon = npt.NDArray[np.float64]
+Drawn: TypeAlias = list[Polygon] | npt.NDArray[np.bool_]  # on one frame: polygons, or a mask
+
+
+class Axis(NamedTuple):
+    """Pixel k of a row along one axis is at offset + scale * k of its frame, `length` pixels."""
+
+    length: int
+    offset: float
+    scale: float
+
+
+Grid: TypeAlias = tuple[Axis, Axis]  # rows, columns
+
+_NUMBERS = {"DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV"}
 
 
 def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]:
@@ -48,6 +64,190 @@ def _of_frame(dataset: Any, sequence: str, frame_number: int) -> Any:  # noqa: A
 def _number(dataset: Any, keyword: str, default: float) -> float:  # noqa: ANN401  pydicom's
     value = dataset.get(keyword)
     return default if value in (None, "") else float(value)
+
+
+def spacing_of(path: Path, frame_number: int) -> tuple[float, float]:
+    """Return the distances between rows and between columns of a frame, mm."""
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
+    between_rows, between_columns = map(float, measures.PixelSpacing)
+    return between_rows, between_columns
+
+
+def placed(
+    frame: tuple[int, ...],
+    spacing: tuple[float, float],
+    drawn: Sequence[Drawn],
+    size: tuple[int, int],
+    options: Mapping[str, Any],
+) -> Grid:
+    """Return where the pixels of a row lie in its frame.
+
+    Parameters
+    ----------
+    frame, size : (int, int)
+        Rows and columns of the frame, and of the file.
+    options : mapping
+        As the file records them.
+    """
+    wanted = options.get("resample") or spacing
+    is_about_structures = options.get("fit_about") == "structures" and len(drawn) > 0
+    axes = []
+    for axis in (0, 1):
+        scale = wanted[axis] / spacing[axis]
+        n_resampled = math.floor(frame[axis] / scale + 0.5)
+        # The middles of the frame and of its resampled pixels are at one place.
+        first = (frame[axis] - 1) / 2 - (n_resampled - 1) / 2 * scale
+        left = n_resampled - size[axis]
+        start = left // 2 if left >= 0 else -(-left // 2)
+        if is_about_structures and left > 0:
+            low, high = _reach(drawn, axis, frame[axis])
+            middle = ((low + high) / 2 - first) / scale
+            start = math.floor(middle - (size[axis] - 1) / 2 + 0.5)
+            start = max(0, min(start, left))
+        axes.append(Axis(frame[axis], first + start * scale, scale))
+    return axes[0], axes[1]
+
+
+def _reach(drawn: Sequence[Drawn], axis: int, length: int) -> tuple[float, float]:
+    """Return from where to where all that is drawn reaches along an axis of the frame."""
+    ends: list[float] = []
+    for one in drawn:
+        if isinstance(one, list):
+            for vertices in one:
+                ends += vertices[:, 1 - axis].tolist()
+        else:
+            places = np.nonzero(one)[axis]
+            ends += [places.min() - 0.5, places.max() + 0.5]
+    inside = [min(max(end, -0.5), length - 0.5) for end in ends]
+    return min(inside), max(inside)
+
+
+def _holder(axis: Axis, place: int) -> int | None:
+    """Return the pixel of the frame that holds the centre of a pixel of the row, if any does."""
+    nearest = math.floor(axis.offset + axis.scale * place + 0.5)
+    return nearest if 0 <= nearest < axis.length else None
+
+
+def beyond(grid: Grid, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a row whose centres are in no pixel of the frame."""
+    rows, columns = (
+        np.array([_holder(axis, place) is None for place in range(length)])
+        for axis, length in zip(grid, size, strict=True)
+    )
+    return np.asarray(rows[:, None] | columns[None, :])
+
+
+def regridded(
+    image: npt.NDArray[np.float64],
+    grid: Grid,
+    size: tuple[int, int],
+    padding: tuple[float, float] | None,
+) -> npt.NDArray[np.float64]:
+    """Return the values of a row's pixels, not rounded.
+
+    The weight of a pixel of the frame falls in a straight line from the middle of a pixel of the
+    row to the middle of the next one, or of the next pixel of the frame where that is farther.
+    """
+    is_image = np.ones(image.shape, np.bool_)
+    if padding is not None:
+        is_image = (image < padding[0]) | (image > padding[1])
+        if not is_image.any():
+            is_image[:] = True
+    rows, columns = (
+        np.array([_weights(axis, place) for place in range(length)])
+        for axis, length in zip(grid, size, strict=True)
+    )
+    sums = rows @ (image * is_image) @ columns.T
+    weights = rows @ is_image.astype(np.float64) @ columns.T
+    values = sums / np.where(weights > 0, weights, 1)
+    lowest = float(image.min()) if padding is None else padding[0]
+    values[~sampled(is_image, grid, size)] = lowest
+    return np.asarray(values)
+
+
+def sampled(
+    mask: npt.NDArray[np.bool_], grid: Grid, size: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a row whose centres are in pixels of a mask of its frame."""
+    out = np.zeros(size, np.bool_)
+    down, right = (
+        [_holder(axis, place) for place in range(length)]
+        for axis, length in zip(grid, size, strict=True)
+    )
+    for row, column in np.ndindex(size):
+        at = down[row], right[column]
+        out[row, column] = None not in at and bool(mask[at])
+    return out
+
+
+def _weights(axis: Axis, place: int) -> list[float]:
+    """Return the weights of a frame's pixels along one axis; beyond its ends, the last repeat."""
+    middle, reach = axis.offset + axis.scale * place, max(axis.scale, 1.0)
+    weights = [0.0] * axis.length
+    for pixel in range(math.floor(middle - reach), math.ceil(middle + reach) + 1):
+        weight = max(0.0, 1 - abs(pixel - middle) / reach)
+        weights[min(max(pixel, 0), axis.length - 1)] += weight
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def tolerance(image: npt.NDArray[np.float64], dtype: np.dtype[np.generic]) -> float:
+    """Return by how much interpolated values may differ: by rounding, and in single precision.
+
+    Pillow has places in single precision, and so 1/30000 pixel.
+    """
+    rounding = 0.5 if dtype.kind != "f" else 0.0
+    spread, largest = float(image.max() - image.min()), float(np.abs(image).max())
+    return rounding + 1e-4 * spread + 1e-6 * largest + 1e-9
+
+
+def painted(
+    drawn: Drawn, grid: Grid | None, size: tuple[int, int], rule: str
+) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a row that belong to what is drawn on its frame."""
+    if grid is None:
+        return mask_of(drawn, *size, rule) if isinstance(drawn, list) else drawn
+    rows, columns = grid
+    if isinstance(drawn, list):
+        moved = [
+            np.array(
+                [
+                    ((x - columns.offset) / columns.scale, (y - rows.offset) / rows.scale)
+                    for x, y in vertices.tolist()
+                ]
+            )
+            for vertices in drawn
+        ]
+        return mask_of(moved, *size, rule) & ~beyond(grid, size)
+    return sampled(drawn, grid, size)
+
+
+def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
+    """Return an attribute of a frame as a column keeps it: one number, else text.
+
+    It is the frame's own, in whichever functional group, else the shared one, else the root's.
+    """
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    tag = tag_for_keyword(keyword)
+    assert tag is not None  # noqa: S101  the column is of this attribute
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    value = None
+    for groups in [*per_frame[frame_number - 1 : frame_number], *shared[:1]]:
+        items = [one.value[0] for one in groups if one.VR == "SQ" and one.value]
+        value = next((item[tag].value for item in items if keyword in item), value)
+        if value not in (None, ""):
+            break
+    value = value if value not in (None, "") else dataset.get(keyword)
+    is_number = dictionary_VM(tag) == "1" and dictionary_VR(tag) in _NUMBERS
+    if is_number:
+        return math.nan if value in (None, "") else float(value)
+    if value is None:
+        return ""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return str(value).strip(" \0")
+    return "\\".join(str(one).strip(" \0") for one in value)
 
 
 def polygons_of(text: str, origin: int) -> list[Polygon]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import SampleKey, sample_keys
+from etl.geometry import SourceGrid
 from etl.model import BitMask
 from etl.output.row_writer import row_digest
 from etl.quality.statistics import image_statistics
@@ -42,7 +43,7 @@ def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
     padding = None
     if "padding_minimum" in manifest and not math.isnan(manifest["padding_minimum"][row]):
         padding = float(manifest["padding_minimum"][row]), float(manifest["padding_maximum"][row])
-    statistics = image_statistics(np.ascontiguousarray(image), padding)
+    statistics = image_statistics(np.ascontiguousarray(image), padding, _beyond(dataset, row))
     for name in (*_STATISTICS, *["n_padding"] * ("n_padding" in manifest)):
         expected, value = getattr(statistics, name), float(manifest[name][row])
         if expected != value:
@@ -64,6 +65,25 @@ def _is_unknown(dataset: Dataset, mask: BitMask) -> npt.NDArray[np.bool_]:
     bits = sum(1 << structure.bit for structure in dataset.structures if structure.bit is not None)
     is_unknown: npt.NDArray[np.bool_] = mask & ~mask.dtype.type(bits) != 0
     return is_unknown
+
+
+def grid_of(dataset: Dataset, row: int) -> SourceGrid | None:
+    """Return where a row lies in its frame; None where it has the frame's pixels."""
+    manifest = dataset.manifest.stored
+    if "source_rows" not in manifest:
+        return None
+    return SourceGrid(*(manifest[f"source_{name}"][row].item() for name in SourceGrid._fields))
+
+
+def _beyond(dataset: Dataset, row: int) -> npt.NDArray[np.bool_] | None:
+    """Return the pixels of a row that are padding, because they lie beyond its frame."""
+    grid = grid_of(dataset, row)
+    if grid is None or not min(grid.row_scale, grid.column_scale) > 0:  # damaged: told elsewhere
+        return None
+    _, rows, columns = dataset.images.shape
+    beyond = np.ones((rows, columns), np.bool_)
+    beyond[grid.shown(rows, columns)] = False
+    return None if beyond.all() else beyond
 
 
 def key_of(dataset: Dataset, row: int) -> SampleKey:

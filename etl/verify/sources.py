@@ -3,8 +3,10 @@
 `compare_row` and `rebuild_row` run in workers.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +18,12 @@ from etl.sources import layouts
 from etl.sources.source import Discovery, Index
 from etl.verify import reference
 from etl.verify.problem import Problem
-from etl.verify.rows import key_of, place_of
+from etl.verify.rows import grid_of, key_of, place_of
 from loader import Dataset, open_dataset
-from loader.format import Attribute, Structure
+from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
+_ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
 
 
 def find_sources(dataset: Dataset, data: Path) -> Discovery:
@@ -99,50 +102,123 @@ def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Probl
 
 def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
-    image, mask = dataset[row]
+    image, _ = dataset[row]
     rows, columns = image.shape
     place = place_of(dataset, row)
     try:
         frame = key_of(dataset, row).frame_number
-        expected = reference.modality_image(root / str(manifest["dicom_path"][row]), frame)
-        drawn = [one for one in dataset.structures if str(manifest[f"{one.stem}_path"][row])]
-        masks = [(one.code, _rebuilt_mask(dataset, root, row, one)) for one in drawn]
+        path = root / str(manifest["dicom_path"][row])
+        expected = reference.modality_image(path, frame)
+        yield from _tag_problems(dataset, path, row, place)
+        drawn = {
+            structure: _drawn(dataset, root, row, structure, expected.shape)
+            for structure in dataset.structures
+            if str(manifest[f"{structure.stem}_path"][row])
+        }
+        rule, grid, tolerance = str(options["rasterizer"]), None, 0.0
+        if (recorded := grid_of(dataset, row)) is not None:
+            spacing = reference.spacing_of(path, frame) if options.get("resample") else (1.0, 1.0)
+            drawings, size = list(drawn.values()), (rows, columns)
+            placed = reference.placed(expected.shape, spacing, drawings, size, options)
+            yield from _grid_problems(dataset, row, placed, place)
+            # As recorded, to the last digit: the order of a sum must decide no pixel.
+            grid = (
+                reference.Axis(recorded.rows, recorded.row_offset, recorded.row_scale),
+                reference.Axis(recorded.columns, recorded.column_offset, recorded.column_scale),
+            )
+            if options.get("resample"):
+                tolerance = reference.tolerance(expected, image.dtype)
+            expected = reference.regridded(expected, grid, size, _padding(dataset, row))
+        masks = {
+            structure: reference.painted(one, grid, (rows, columns), rule)
+            for structure, one in drawn.items()
+        }
     except Exception as error:  # noqa: BLE001  whatever other code meets in these files
         yield Problem(place, f"cannot be built again ({type(error).__name__}).")
         return
-    if expected.shape != image.shape or not np.array_equal(expected.astype(image.dtype), image):
-        n_pixels = int((expected.astype(image.dtype) != image).sum())
+    if n_pixels := _n_other(expected, image, tolerance):
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
+    yield from _mask_problems(dataset, row, masks, grid)
+
+
+def _mask_problems(
+    dataset: Dataset,
+    row: int,
+    masks: Mapping[Structure, npt.NDArray[np.bool_]],
+    grid: reference.Grid | None,
+) -> Iterator[Problem]:
+    """Yield what differs in a mask from the regions that its row has, in paint order."""
+    options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
+    place, mask = place_of(dataset, row), dataset.masks[row]
     names = {one.name: one.code for one in dataset.structures}
     parents = {one.code: names.get(one.inside_of, 0) for one in dataset.structures}
+    by_code = [(one.code, pixels) for one, pixels in masks.items()]
     if dataset.has_bits:
-        bits = [one.bit or 0 for one in drawn]
-        made = reference.bit_mask(
-            list(zip(bits, (m for _, m in masks), strict=True)), rows, columns
-        )
+        by_bit = [(one.bit or 0, pixels) for one, pixels in masks.items()]
+        made = reference.bit_mask(by_bit, *mask.shape)
     else:
-        made = reference.label_map(masks, rows, columns)
+        made = reference.label_map(by_code, *mask.shape)
     if options.get("not_drawn") == "ignore":
-        made = reference.with_ignored(made, {code for code, _ in masks}, parents)
-    if not np.array_equal(made, mask):
-        n_pixels = int((made != mask).sum())
+        made = reference.with_ignored(made, {code for code, _ in by_code}, parents)
+        if grid is not None:
+            made[reference.beyond(grid, mask.shape)] = 0
+    if n_pixels := int((made != mask).sum()):
         yield Problem(place, f"{n_pixels} pixels of the mask differ from its contours.")
     if "n_overlapping" in manifest.stored:
-        written, n_pixels = (
-            int(manifest["n_overlapping"][row]),
-            reference.n_overlapping(masks, parents),
-        )
+        written = int(manifest["n_overlapping"][row])
+        n_pixels = reference.n_overlapping(by_code, parents)
         if written != n_pixels:
             message = f"n_overlapping is {written} in the manifest, {n_pixels} in its contours."
             yield Problem(place, message)
 
 
-def _rebuilt_mask(
-    dataset: Dataset, root: Path, row: int, structure: Structure
-) -> npt.NDArray[np.bool_]:
-    """Return what `reference` makes of one structure's annotation."""
+def _tag_problems(dataset: Dataset, path: Path, row: int, place: str) -> Iterator[Problem]:
+    """Yield the kept attributes that the image has otherwise."""
+    frame = key_of(dataset, row).frame_number
+    for name, values in dataset.manifest.items():
+        if name.startswith(TAG_PREFIX):
+            value = reference.attribute(path, frame, name.removeprefix(TAG_PREFIX))
+            if not np.array_equal([values[row]], [value], equal_nan=isinstance(value, float)):
+                yield Problem(place, f"{name} differs from its source.")
+
+
+def _n_other(
+    expected: npt.NDArray[np.float64], image: npt.NDArray[np.generic], tolerance: float
+) -> int:
+    """Return how many pixels are other than expected; all where the size is."""
+    if expected.shape != image.shape:
+        return image.size
+    if tolerance:
+        return int((np.abs(expected - image.astype(np.float64)) > tolerance).sum())
+    return int((expected.astype(image.dtype) != image).sum())
+
+
+def _grid_problems(
+    dataset: Dataset, row: int, grid: reference.Grid, place: str
+) -> Iterator[Problem]:
+    """Yield the columns that say something else of a row's place in its frame."""
+    for name, (length, offset, scale) in zip(("row", "column"), grid, strict=True):
+        for column, expected in (
+            (f"source_{name}s", length),
+            (f"source_{name}_offset", offset),
+            (f"source_{name}_scale", scale),
+        ):
+            found = float(dataset.manifest[column][row])
+            if not abs(found - expected) <= _ROUNDING * max(1.0, abs(expected)):
+                yield Problem(place, f"{column} is {found!r}, expected {expected!r}.")
+
+
+def _padding(dataset: Dataset, row: int) -> tuple[float, float] | None:
+    low, high = (float(dataset.manifest[f"padding_{end}"][row]) for end in ("minimum", "maximum"))
+    return None if math.isnan(low) else (low, high)
+
+
+def _drawn(
+    dataset: Dataset, root: Path, row: int, structure: Structure, size: tuple[int, ...]
+) -> reference.Drawn:
+    """Return what `reference` reads of one structure's annotation: polygons, or a mask."""
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
-    rows, columns = dataset.images.shape[1:]
+    rows, columns = size
     source = root / str(manifest[f"{structure.stem}_path"][row])
     image = root / str(manifest["dicom_path"][row])
     frame = key_of(dataset, row).frame_number
@@ -160,7 +236,7 @@ def _rebuilt_mask(
         polygons = reference.polygons_of(text, int(options["contour_origin"]))
         steps = tuple(map(str, options.get("contour_transform", ())))
         polygons = reference.transformed(polygons, steps, rows, columns, image, frame)
-    return reference.mask_of(polygons, rows, columns, str(options["rasterizer"]))
+    return polygons
 
 
 def _frozen(value: object) -> object:

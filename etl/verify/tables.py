@@ -24,22 +24,8 @@ def check_tables(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _digests(dataset: Dataset) -> Iterator[Problem]:
-    recorded = dict(dataset.attributes[Attribute.DIGESTS])
-    tables = {
-        "manifest": dataset.manifest,
-        "contours": dataset.contours,
-        "findings": dataset.findings,
-    }
-    for group, table in tables.items():
-        for column, values in table.stored.items():
-            place = f"{group}/{column}"
-            expected = recorded.pop(place, None)
-            if expected is None:
-                yield Problem(place, "the file has no digest of it.")
-            elif xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data) != expected:
-                yield Problem(place, "differs from its digest.")
-    for place in sorted(recorded):
-        yield Problem(place, "is missing, but has a digest.")
+    for place, why in dataset.damaged_columns().items():
+        yield Problem(place, why)
 
 
 def _manifest(dataset: Dataset) -> Iterator[Problem]:

@@ -51,7 +51,8 @@ class Engine:
 
     def __init__(self, executor: Executor, n_workers: int, *, goes_on: bool) -> None:
         self._executor = executor
-        self._n_ahead = _IN_FLIGHT * n_workers
+        # A task that runs at once gains nothing from a place in the queue.
+        self._n_ahead = 1 if isinstance(executor, InProcess) else _IN_FLIGHT * n_workers
         self._goes_on = goes_on
 
     def run(self, work: Work[_Task, _Result], tasks: Iterable[_Task]) -> Iterator[_Result]:

@@ -13,11 +13,13 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 import torch.utils.data  # type: ignore[import-not-found, unused-ignore]
 
 import loader
+from loader.arguments import check_bool, plain
 from loader.batches import Batches
 from loader.errors import LoaderError
 from loader.prefetch import Prefetcher
 from loader.torch.options import (
     CHANNELS_FIRST,
+    Batch,
     Batching,
     OfFile,
     Selecting,
@@ -42,7 +44,7 @@ class _Place(NamedTuple):
     stride: int
 
 
-class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
+class IterableDataset(OfFile, torch.utils.data.IterableDataset[Batch]):
     """The batches of one epoch after the other, for ``DataLoader(dataset, batch_size=None)``.
 
     With the first batch of each pass an epoch begins: the first, the second, and so on, or the one
@@ -58,6 +60,9 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
     ----------
     source : str, path-like or loader.Dataset
         The file.
+    with_padding : bool
+        Hand out a third tensor, `is_padding`: bool, shape (samples,), which samples of the batch
+        repeat others under ``remainder="pad"``.
     **options
         As for `loader.Batches`: batch_size, split, seed, normalize, and so on.
 
@@ -68,10 +73,16 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
     """
 
     def __init__(
-        self, source: str | os.PathLike[str] | loader.Dataset, **options: Unpack[Batching]
+        self,
+        source: str | os.PathLike[str] | loader.Dataset,
+        *,
+        with_padding: bool = False,
+        **options: Unpack[Batching],
     ) -> None:
         super().__init__()
         self._refuse_others(options, Batching, CHANNELS_FIRST)
+        check_bool("with_padding", with_padding)
+        self._with_padding = with_padding
         self._batches = ranked_batches(source, options)
         self._passes = Passes()
         self._at: _Place | None = None  # of the next batch; none before a pass's first
@@ -86,14 +97,14 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
         """Return the number of batches in an epoch, on this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensors]:
-        """Begin the next epoch: images and masks, each (samples, 1, rows, columns)."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Begin the next epoch: images and masks, each (samples, 1, rows, columns); is_padding."""
         if torch.utils.data.get_worker_info() is None:
             self._at = None
             return self._lazily()
         return self._epoch(self._begin())
 
-    def _lazily(self) -> Iterator[Tensors]:
+    def _lazily(self) -> Iterator[Batch]:
         # The epoch begins with its first batch: of an iteration that has ended, StatefulDataLoader
         # makes another one, which it never asks for a batch.
         yield from self._epoch(self._begin())
@@ -156,7 +167,8 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
         """
         worker = torch.utils.data.get_worker_info()
         n_workers = worker.num_workers if worker else 1
-        known = dict(state) if isinstance(state, Mapping) else {}
+        is_one = isinstance(state, Mapping)
+        known = {name: plain(value) for name, value in state.items()} if is_one else {}
         stride, batch = known.pop("stride", None), known.get("batch")
         where = f"State not loaded: {self._batches.dataset.path}"
         if stride is None:
@@ -170,8 +182,13 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
                 "as when it was saved."
             )
         # A worker that has handed out its last batch stands beyond the end of the epoch.
-        n_batches = len(self._batches)
-        is_over = worker is not None and isinstance(batch, int) and batch >= n_batches
+        own, n_batches = self._batches.state_dict(), len(self._batches)
+        is_over = (
+            worker is not None
+            and isinstance(batch, int)
+            and batch >= n_batches
+            and all(known.get(name) == own[name] for name in ("batch_size", "world_size"))
+        )
         self._batches.load_state_dict(known | ({"batch": 0} if is_over else {}))
         epoch = self._batches.epochs_completed
         self._at = _Place(epoch, batch if isinstance(batch, int) else 0, stride)
@@ -180,13 +197,13 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
         else:
             self._loaded = self._at
 
-    def _epoch(self, start: _Place) -> Iterator[Tensors]:
+    def _epoch(self, start: _Place) -> Iterator[Batch]:
         feed = self._batches.feed
         todo = range(start.batch, feed.n_batches, start.stride)
         if not todo:
             return
         stream = feed.stream((start.epoch, start.batch), start.stride)
-        made = (stream.make()[1] for _ in todo)  # none beyond the epoch
+        made = (stream.make() for _ in todo)  # none beyond the epoch
         prefetcher = Prefetcher(made.__next__, feed.prefetch) if feed.prefetch else None
         try:
             if prefetcher:
@@ -194,9 +211,13 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Tensors]):
                 atexit.register(prefetcher.close)
                 prefetcher.start()
             for batch in todo:
-                arrays = prefetcher.get() if prefetcher else next(made)
+                drawn, arrays = prefetcher.get() if prefetcher else next(made)
                 self._at = start._replace(batch=batch + start.stride)
-                yield as_tensors(arrays)
+                images, masks = as_tensors(arrays)
+                if self._with_padding:
+                    yield images, masks, torch.tensor(drawn.is_padding)
+                else:
+                    yield images, masks
         finally:
             if prefetcher:
                 prefetcher.close()
@@ -265,7 +286,6 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
             return []
         samples = np.array(whole, np.int64)
         feed = self._batches.feed
-        feed.dataset.check_whole()
         epoch = self._epoch.get()
         if epoch < 0 and feed.form.augment is not None:
             raise LoaderError(

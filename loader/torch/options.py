@@ -16,6 +16,7 @@ from loader.sampler import Indices, Remainder
 from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+Batch: TypeAlias = "tuple[torch.Tensor, ...]"  # images and masks; with is_padding where asked for
 State: TypeAlias = dict[str, str | int | None]
 
 CHANNELS_FIRST: Final = "Tensors have their channels first, always."

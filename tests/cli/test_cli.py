@@ -72,8 +72,8 @@ def test_build_then_report(root, tmp_path):
     (tmp_path / "pictures/P1_slice0077.png").touch()
     result = run("report", out, "--overlays", tmp_path / "pictures", "--force")
     assert result.stderr == (
-        f"Note: {tmp_path / 'pictures'} also has what is not of these pictures, left "
-        "as it was: 1 in all, such as P1_slice0077.png.\n"
+        f"Note: {tmp_path / 'pictures'} has other files, which were left as they are: 1 "
+        "in all, such as P1_slice0077.png.\n"
     )
 
 
@@ -412,7 +412,7 @@ def test_a_report_says_what_was_not_looked_for(root, tmp_path, option, line, cod
     assert code in json.loads(run("report", out, "--json").stdout)["unchecked"]
     result = run("report", out, "--fail-on", f"image-size,{code}")
     assert result.exit_code == 1
-    assert f"was built without a look for {code}. Build it again" in result.stderr
+    assert f"was built without the checks for {code}. Build it again" in result.stderr
     assert run("report", out, "--fail-on", "contour-partly-outside").exit_code == 0
 
 

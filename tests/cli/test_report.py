@@ -2,6 +2,8 @@ import csv
 import io
 import json
 
+import h5py
+import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 from click.testing import CliRunner
@@ -109,7 +111,7 @@ def test_overlays_and_contact_sheet_have_the_chosen_rows(out, tmp_path):
     assert len(list(folder.iterdir())) == 3
     result = run("report", out, "--contact-sheet", tmp_path / "none.png", "--code", "area-jump")
     assert result.exit_code == 0
-    assert result.stderr == "Note: no row is chosen, so that nothing is drawn.\n"
+    assert result.stderr == "Note: no row is chosen; nothing is drawn.\n"
     assert not (tmp_path / "none.png").exists()
     assert "none.png" not in result.stdout
 
@@ -215,7 +217,7 @@ def test_of_one_patient_flagged_rows_are_left_out(root, out, tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--exclude-structures"], "--exclude-structures is about --exclude-flagged"),
+        (["--exclude-structures"], "--exclude-structures needs --exclude-flagged"),
         (
             ["--contours", "i,o", "--exclude-structures", "--exclude-flagged", "area-jump"],
             "give --partial as well",
@@ -291,7 +293,7 @@ def test_a_file_without_a_split_has_none_to_write(out):
 def test_options_of_the_page_need_the_page(out, options):
     found = CliRunner().invoke(cli, ["report", str(out), *options])
     assert found.exit_code == 2
-    assert f"{options[0]}: about the page; give --html as well." in found.output
+    assert f"{options[0]}: only with --html." in found.output
 
 
 def test_the_page_is_written_and_said(out, tmp_path):
@@ -300,3 +302,32 @@ def test_the_page_is_written_and_said(out, tmp_path):
     assert found.exit_code == 0
     assert f"Page written to {page}." in found.output
     assert page.read_text().count("data:image/jpeg") == 1
+
+
+def test_checks_that_came_after_the_build_are_said_to_be_missing(out):
+    with h5py.File(out, "r+") as file:
+        known = json.loads(file.attrs["flag_codes"])
+        older = json.dumps(known[: known.index("near-duplicate")])
+        file.attrs["flag_codes"] = np.bytes_(older)
+    assert "near-duplicate" in json.loads(run("report", out, "--json").stdout)["unchecked"]
+    result = run("report", out, "--fail-on", "near-duplicate")
+    assert "was built without the checks for near-duplicate" in result.stderr
+
+
+def test_a_folder_of_pages_is_written_and_said(out, tmp_path):
+    found = run("report", out, "--html", f"{tmp_path / 'pages'}/")
+    assert f"Page written to {tmp_path / 'pages'}." in found.output
+    assert (tmp_path / "pages/patient-0001.html").exists()
+
+
+def test_the_comparison_is_printed_and_in_the_page(out, root, tmp_path):
+    old, page = tmp_path / "old.h5", tmp_path / "page.html"
+    run("build", root, old, *SIZE, "--rasterizer", "pillow")
+    found = run("report", out, "--compare", old, "--html", page, "--gallery", "9")
+    assert found.exit_code == 0
+    assert "Differs   option rasterizer: 'pillow', now 'center'" in found.output
+    assert "Nothing was rejected" not in found.output
+    assert '"n_changed": ' in page.read_text()
+    refused = run("report", out, "--compare", old, "--html", page, "--csv", "-")
+    assert refused.exit_code == 2
+    assert "--compare excludes --csv." in refused.output

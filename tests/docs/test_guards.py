@@ -19,6 +19,7 @@ from loader.format import (
     CORE,
     FINDINGS,
     FINDINGS_VERSION_2,
+    SOURCE_GRID,
     VERSION_2,
     Attribute,
     Structure,
@@ -120,6 +121,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
+    *("--shm-size", "--ipc"),  # docker
     *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
 
@@ -160,7 +162,7 @@ def test_each_column_of_the_manifest_is_documented():
     documented = first_cells(section(read("docs/file-format.md"), "## Manifest columns"))
     example = Structure("", 7, "", stem="<stem>")
     of_structures = [name.replace("7", "<code>") for name in example.columns]
-    require_same(documented, [*CORE, *VERSION_2, *of_structures])
+    require_same(documented, [*CORE, *VERSION_2, *SOURCE_GRID, *of_structures])
 
 
 def test_each_attribute_is_documented():

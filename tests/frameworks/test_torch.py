@@ -30,6 +30,7 @@ N, BATCH = 53, 4  # 13 batches, one row left out
 OPTIONS = {"batch_size": BATCH, "seed": 7, "remainder": "keep"}
 
 pytestmark = pytest.mark.filterwarnings(
+    "ignore:1 of 53 rows are left out, other ones",  # of 2 or 4 ranks
     "ignore:.*multi-threaded.*fork:DeprecationWarning",
     "ignore:This DataLoader will create:UserWarning",
     "ignore:'set_vital' is deprecated:UserWarning",  # in torchdata
@@ -50,6 +51,13 @@ def rows_of(tensors):
 
 def epochs_of(batches, n_epochs):
     return [[rows_of(tensors) for tensors in batches] for _ in range(n_epochs)]
+
+
+MAKE_ITERABLE = {
+    "iterable": loader_torch.IterableDataset,
+    "device": lambda path, **given: loader_torch.DeviceBatches(path, "cpu", **given),
+    "resident": lambda path, **given: loader_torch.ResidentBatches(path, "cpu", **given),
+}
 
 
 def expected_epochs(path, n_epochs, **options):
@@ -318,6 +326,170 @@ def test_error_in_a_worker_reaches_the_caller(tmp_path):
         file.truncate(65536)
     with pytest.raises(loader.LoaderError, match="cut short"):
         list(DataLoader(dataset, batch_size=None, **workers(2)))
+
+
+@pytest.mark.parametrize("n_workers", [0, 3])
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("n_drawn", [0, 5])
+def test_padding_comes_with_its_batch(path, n_workers, prefetch, n_drawn):
+    given = {"batch_size": 4, "seed": 7, "remainder": "pad", "rank": 1, "world_size": 2}
+    dataset = loader_torch.IterableDataset(path, prefetch=prefetch, with_padding=True, **given)
+    expected = loader.Batches(path, **given)
+    found = DataLoader(dataset, batch_size=None, **workers(n_workers))
+    for batches in (dataset, expected):  # go on in the middle of an epoch
+        batches.load_state_dict(batches.state_dict() | {"batch": n_drawn})
+    for _ in range(2):
+        for images, masks, is_padding in found:
+            expected.next_batch()
+            assert rows_of((images, masks)) == expected.indices.tolist()
+            assert is_padding.dtype == torch.bool
+            assert is_padding.tolist() == expected.is_padding.tolist()
+        assert is_padding.tolist() == [False, True, True, True]
+    assert len(next(iter(loader_torch.IterableDataset(path, **given)))) == 2
+
+
+def test_padding_is_asked_for_by_a_bool(path):
+    with pytest.raises(TypeError, match="with_padding: expected True or False, found 1"):
+        loader_torch.IterableDataset(path, with_padding=1, **OPTIONS)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_padded_ranks_validate_over_all_rows_once(path, n_workers, world_size, batch_size):
+    counted = []
+    for rank in range(world_size):
+        dataset = loader_torch.IterableDataset(
+            path,
+            batch_size=batch_size,
+            split="validation",
+            shuffle=False,
+            remainder="pad",
+            with_padding=True,
+            rank=rank,
+            world_size=world_size,
+        )
+        for images, masks, is_padding in DataLoader(dataset, batch_size=None, **workers(n_workers)):
+            counted += rows_of((images[~is_padding], masks))
+    assert sorted(counted) == list(range(40, 53))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.int32, np.array])
+def test_numbers_of_a_state_may_be_tensors(path, kind):
+    for make in MAKE_ITERABLE.values():
+        batches = make(path, **OPTIONS)
+        state = batches.state_dict() | {"epoch": 3, "batch": 2}
+        saved = {
+            name: kind(value) if type(value) is int else value for name, value in state.items()
+        }
+        batches.load_state_dict(saved)
+        assert batches.state_dict() == state
+        assert [rows_of(tensors) for tensors in batches] == expected_epochs(path, 4)[3][2:]
+
+
+def test_another_batch_size_at_the_start_of_an_epoch(path):
+    for make in MAKE_ITERABLE.values():
+        batches, other = make(path, **OPTIONS), make(path, **OPTIONS | {"batch_size": 8})
+        for _ in batches:
+            pass
+        other.load_state_dict(batches.state_dict())
+        assert epochs_of(other, 1) == expected_epochs(path, 2, batch_size=8)[1:]
+        next(iter(batches))
+        with pytest.raises(loader.LoaderError, match=r"batch_size \(expected 8, found 4\)"):
+            other.load_state_dict(batches.state_dict())
+
+
+class LoadInWorker(torch.utils.data.IterableDataset):
+    """Loads a state where StatefulDataLoader does: in the worker."""
+
+    def __init__(self, dataset, state):
+        self.dataset, self.state = dataset, state
+
+    def __iter__(self):
+        self.dataset.load_state_dict(self.state)
+        return iter(self.dataset)
+
+
+def test_a_workers_end_of_an_epoch_is_no_start_for_another_batch_size(path):
+    """Batch 9 of 14 is beyond the end of an epoch of 7, and yet in the middle of its own."""
+    state = loader_torch.IterableDataset(path, **OPTIONS).state_dict() | {"batch": 9, "stride": 1}
+    dataset = loader_torch.IterableDataset(path, **OPTIONS | {"batch_size": 8})
+    loading = DataLoader(LoadInWorker(dataset, state), batch_size=None, **workers(1))
+    with pytest.raises(loader.LoaderError, match=r"batch_size \(expected 8, found 4\)"):
+        list(loading)
+
+
+# A file that changes while it is open
+
+
+def overwrite(path):
+    other = path.with_name("other.h5")
+    write_dataset(other, n=N, offset=100)
+    path.write_bytes(other.read_bytes())
+
+
+def cut_short(path):
+    os.truncate(path, 65536)
+
+
+ON_PATHS = {
+    "iterable": lambda path: loader_torch.IterableDataset(path, **OPTIONS),
+    "iterable, prefetch": lambda path: loader_torch.IterableDataset(path, prefetch=2, **OPTIONS),
+    "iterable, workers": lambda path: DataLoader(
+        loader_torch.IterableDataset(path, **OPTIONS), batch_size=None, **workers(2)
+    ),
+    "samples": lambda path: DataLoader(loader_torch.Dataset(path), batch_size=4),
+    "samples, workers": lambda path: DataLoader(
+        loader_torch.Dataset(path), batch_size=4, **workers(2)
+    ),
+    "device": lambda path: loader_torch.DeviceBatches(path, "cpu", **OPTIONS),
+    "resident": lambda path: loader_torch.ResidentBatches(path, "cpu", **OPTIONS),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(overwrite, "written to while it was open"), (cut_short, "cut short")]
+)
+@pytest.mark.parametrize("make", ON_PATHS.values(), ids=ON_PATHS)
+def test_a_changed_file_is_refused_on_every_path(tmp_path, make, change, why):
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N)
+    os.utime(path, (10**9, 10**9))  # two writes within one tick of the clock look the same
+    batches = make(path)
+    change(path)
+    with pytest.raises(loader.LoaderError, match=why):
+        list(batches)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    ("change", "why"), [(overwrite, "written to while it was open"), (cut_short, "cut short")]
+)
+def test_a_changed_file_does_not_reach_a_device(tmp_path, current_stream, prefetch, change, why):
+    """Several threads copy into pinned memory, each a part of a batch."""
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N)
+    os.utime(path, (10**9, 10**9))
+    with loader_torch.DeviceBatches(
+        path, "cuda", prefetch=prefetch, gather_threads=3, **OPTIONS
+    ) as batches:
+        next(iter(batches))
+        state = batches.state_dict()
+        change(path)
+        with pytest.raises(loader.LoaderError, match=why):
+            list(batches)
+        assert batches.state_dict() == state
+
+
+def test_resident_rows_need_the_file_no_more(tmp_path):
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N)
+    os.utime(path, (10**9, 10**9))
+    batches = loader_torch.ResidentBatches(path, "cpu", **OPTIONS)
+    expected = expected_epochs(path, 2)
+    assert epochs_of(batches, 1) == expected[:1]
+    overwrite(path)
+    assert epochs_of(batches, 1) == expected[1:]
 
 
 # The map-style data set
@@ -643,7 +815,7 @@ def test_nothing_is_left_behind(path):
         epochs_of(DataLoader(other, batch_size=None, **workers(2)), 1)
         epochs_of(DataLoader(other, batch_size=None, **workers(2, "spawn")), 1)
         next(iter(DataLoader(Wrapped(path), batch_size=None, **workers(2))))
-    del dataset, other
+        del dataset, other
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -728,12 +900,15 @@ def test_copies_in_another_process_have_epochs_of_their_own(path):
 
 def test_rows_left_out_of_a_rank_are_told_at_the_callers_line(path, monkeypatch):
     monkeypatch.setattr(options, "_rank_and_world_size", lambda: (1, 3))
-    dataset = loader_torch.IterableDataset(path, batch_size=4, remainder="keep")
-    batches = [dataset, loader_torch.DeviceBatches(path, "cpu", batch_size=4, remainder="keep")]
-    assert [len(each) for each in batches] == [5, 5]
-    with pytest.warns(UserWarning, match="5 of 53 rows fill no whole batch") as warned:
-        loader_torch.DeviceBatches(path, "cpu", batch_size=4)
-    assert {warning.filename for warning in warned} == {__file__}
+    for make in (MAKE_ITERABLE["iterable"], MAKE_ITERABLE["device"]):
+        for remainder, n_batches, why in (
+            ("keep", 5, "2 of 53 rows are left out, other ones at random in each epoch, because"),
+            ("sample", 4, "5 of 53 rows fill no whole batch"),
+        ):
+            with pytest.warns(UserWarning, match=why) as warned:
+                batches = make(path, batch_size=4, remainder=remainder)
+            assert len(batches) == n_batches
+            assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("position", [(0, 0), (5, 2)])
@@ -857,6 +1032,11 @@ def send_rows(path, rank, store, n_workers, connection):
     n_batches = torch.tensor([len(epochs[0])])
     distributed.all_reduce(n_batches)
     assert on_device.state_dict()["world_size"] == 4
+    given = {"batch_size": 8, "split": "validation", "shuffle": False, "remainder": "pad"}
+    padded = loader_torch.IterableDataset(path, with_padding=True, **given)
+    n_rows = torch.tensor([sum(int((~is_padding).sum()) for *_, is_padding in padded)])
+    distributed.all_reduce(n_rows)
+    assert n_rows == 13
     assert epochs_of(on_device, 2) == epochs
     connection.send((epochs, int(n_batches)))
     distributed.destroy_process_group()

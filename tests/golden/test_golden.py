@@ -19,6 +19,11 @@ def test_a_file_of_any_version_is_read_as_it_was_written(version):
 
 
 @pytest.mark.parametrize("version", [1, 2])
+def test_digests_of_any_version_are_those_of_its_columns(version):
+    assert len(open_dataset(FOLDER / f"v{version}.h5", verify="columns")) > 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
 def test_structures_of_any_version_are_the_same(version):
     structures = open_dataset(FOLDER / f"v{version}.h5").structures
     assert [(one.name, one.code, one.label, one.stem, one.meaning) for one in structures] == [

@@ -292,6 +292,30 @@ def test_keep_hands_out_a_short_last_batch(path):
     assert [images.shape for images, _ in batches] == [(4, 5, 4), (4, 5, 4), (4, 5, 2)]
 
 
+@pytest.mark.parametrize(
+    ("shuffle", "which"), [(True, "other ones at random in each epoch"), (False, "the same in ev")]
+)
+def test_keep_warns_once_of_rows_that_ranks_cannot_share(path, shuffle, which):
+    options = {"batch_size": 2, "seed": 7, "remainder": "keep", "shuffle": shuffle}
+    with pytest.warns(UserWarning, match=f"^1 of 10 rows are left out, {which}") as caught:
+        ranks = [loader.Batches(path, rank=rank, world_size=3, **options) for rank in range(3)]
+    assert len(caught) == len(ranks)
+    assert "3 ranks" in str(caught[0].message)
+    assert 'remainder="pad"' in str(caught[0].message)
+    assert caught[0].filename == __file__
+    left_out = [
+        frozenset(range(10)).difference(*(set_of_epoch(one) for one in ranks)) for _ in range(50)
+    ]
+    assert {len(rows) for rows in left_out} == {1}
+    assert frozenset.union(*left_out) == (set(range(10)) if shuffle else {9})
+
+
+@pytest.mark.parametrize(("world_size", "options"), [(2, {}), (1, {}), (3, {"balance": "patient"})])
+def test_keep_does_not_warn_where_no_row_is_left_out(path, world_size, options):
+    # Draws with replacement leave rows out at random anyway.
+    loader.Batches(path, batch_size=4, remainder="keep", world_size=world_size, **options)
+
+
 def test_pad_marks_the_rows_that_it_repeats(path):
     batches = loader.Batches(path, batch_size=4, seed=7, remainder="pad")
     rows = rows_of_epoch(batches)
@@ -439,6 +463,7 @@ def test_missing_file(tmp_path):
 # Saved positions
 
 
+@pytest.mark.filterwarnings("ignore:1 of 5 rows are left out")
 def test_state_names_what_it_belongs_to(path):
     batches = loader.Batches(
         path, batch_size=1, split="train", fold=1, seed=7, remainder="keep", world_size=2
@@ -496,7 +521,6 @@ def test_state_of_one_rank_is_good_for_all(path):
     "other",
     [
         {"seed": 8},
-        {"batch_size": 1},
         {"split": "validation"},
         {"fold": 0},
         {"fold_role": "validation"},
@@ -522,16 +546,48 @@ def test_state_of_something_else_is_refused_by_name(path, other):
     assert batches.state_dict() == state
 
 
-def test_world_size_may_change_between_epochs_only(path):
+@pytest.mark.parametrize(
+    ("name", "other", "rows"), [("world_size", 2, 5), ("batch_size", 10, 10), ("batch_size", 1, 1)]
+)
+def test_sizes_may_change_between_epochs_only(path, name, other, rows):
     one = loader.Batches(path, batch_size=5, seed=7)
-    two = loader.Batches(path, batch_size=5, seed=7, world_size=2)
+    two = loader.Batches(path, **{"batch_size": 5, "seed": 7, name: other})
     one.next_batch()
-    with pytest.raises(loader.LoaderError, match=r"world_size \(expected 2, found 1\)"):
+    found = {"world_size": 1, "batch_size": 5}[name]
+    why = rf"{name} \(expected {other}, found {found}\).*At the start of an epoch, a state may"
+    with pytest.raises(loader.LoaderError, match=why):
         two.load_state_dict(one.state_dict())
     one.next_batch()
     two.load_state_dict(one.state_dict())
     assert two.epochs_completed == 1
-    assert rows_of_next(two) == rows_of_next(one)
+    expected = [row for batch in rows_of_epoch(one) for row in batch]
+    assert rows_of_next(two) == expected[:rows]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, lambda n: np.array(n, ">i4")])
+def test_numbers_of_a_state_may_be_numpys(path, kind):
+    batches = loader.Batches(path, batch_size=4, split="train", fold=1, seed=7, remainder="pad")
+    batches.next_batch()
+    state = batches.state_dict()
+    saved = {
+        name: kind(value) if type(value) is int else np.str_(value) if value else value
+        for name, value in state.items()
+    } | {"shuffle": np.True_}
+    assert batches.epochs_completed == 0
+    batches.set_epoch(3)
+    batches.load_state_dict(saved)
+    assert batches.state_dict() == state
+    assert {type(value) for value in batches.state_dict().values()} == {int, str, bool, type(None)}
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(1), np.array(1.0), np.array([1]), np.True_, np.array(True), np.int64(-1)]
+)
+@pytest.mark.parametrize("name", ["epoch", "batch"])
+def test_what_numpy_has_that_is_no_count_is_refused(path, name, value):
+    batches = loader.Batches(path, batch_size=5, seed=7)
+    with pytest.raises(loader.LoaderError, match="epoch and batch are counts"):
+        batches.load_state_dict(batches.state_dict() | {name: value})
 
 
 @pytest.mark.parametrize(
@@ -618,6 +674,7 @@ def send_epochs(path, rank, connection):
     connection.send((first, state, [rows_of_next(batches) for _ in range(7)]))
 
 
+@pytest.mark.filterwarnings("ignore:3 of 27 rows are left out")
 def test_four_ranks_as_processes_share_the_epochs_and_resume(tmp_path):
     path = tmp_path / "out.h5"
     write_dataset(path, n=27)

@@ -352,7 +352,7 @@ def test_file_without_permission_is_refused(path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert "no permission to read it. Ask for read permission" in refusal(path)
 
 

@@ -317,7 +317,7 @@ def test_splits_and_folds_stand_in_the_manifest_by_patient(root, tmp_path):
     assert manifest["split"].tolist() == [2, 2, 2, -1, -1, -1]
     assert manifest["fold"].tolist() == [-1] * 6
     assert result.notes == [
-        "patients that are not in the split file, so of no split: 1.",
+        "patients without a split, because the split file does not list them: 1.",
         "patients of the split file that have no row: 1 ('P9').",
         "the split file puts all patients in test.",
     ]

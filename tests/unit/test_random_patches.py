@@ -118,6 +118,7 @@ def by_row(batches, n_epochs=2):
     return found
 
 
+@pytest.mark.filterwarnings("ignore:1 of 23 rows are left out")
 @pytest.mark.parametrize(
     "extra",
     [

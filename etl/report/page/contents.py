@@ -1,67 +1,184 @@
 """A built file → what its page shows, as plain data."""
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image as PillowImage
+from tqdm import tqdm
 
-from etl.findings import ASKED_FOR_CODES, AUDIT_CODES, CODES, FindingRow
-from etl.model import LabelMap
+from etl.findings import CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
 from etl.quality.diagnoses import Diagnosis
-from etl.report.overlays import colours, ignored, windowed
-from etl.report.summary import Side, Summary
-from etl.report.text import sources_text
+from etl.report.compare import Comparison
+from etl.report.overlays import colours
+from etl.report.page import measures
+from etl.report.page.changes import changed_rows, changes
+from etl.report.page.drift import drift
+from etl.report.page.pictures import picture
+from etl.report.page.places import neighbours, places
+from etl.report.summary import Summary, alignment_text
+from etl.report.text import sources_text, tag_text
 from loader import Dataset
 from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS
 
 MAX_ROWS: Final = 5000  # in lists and plots: more dots than that cover each other
-_QUALITY: Final = 82  # of JPEG
+MAX_MEASURED: Final = 1000  # rows whose alignment the page measures: some milliseconds each
 _EXAMPLES: Final = 3  # pictures of a diagnosis
+_MAX_PAIRS: Final = 30
+_MAX_CHANGED: Final = 60  # rows whose old and new masks are shown
+_PAIR_CODES: Final = ("near-duplicate", "identical-image")
+_RANK: Final[Mapping[str, int]] = {severity: rank for rank, severity in enumerate(SEVERITY_ORDER)}
 
 Json: TypeAlias = dict[str, object]
 
 
-def contents(
-    dataset: Dataset,
-    summary: Summary,
-    findings: Sequence[FindingRow],
-    n_pictures: int,
-    *,
-    pseudonyms: bool = False,
-) -> Json:
-    """Return what the page shows.
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What a page is about.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    summary : Summary
+    findings : sequence of FindingRow
+        Those to show.
+    pseudonyms : bool
+        P001, P002 and so on instead of ids; no text then names a patient or a path.
+    older : (Dataset, Comparison), optional
+        An older file, and what differs from it.
+    """
+
+    dataset: Dataset
+    summary: Summary
+    findings: Sequence[FindingRow]
+    pseudonyms: bool = False
+    older: tuple[Dataset, Comparison] | None = None
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each patient, from 1 in the file's order."""
+        stored = self.dataset.manifest.stored["patient_id"]
+        ids, firsts = np.unique(stored, return_index=True)
+        in_order = [_decoded(ids[place]) for place in np.argsort(firsts).tolist()]
+        return {name: number for number, name in enumerate(in_order, 1)}
+
+    @cached_property
+    def of_row(self) -> dict[int, list[FindingRow]]:
+        """The findings of each row that has some."""
+        found: dict[int, list[FindingRow]] = {}
+        for one in self.findings:
+            if one.row != NO_ROW:
+                found.setdefault(one.row, []).append(one)
+        return found
+
+    def pseudonym(self, patient_id: str) -> str:
+        """Return what a patient is called instead; patients who are not in the file come after."""
+        number = self.numbers.setdefault(patient_id, len(self.numbers) + 1)
+        return f"P{number:03d}"
+
+    def name(self, patient_id: str) -> str:
+        """Return what the page calls a patient."""
+        return self.pseudonym(patient_id) if self.pseudonyms else patient_id
+
+    def rows_of(self, patient_id: str) -> list[int]:
+        """Return the rows of a patient; none where the id is empty."""
+        stored = self.dataset.manifest.stored["patient_id"]
+        return np.flatnonzero(stored == patient_id.encode()).tolist() if patient_id else []
+
+    def worst(self) -> list[int]:
+        """Return the rows with a finding, the worst first."""
+
+        def harm(row: int) -> tuple[int, int, int]:
+            found = self.of_row[row]
+            return min(_RANK.get(one.severity, len(_RANK)) for one in found), -len(found), row
+
+        return sorted(self.of_row, key=harm)
+
+
+def contents(subject: Subject, n_pictures: int) -> Json:
+    """Return what the page of a whole file shows.
 
     Parameters
     ----------
+    subject : Subject
     n_pictures : int
         Rows with a picture at most: flagged ones first, then a spread over all.
-    pseudonyms : bool
-        P001, P002 and so on instead of ids; no text then names a patient or a path.
     """
-    of_row: dict[int, list[FindingRow]] = {}
-    for one in findings:
-        if one.row != NO_ROW:
-            of_row.setdefault(one.row, []).append(one)
-    shown = spread(list(of_row), len(dataset), MAX_ROWS)
+    dataset, summary = subject.dataset, subject.summary
+    pairs = _pairs(subject)
+    changed = _changed(subject)
+    wanted = [
+        row
+        for one in summary.diagnoses
+        for row in (one.rows or subject.rows_of(one.patient_id))[:_EXAMPLES]
+    ]
+    wanted += [row for one in pairs for row in one["rows"]]  # type: ignore[attr-defined]
+    first = list(dict.fromkeys([*wanted, *changed, *subject.worst()]))
+    shown = spread(first, len(dataset), MAX_ROWS)
     listed = set(shown)
-    drawn = spread([row for row in of_row if row in listed], len(dataset), n_pictures, shown)
-    names = _names(dataset, pseudonyms=pseudonyms)
+    first = [row for row in first if row in listed]
+    drawn = spread(first, len(dataset), n_pictures, shown)
+    page = _page(subject, shown, drawn)
+    has_picture = set(drawn)
+    page |= {
+        "verdict": verdict(summary),
+        "diagnoses": [_diagnosis(one, subject, listed, drawn) for one in summary.diagnoses],
+        "groups": _groups(subject),
+        "splits": _sides(summary),
+        "drift": drift(dataset),
+        "pairs": [one for one in pairs if listed >= set(one["rows"])],  # type: ignore[call-overload]
+        "pairs_unchecked": "near-duplicate" in summary.unchecked,
+        "alignment": "" if summary.alignment is None else alignment_text(summary.alignment),
+        "sources": list(sources_text(summary.sources)),
+        "tags": [] if subject.pseudonyms else [tag_text(tag) for tag in summary.tags],
+        "options": {} if subject.pseudonyms else summary.options,
+    }
+    if subject.older is not None:
+        old, found = subject.older
+        with_picture = [row for row in changed if row in has_picture]
+        named = not subject.pseudonyms
+        page["changes"] = changes(old, dataset, found, with_picture, subject.name, is_named=named)
+    return page
+
+
+def patient_contents(subject: Subject, rows: Sequence[int]) -> Json:
+    """Return what the page of one patient shows: all of the rows, each with a picture."""
+    return _page(subject, rows, rows) | {"is_patient": True}
+
+
+def _page(subject: Subject, shown: Sequence[int], drawn: Sequence[int]) -> Json:
+    """Return what each page has: facts, rows, pictures."""
+    dataset, summary = subject.dataset, subject.summary
+    where = places(dataset)
+    around = neighbours(where, shown)
+    measured = set(spread(list(drawn), len(dataset), MAX_MEASURED, shown))
+    bar = tqdm(total=len(shown) + len(drawn), desc="page", unit=" rows", disable=None, leave=False)
+    rows = []
+    with bar:
+        for row in shown:
+            entry = _row(subject, row)
+            entry["near"] = around[row]
+            entry["place"] = [
+                measures.finite(float(where.height[row])),
+                measures.finite(float(where.time[row])),
+            ]
+            entry["values"] = measures.intensities(dataset, row)
+            entry["off"] = measures.displacement(dataset, row) if row in measured else None
+            rows.append(entry)
+            bar.update()
+        pictures = {}
+        for row in drawn:
+            pictures[str(row)] = picture(dataset, row)
+            bar.update()
     return {
-        "file": "" if pseudonyms else str(dataset.path.name),
+        "file": "" if subject.pseudonyms else str(dataset.path.name),
         "generator": summary.generator,
         "dataset_id": summary.dataset_id,
         "size": [summary.rows, summary.columns],
         "n_rows": summary.n_rows,
         "n_patients": summary.n_patients,
-        "n_shown": len(shown),
-        "verdict": verdict(summary),
-        "diagnoses": [
-            _diagnosis(one, drawn, of_row, is_named=not pseudonyms) for one in summary.diagnoses
-        ],
+        "pseudonyms": subject.pseudonyms,
         "structures": [
             {
                 "code": one.code,
@@ -70,24 +187,8 @@ def contents(
             }
             for one in dataset.structures
         ],
-        "rows": [_row(dataset, row, names, of_row.get(row, ()), pseudonyms) for row in shown],
-        "pictures": {str(row): _picture(dataset, row) for row in drawn},
-        "groups": [
-            {
-                "severity": group.severity,
-                "code": group.code,
-                "n": group.n_findings,
-                "advice": CODES[group.code].advice if group.code in CODES else "",
-                "examples": []
-                if pseudonyms
-                else [f"{one.path}: {one.message}" for one in group.examples],
-            }
-            for group in summary.findings
-        ],
-        "splits": [*_sides(summary.splits, "split"), *_sides(summary.folds, "fold")],
-        "sources": list(sources_text(summary.sources)),
-        "options": summary.options if not pseudonyms else {},
-        "pseudonyms": pseudonyms,
+        "rows": rows,
+        "pictures": pictures,
     }
 
 
@@ -99,13 +200,15 @@ def spread(
     Parameters
     ----------
     first : sequence of int
-        Rows to take before others; where they are too many, an even spread of them.
+        Rows to take before others, the most wanted first. A quarter of the room is for others,
+        which show how rows look that are as they should be.
     among : sequence of int, optional
         Rows to choose from; None: all.
     """
-    pool = list(range(n_rows)) if among is None else list(among)
-    taken = _evenly(sorted(first), n_wanted)
-    rest = sorted(set(pool) - set(taken)) if len(taken) < n_wanted else []
+    pool = np.arange(n_rows) if among is None else np.asarray(among, np.int64)
+    n_others = min(len(np.setdiff1d(pool, first)), n_wanted // 4)
+    taken = first[: max(n_wanted - n_others, 0)]
+    rest = np.setdiff1d(pool, first).tolist()
     return sorted([*taken, *_evenly(rest, n_wanted - len(taken))])
 
 
@@ -120,7 +223,7 @@ def verdict(summary: Summary) -> str:
     """Return one sentence on whether the file is good to train on."""
     harmful = [one for one in summary.diagnoses if one.severity in {"error", "warning"}]
     n_rows = len({row for one in harmful for row in one.rows})
-    if set(summary.unchecked) - set(ASKED_FOR_CODES) - set(AUDIT_CODES) and not harmful:
+    if set(QUALITY_CODES) <= set(summary.unchecked) and not harmful:
         return "Nobody knows: the build left out some checks. Build with all of them."
     if not harmful:
         return "Yes, by all checks that the build made: nothing looks wrong."
@@ -130,122 +233,121 @@ def verdict(summary: Summary) -> str:
 
 
 def _diagnosis(
-    one: Diagnosis,
-    drawn: Sequence[int],
-    of_row: Mapping[int, Sequence[FindingRow]],
-    *,
-    is_named: bool,
+    one: Diagnosis, subject: Subject, listed: Collection[int], drawn: Sequence[int]
 ) -> Json:
     has_picture = set(drawn)
-    pictured = [row for row in one.rows if row in has_picture][:_EXAMPLES]
-    good = [row for row in drawn if row not in of_row]
+    rows = one.rows or subject.rows_of(one.patient_id)  # of a whole patient
+    pictured = [row for row in rows if row in has_picture][:_EXAMPLES]
+    good = [row for row in drawn if row not in subject.of_row]
     near = min(good, key=lambda row: abs(row - (pictured[0] if pictured else 0)), default=None)
     entry = CODES.get(one.code)
+    named = not subject.pseudonyms
     return {
         "severity": one.severity,
         "code": one.code,
-        "text": one.text if is_named else f"{one.code}: {len(one.rows)} rows.",
-        "remedy": one.remedy if is_named else (entry.advice if entry else ""),
+        "text": one.text if named else f"{one.code}: {len(one.rows)} rows.",
+        "remedy": one.remedy if named else (entry.advice if entry else ""),
         "looks": entry.when if entry else "",
-        "rows": pictured,
-        "n_rows": len(one.rows),
+        "pictures": pictured,
+        "rows": [row for row in rows if row in listed],
         "good": near if pictured else None,
     }
 
 
-def _names(dataset: Dataset, *, pseudonyms: bool) -> dict[str, str]:
-    ids = dict.fromkeys(dataset.manifest["patient_id"].tolist())
-    if not pseudonyms:
-        return {name: name for name in ids}
-    return {name: f"P{number:03d}" for number, name in enumerate(ids, 1)}
+def _pairs(subject: Subject) -> list[Json]:
+    """Return the pairs of rows whose images show the same, those across splits first."""
+    split = subject.dataset.manifest["split"]
+    pairs: dict[tuple[int, int], Json] = {}
+    for one in subject.findings:
+        if one.code in _PAIR_CODES and NO_ROW not in {one.row, one.other_row}:
+            low, high = sorted((one.row, one.other_row))
+            pairs.setdefault(
+                (low, high),
+                {
+                    "rows": [low, high],
+                    "code": one.code,
+                    "is_across": bool(split[low] != split[high]),
+                    "message": "" if subject.pseudonyms else one.message,
+                },
+            )
+    return sorted(pairs.values(), key=lambda pair: not pair["is_across"])[:_MAX_PAIRS]
 
 
-def _row(
-    dataset: Dataset,
-    row: int,
-    names: Mapping[str, str],
-    findings: Iterable[FindingRow],
-    pseudonyms: bool,
-) -> Json:
-    manifest = dataset.manifest
+def _changed(subject: Subject) -> list[int]:
+    if subject.older is None:
+        return []
+    return changed_rows(subject.dataset, subject.older[1])[:_MAX_CHANGED]
 
-    def value(column: str) -> object:
-        return manifest[column][row].item() if column in manifest else None
 
+def _groups(subject: Subject) -> list[Json]:
+    return [
+        {
+            "severity": group.severity,
+            "code": group.code,
+            "n": group.n_findings,
+            "advice": CODES[group.code].advice if group.code in CODES else "",
+            "examples": []
+            if subject.pseudonyms
+            else [f"{one.path}: {one.message}" for one in group.examples],
+        }
+        for group in subject.summary.findings
+    ]
+
+
+def _row(subject: Subject, row: int) -> Json:
+    dataset = subject.dataset
+    manifest = dataset.manifest.stored
+    patient = _decoded(manifest["patient_id"][row])
+    has_series = "series" in manifest and not subject.pseudonyms
     split, fold = int(manifest["split"][row]), int(manifest["fold"][row])
-    areas = {}
-    for one in dataset.structures:
-        area = float(manifest[f"{one.stem}_area"][row])
-        areas[str(one.code)] = round(area, 2) if np.isfinite(area) else None
+    spacing = (float(manifest[f"pixel_spacing_{axis}"][row]) for axis in ("row", "column"))
     return {
         "row": row,
-        "patient": names[str(manifest["patient_id"][row])],
-        "series": "" if pseudonyms or "series" not in manifest else str(manifest["series"][row]),
-        "slice": value("slice"),
-        "frame": value("frame_number") or 1,
+        "patient": subject.name(patient),
+        "alias": subject.pseudonym(patient),
+        "series": _decoded(manifest["series"][row]) if has_series else "",
+        "slice": int(manifest["slice"][row]),
+        "frame": int(manifest["frame_number"][row]) if "frame_number" in manifest else 1,
         "split": "" if split == NO_SPLIT else SPLITS[split],
         "fold": None if fold == NO_FOLD else fold,
-        "areas": areas,
+        "areas": {
+            str(one.code): measures.finite(float(manifest[f"{one.stem}_area"][row]))
+            for one in dataset.structures
+        },
+        "spacing": [measures.finite(one) for one in spacing],
         "findings": [
             {
                 "severity": one.severity,
                 "code": one.code,
                 "label": one.label,
-                "message": "" if pseudonyms else one.message,
+                "message": "" if subject.pseudonyms else one.message,
             }
-            for one in findings
+            for one in subject.of_row.get(row, ())
         ],
     }
 
 
-def _sides(sides: Iterable[Side], what: str) -> list[Json]:
+def _sides(summary: Summary) -> list[Json]:
     return [
         {"name": f"{what} {one.name}", "patients": one.n_patients, "rows": one.n_rows}
+        for what, sides in (("split", summary.splits), ("fold", summary.folds))
         for one in sides
     ]
 
 
-def _picture(dataset: Dataset, row: int) -> Json:
-    """Return the image as a data URI, and what is drawn on it as SVG paths in its pixels."""
-    image, mask = dataset[row]
-    data = io.BytesIO()
-    PillowImage.fromarray(windowed(image)).save(data, "JPEG", quality=_QUALITY)
-    polygons: dict[int, list[npt.NDArray[np.float64]]] = {}
-    for label, vertices in dataset.polygons(row):
-        polygons.setdefault(label, []).append(vertices)
-    by_label = {one.label: one.code for one in dataset.structures}
-    return {
-        "image": "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode(),
-        "contours": [
-            {"code": by_label[label], "d": " ".join(map(_outline, parts))}
-            for label, parts in sorted(polygons.items())
-            if label in by_label
-        ],
-        "edges": [
-            {"code": one.code, "d": mask_edge(one.covers(mask))}
-            for one in dataset.structures
-            if one.covers(mask).any()
-        ],
-        "has_ignored": bool(ignored(mask, dataset.structures).any()),
+def patients(subject: Subject) -> Iterator[tuple[str, list[int]]]:
+    """Yield each patient with the rows, in the file's order."""
+    stored = subject.dataset.manifest.stored["patient_id"]
+    ids, numbers = np.unique(stored, return_inverse=True)
+    order = np.argsort(numbers.reshape(-1), kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(numbers.reshape(-1)[order])) + 1)
+    by_id: Mapping[str, list[int]] = {
+        _decoded(name): part.tolist() for name, part in zip(ids, parts, strict=True)
     }
+    for name in list(subject.numbers):
+        if name in by_id:
+            yield name, by_id[name]
 
 
-def _outline(vertices: npt.NDArray[np.float64]) -> str:
-    # Pixel (0, 0) covers 0 to 1 of the picture: its centre is at 0.5.
-    points = " ".join(f"{x + 0.5:.2f},{y + 0.5:.2f}" for x, y in vertices.tolist())
-    return f"M{points}Z"
-
-
-def mask_edge(mask: LabelMap | npt.NDArray[np.bool_]) -> str:
-    """Return the border between the pixels inside and outside of a mask, as an SVG path."""
-    padded = np.pad(mask.astype(np.int8), 1)
-    parts: list[str] = []
-    for axis, letter in ((0, "h"), (1, "v")):
-        is_border = np.diff(padded, axis=axis) != 0
-        lines = is_border if axis == 0 else is_border.T
-        for place in np.flatnonzero(lines.any(axis=1)).tolist():
-            steps = np.flatnonzero(np.diff(lines[place].astype(np.int8), prepend=0, append=0))
-            for begin, end in zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True):
-                x, y = (begin - 1, place) if axis == 0 else (place, begin - 1)
-                parts.append(f"M{x} {y}{letter}{end - begin}")
-    return "".join(parts)
+def _decoded(value: object) -> str:
+    return bytes(value).decode("utf-8", "backslashreplace")  # type: ignore[call-overload,no-any-return]

@@ -55,6 +55,34 @@ def test_each_frame_is_a_row_with_its_own_pixels_and_slope(root, tmp_path):
         assert np.array_equal(image, expected)
 
 
+def test_each_frame_has_its_place_among_the_others(root, tmp_path):
+    pixels = [gradient(seed=n) for n in range(2)]
+    dataset = instance(pixels[0], uid="1.2.9", NumberOfFrames=2, TriggerTime=None)
+    dataset.PixelData = np.stack(pixels).tobytes()
+    groups = []
+    for number in (1, 2):
+        item, content = Dataset(), Dataset()
+        content.StackID, content.InStackPositionNumber = "A", 3 - number
+        content.TemporalPositionIndex, content.DimensionIndexValues = 40 + number, [1, number]
+        item.FrameContentSequence = Sequence([content])
+        groups.append(item)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    (root / "c.dcm").write_bytes(dicom_bytes(dataset))
+    (root / "d.dcm").write_bytes(dicom_bytes(instance(TemporalPositionIdentifier=4, uid="1.2.8")))
+    lines = [f"P2,c.dcm,heart,c.txt,{n}" for n in (1, 2)]
+    with (root / "table.csv").open("a") as table:
+        table.write("\n".join([*lines, "P3,d.dcm,heart,c.txt,"]) + "\n")
+    etl.build(root, tmp_path / "out.h5", OPTIONS, workers=1)
+    manifest = open_dataset(tmp_path / "out.h5").manifest
+    places = ("dimension_indices", "stack_id", "in_stack_position", "temporal_position")
+    rows = list(zip(*(manifest[name].tolist() for name in places), strict=True))
+    assert rows[-3:-1] == [("1\\1", "A", 2, 41), ("1\\2", "A", 1, 42)]
+    assert rows[-1][:2] == rows[0][:2] == ("", "")
+    assert np.isnan(rows[-1][2])
+    assert rows[-1][3] == 4
+    assert np.isnan(rows[0][2:]).all()
+
+
 def test_a_file_is_parsed_and_read_once_for_all_frames(root, tmp_path, monkeypatch):
     done = Counter()
     read_groups, read_all = dicom_header.read_groups, render.read_all

@@ -53,7 +53,7 @@ def test_a_disk_that_has_something_else_is_found_before_the_file_takes_its_name(
 ):
     offset, n_bytes = places[name]
     flip_when_synced(monkeypatch, offset + (n_bytes - 1 if at == "last" else 0))
-    with pytest.raises(etl.EtlError, match=rf"something else than what was written \({name}\)"):
+    with pytest.raises(etl.EtlError, match=rf"other bytes than were written \({name}\)"):
         etl.build(root, tmp_path / "out.h5", OPTIONS)
     assert not (tmp_path / "out.h5").exists()
 

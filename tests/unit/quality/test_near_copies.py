@@ -143,10 +143,9 @@ def test_of_a_copied_patient_every_row_is_found():
     assert rows == [*range(6), *range(12, 18)]
 
 
-@pytest.mark.parametrize(("few", "many"), [(10, 1000), (10, 20)], ids=["8 bits", "16 bits"])
-def test_many_rows_are_compared_by_parts_of_their_hashes(monkeypatch, few, many):
-    monkeypatch.setattr(near_copies, "_FEW_ROWS", few)
-    monkeypatch.setattr(near_copies, "_MANY_ROWS", many)
+def test_of_many_rows_neighbours_in_the_orders_of_their_hashes_are_compared(monkeypatch):
+    for name, value in (("_FEW_ROWS", 10), ("_BLOCK", 8), ("_N_NEIGHBOURS", 4)):
+        monkeypatch.setattr(near_copies, name, value)
     images = [textured(seed) for seed in range(40)]
     images += [in_8_bits(image) for image in images[::8]]
     expected = [*range(0, 40, 8), *range(40, 45)]

@@ -62,7 +62,7 @@ def test_lines_without_slice_and_about_no_row_are_counted(listed):
     assert (len(links), findings) == (1, [])
     assert notes == [
         "--exclude-file: 2 lines without slice skipped.",
-        "--exclude-file: 5 lines about a row that there is not: line 4: patient 'P9', slice 1, "
+        "--exclude-file: 5 lines name no row of the build: line 4: patient 'P9', slice 1, "
         "line 5: patient 'P9', slice 2, line 6: patient 'P9', slice 3, ....",
     ]
 
@@ -97,12 +97,9 @@ def test_only_the_structure_is_left_out_where_that_is_wanted(listed):
         ("row-excluded", "P1/3.dcm", 0),
     ]
     assert findings[3][3].endswith("line 4 (redraw); it was the row's last structure.")
-    assert (
-        "2 lines about a row that there is not: line 6: patient 'P1', slice 4, line 7" in notes[0]
-    )
+    assert "2 lines name no row of the build: line 6: patient 'P1', slice 4, line 7" in notes[0]
     assert notes[1] == (
-        "--exclude-file: structures that there are not: 'heart'; there are 'i-contour', "
-        "'o-contour'."
+        "--exclude-file: unknown structures: 'heart'; the structures are 'i-contour', 'o-contour'."
     )
 
 

@@ -62,9 +62,9 @@ def parsed(monkeypatch):
     names = []
     header, frame = examine.read_header, render.read_frame
 
-    def note_header(root, ref):
+    def note_header(root, ref, kept):
         names.append(ref.path)
-        return header(root, ref)
+        return header(root, ref, kept)
 
     def note_frame(*arguments):
         names.append("pixels")
