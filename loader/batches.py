@@ -12,7 +12,8 @@ import numpy as np
 
 from loader.arguments import check_bool, choice, plain, whole
 from loader.augment.settings import Augment
-from loader.dataset import Dataset, Images, Masks, open_dataset
+from loader.channels import MaskChannels
+from loader.dataset import Dataset, open_dataset
 from loader.errors import LoaderError
 from loader.feed import Arrays, Drawn, Feed, Form, Layout, Order, Padding, Position, Stream
 from loader.neighbours import LACKING, Neighbours, check_neighbours
@@ -118,6 +119,10 @@ class Batches:
         manifest (column to value) and a `numpy.random.Generator`, whose seed is made of the seed,
         the epoch and the row. It returns an image and a mask, and may change those it is given. A
         state holds only whether there is one: functions cannot be compared.
+    mask_channels : "bool", "uint8" or "float32", optional
+        Masks of this type with a channel of each structure, in the order of `Dataset.channels`: 1
+        inside of it, 0 elsewhere. They have an axis more, before rows and columns; with "HWN" after
+        them. By default masks are as the file has them.
     prefetch : int
         How many batches a background thread prepares in advance.
     rank, world_size : int
@@ -171,6 +176,7 @@ class Batches:
         patches: Patches | None = None,
         neighbours: int | Neighbours | None = None,
         transform: Transform | None = None,
+        mask_channels: MaskChannels | None = None,
         prefetch: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -195,6 +201,9 @@ class Batches:
         check_transform(transform)
         if patches is not None and neighbours is not None:
             raise ValueError("neighbours: patches have no neighbours; expected one of the two.")
+        if mask_channels is not None:
+            choice("mask_channels", mask_channels, get_args(MaskChannels))
+            form = form._replace(mask_channels=mask_channels)
         prefetch = whole("prefetch", prefetch, 0, _MAX_PREFETCH + 1)
         self.dataset = source if isinstance(source, Dataset) else open_dataset(source)
         check_patches(patches, self.dataset)
@@ -296,13 +305,13 @@ class Batches:
         """Close it."""
         self.close()
 
-    def __iter__(self) -> Iterator[tuple[Images, Masks]]:
+    def __iter__(self) -> Iterator[Arrays]:
         """Hand out what is left of this epoch; all of it at its start."""
         epoch = self.epochs_completed
         while (arrays := self._next(None, epoch)) is not None:
             yield arrays
 
-    def next_batch(self, out: tuple[Images, Masks] | None = None) -> tuple[Images, Masks]:
+    def next_batch(self, out: Arrays | None = None) -> Arrays:
         """Return the next batch, of the next epoch where this one has ended.
 
         Parameters
@@ -315,7 +324,7 @@ class Batches:
         Returns
         -------
         images : int16, uint16, int32 or float32 array
-        masks : uint8, uint16 or uint32 array
+        masks : uint8, uint16 or uint32 array, or as `mask_channels` says
             Both (rows, columns, n), or as `layout` says. With `out`, views of its first n samples.
 
         Raises
@@ -393,8 +402,9 @@ class Batches:
                 f"{where}: expected a dict, found {type(state).__name__}. Give what state_dict "
                 "returned; json.loads makes it of its JSON."
             )
-        added = {"augment": None, "patches": None, "neighbours": None, "transform": False}
         # It may be of before there were these.
+        added = dict.fromkeys(("augment", "patches", "neighbours", "mask_channels"))
+        added |= {"transform": False}
         state = added | {name: plain(value) for name, value in state.items()}
         missing, unknown = (
             ", ".join(sorted(map(str, names))) or "nothing"
@@ -458,6 +468,7 @@ class Batches:
             "patches": None if patches is None else repr(patches),
             "neighbours": None if neighbours is None else repr(neighbours),
             "transform": self._feed.form.transform is not None,
+            "mask_channels": self._feed.form.mask_channels,
         }
 
     @property

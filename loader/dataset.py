@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.arguments import choice
+from loader.channels import Channels, MaskChannels, Unpacker, in_channel_order
 from loader.columns import Columns
 from loader.digests import damaged
 from loader.errors import LoaderError
@@ -133,7 +134,7 @@ class Dataset:
         codes = sorted(structure.code for structure in self.structures)
         counts = {code: int(self.manifest[f"n_pixels_{code}"][chosen].sum()) for code in codes}
         if self.has_bits:
-            n_background = sum(int(np.count_nonzero(self.masks[row] == 0)) for row in chosen)
+            n_background = sum(int(np.count_nonzero(self[row][1] == 0)) for row in chosen)
             return {0: n_background, **counts}
         n_ignored = 0
         if self.attributes[Attribute.MIN_READER_VERSION] > 1:  # version 1 has no 255
@@ -147,6 +148,35 @@ class Dataset:
     def has_bits(self) -> bool:
         """Whether masks have a bit of each structure, instead of one code a pixel."""
         return self.attributes.get(Attribute.MASK_KIND) == MASK_BITS
+
+    @property
+    def channels(self) -> tuple[Structure, ...]:
+        """The structures in the order of mask channels: of their bits, or of their codes."""
+        return in_channel_order(self.structures)
+
+    def mask_channels(self, masks: npt.ArrayLike, dtype: MaskChannels = "bool") -> Channels:
+        """Return masks of this file with a channel of each structure, in the order of `channels`.
+
+        Parameters
+        ----------
+        masks : array, shape (..., rows, columns)
+            As the file has them.
+        dtype : "bool", "uint8" or "float32"
+            A channel is 1 inside its structure and 0 elsewhere, also where a label map has 255.
+
+        Returns
+        -------
+        array, shape (..., structures, rows, columns)
+        """
+        dtype = choice("dtype", dtype, get_args(MaskChannels))
+        words = np.asarray(masks, self.masks.dtype)
+        *others, rows, columns = words.shape
+        found = np.empty((*others, len(self.structures), rows, columns), dtype)
+        unpacker = Unpacker(self.structures, dtype, (rows, columns), words.dtype)
+        flat = found.reshape(-1, *found.shape[-3:])
+        for mask, channels in zip(words.reshape(-1, rows, columns), flat, strict=True):
+            unpacker.write(mask, channels)
+        return found
 
     @property
     def sample_bytes(self) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loader.augment.parameters import draw_parameters
 from loader.augment.settings import Augment
+from loader.channels import Channels, HandedOut, MaskChannels, Unpacker
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
 from loader.neighbours import NONE, Neighbours
@@ -22,7 +23,8 @@ from loader.transform import Transform, transform_samples
 Layout: TypeAlias = Literal["HWN", "NHW", "NCHW"]
 Padding: TypeAlias = npt.NDArray[np.bool_]
 Position: TypeAlias = tuple[int, int]  # epoch, batch of it
-Arrays: TypeAlias = tuple[Images, Masks]
+Arrays: TypeAlias = tuple[Images, HandedOut]
+Samples: TypeAlias = tuple[Images, Masks]  # as stored
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -138,6 +140,8 @@ class Form(NamedTuple):
     patches : Patches, optional
     transform : callable or PerBatch, optional
     neighbours : Neighbours, optional
+    mask_channels : str, optional
+        The type of masks that have a channel of each structure.
     """
 
     layout: Layout
@@ -147,6 +151,7 @@ class Form(NamedTuple):
     patches: Patches | None = None
     transform: Transform | None = None
     neighbours: Neighbours | None = None
+    mask_channels: MaskChannels | None = None
 
     @property
     def is_random(self) -> bool:
@@ -180,11 +185,14 @@ class Gatherer:
         self._form = form
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
-        self.mask_dtype = dataset.masks.dtype
+        self.mask_dtype = np.dtype(form.mask_channels or dataset.masks.dtype)
         self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
         # Which row each channel of a row shows.
         self._shown = None if form.neighbours is None else form.neighbours.shown(dataset)
         self._channels = () if self._shown is None else self._shown.shape[1:]
+        self._has_channels = form.mask_channels is not None
+        n_channels = (len(dataset.structures),) if self._has_channels else ()
+        self._mask_sides = (*n_channels, *self._sides)
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
@@ -234,22 +242,27 @@ class Gatherer:
         self._dataset.file.check_length()
         if out is None:
             images = np.empty((len(rows), *self._channels, *self._sides), self.image_dtype)
-            masks = np.empty((len(rows), *self._sides), self.mask_dtype)
+            masks = np.empty((len(rows), *self._mask_sides), self.mask_dtype)
         else:
             images, masks = (array[: len(rows)] for array in out)
         samples = None
         if self._form.patches is not None:
             key = self._seed, epoch, rows, np.zeros_like(rows) if copies is None else copies
             samples = cut_patches(self._dataset, self._form.patches, *key)
+        words = None if samples is None else samples[1]
         if self._form.augment is not None:
-            self._fill_augmented(self._form.augment, rows, epoch, copies, images, masks, samples)
+            words = (
+                np.empty((len(rows), *self._sides), self._dataset.masks.dtype)
+                if self._has_channels
+                else masks
+            )
+            self._fill_augmented(self._form.augment, rows, epoch, copies, images, words, samples)
         elif samples is not None:
             self._fill_patches(rows, images, samples[0])
-            np.copyto(masks, samples[1])
         else:
             self._fill_images(rows, images)
-            # Every row is valid; "clip" spares the buffer that "raise" needs.
-            self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
+        if words is not masks:
+            self._fill_masks(rows, words, masks)
         self._dataset.check_whole()
         return images, masks
 
@@ -264,7 +277,7 @@ class Gatherer:
         if not isinstance(out, tuple | list) or len(out) != len(("images", "masks")):
             raise TypeError("out: expected a pair of arrays, images and masks.")
         images = self._samples_of(out[0], self.image_dtype, n_samples, self._channels)
-        masks = self._samples_of(out[1], self.mask_dtype, n_samples, ())
+        masks = self._samples_of(out[1], self.mask_dtype, n_samples, self._mask_sides[:-2])
         if np.may_share_memory(images, masks):
             raise ValueError("out: images and masks overlap in memory; give each an array.")
         return images, masks
@@ -302,6 +315,24 @@ class Gatherer:
         if self._channels:
             images[shown == NONE] = 0
 
+    def _fill_masks(self, rows: Indices, words: Masks | None, masks: HandedOut) -> None:
+        """Write masks from those as stored: given ones, or without them the file's."""
+        if self._form.mask_channels is not None:
+            stored = map(self._dataset.masks.__getitem__, rows.tolist()) if words is None else words
+            unpacker = Unpacker(
+                self._dataset.structures,
+                self._form.mask_channels,
+                self._sides,
+                self._dataset.masks.dtype,
+            )
+            for mask, channels in zip(stored, masks, strict=True):
+                unpacker.write(mask, cast("Channels", channels))
+        elif words is not None:
+            np.copyto(masks, words)
+        else:
+            # Every row is valid; "clip" spares the buffer that "raise" needs.
+            self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
+
     def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
         if self._form.normalize is None:
             np.copyto(images, patches, casting="same_kind")
@@ -318,7 +349,7 @@ class Gatherer:
         copies: Indices | None,
         images: Images,
         masks: Masks,
-        samples: Arrays | None,
+        samples: Samples | None,
     ) -> None:
         """Fill in sample by sample, each while it is in the processor's cache."""
         from loader.augment.arrays import SampleAugmenter

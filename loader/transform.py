@@ -7,17 +7,18 @@ from typing import Final, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from loader.channels import HandedOut
 from loader.columns import Columns
-from loader.dataset import Dataset, Images, Masks
+from loader.dataset import Dataset, Images
 from loader.errors import LoaderError
 from loader.sampler import GOLDEN, Indices, keys_of, mix
 
 Array: TypeAlias = npt.NDArray[np.generic]
 SampleTransform: TypeAlias = Callable[
-    [Array, Masks, Mapping[str, object], np.random.Generator], tuple[object, object]
+    [Array, HandedOut, Mapping[str, object], np.random.Generator], tuple[object, object]
 ]
 BatchTransform: TypeAlias = Callable[
-    [Array, Masks, Mapping[str, object], list[np.random.Generator]], tuple[object, object]
+    [Array, HandedOut, Mapping[str, object], list[np.random.Generator]], tuple[object, object]
 ]
 
 _KEY_NUMBER: Final = 12  # of `keys_of`
@@ -110,13 +111,13 @@ def transform_samples(
     transform: Transform,
     dataset: Dataset,
     images: Images,
-    masks: Masks,
+    masks: HandedOut,
     *,
     seed: int,
     epoch: int,
     rows: Indices,
     copies: Indices,
-) -> tuple[Images, Masks]:
+) -> tuple[Images, HandedOut]:
     """Return the samples of a batch as a transform leaves them, of the types that they had.
 
     Parameters
@@ -125,7 +126,7 @@ def transform_samples(
     dataset : Dataset
     images : array, shape (n, ..., rows, columns)
         The transform may change them in place.
-    masks : uint8 array, shape (n, rows, columns)
+    masks : array, shape (n, ..., rows, columns)
         As above.
     seed, epoch : int
     rows, copies : int64 array, shape (n,)
@@ -153,9 +154,9 @@ def transform_samples(
         _check_shapes(where, *found, n_axes=(images.ndim, masks.ndim))
         return (
             cast("Images", _as_type(where, "images", found[0], images.dtype)),
-            cast("Masks", _as_type(where, "masks", found[1], masks.dtype)),
+            cast("HandedOut", _as_type(where, "masks", found[1], masks.dtype)),
         )
-    changed: tuple[Images, Masks] = images, masks
+    changed: tuple[Images, HandedOut] = images, masks
     for i, row in enumerate(rows.tolist()):
         where = _Place(dataset, rows[i : i + 1])
         manifest = ManifestRows(dataset.manifest, row)
@@ -210,7 +211,7 @@ def _called(
     function: Callable[..., object],
     where: _Place,
     images: Array,
-    masks: Masks,
+    masks: HandedOut,
     manifest: ManifestRows,
     generators: object,
 ) -> tuple[Array, Array]:
@@ -254,8 +255,8 @@ def _as_type(where: _Place, name: str, values: Array, dtype: np.dtype[np.generic
             converted = values.astype(dtype)
         if dtype.kind == "f" or np.array_equal(converted, values):
             return converted
-    is_mask = dtype == np.uint8
-    expected = "labels from 0 to 255" if is_mask else f"{dtype}, as the file stores images"
+    is_mask = name.startswith("mask")
+    expected = f"{dtype}, as masks are" if is_mask else f"{dtype}, as the file stores images"
     raise where.refused(
         f"it returned a {name} of {values.dtype} (expected {expected})",
         "Move masks by the nearest pixel." if is_mask else 'Give dtype="float32".',

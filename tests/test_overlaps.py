@@ -25,7 +25,7 @@ from etl.options import BuildOptions
 from etl.phantom import objects, shapes
 from etl.report.compare import compare
 from etl.report.overlays import ignored
-from etl.report.page.contents import _picture, mask_edge
+from etl.report.page.pictures import drawn_pixels, mask_edge, picture
 from etl.workers import chunks
 from loader.format import Structure
 
@@ -247,10 +247,12 @@ class TestBits:
             data.path, "--overlays", str(tmp_path / "pictures"), "--html", str(tmp_path / "a.html")
         )
         assert len(list((tmp_path / "pictures").iterdir())) == 3
-        edges = {one["code"]: one["d"] for one in _picture(data, 0)["edges"]}
+        shown = picture(data, 0)
+        edges = {one["code"]: one["d"] for one in shown["edges"]}
         for structure in data.structures:
             assert edges[structure.code] == mask_edge(inside(structure.name))
-        assert not _picture(data, 0)["has_ignored"]
+        assert not shown["has_ignored"]
+        assert (drawn_pixels(data, 0) >= (data.masks[0] != 0)).all()
 
     def test_a_picture_of_eight_structures_has_nothing_to_ignore(self):
         """All eight bits are 255, which in a label map means ignore."""
@@ -269,6 +271,33 @@ class TestBits:
             assert not row.image_changed
             assert row.dice == {"liver": 2 * (liver - both) / (2 * liver - both)}
         assert found.attributes["option masks"] == ("labels", "bits")
+
+    def test_predictions_are_scored_structure_by_structure(self, built, tmp_path):
+        _, data = built
+        chances = data.mask_channels(data.masks).astype(np.float32)
+        chances[:, 1, :7] = 0  # the kidney is found from row 7 on only
+        np.savez(tmp_path / "found.npz", probabilities=chances)
+        arguments = ["--predictions", str(tmp_path / "found.npz"), "--json"]
+        medians = json.loads(report(data.path, *arguments))["predictions"]["medians"]
+        kidney = inside("kidney")
+        found = kidney[7:].sum()
+        dice = 2 * found / (found + kidney.sum())
+        assert medians == {"1": 1.0, "2": pytest.approx(dice), "3": 1.0}
+
+    def test_rows_that_are_padded_and_cropped_have_whole_structures(self, table, tmp_path):
+        fit = {"size": "fit", "masks": "bits", "structures": tuple(BOXES)}
+        etl.build(table, tmp_path / "fit.h5", BuildOptions(rows=10, columns=20, **fit))
+        data = loader.open_dataset(tmp_path / "fit.h5")
+        for structure in data.structures:
+            exact = np.zeros((10, 20), bool)
+            exact[:, 3:17] = inside(structure.name)[1:11]
+            assert (structure.covers(data.masks) == exact).all()
+            n_pixels = data.manifest[f"n_pixels_{structure.code}"]
+            assert n_pixels.tolist() == [exact.sum()] * 3
+        assert data.manifest["n_overlapping"].tolist() == [BOTH.sum()] * 3
+        arguments = ["verify", str(data.path), "--source", str(table), "--rebuild-check"]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.output
 
     def test_preview_draws_them(self, built, tmp_path):
         _, data = built

@@ -296,6 +296,8 @@ def _plain_begun(begun: Begun) -> object:
         (
             *(plan.n_rows, plan.rows, plan.columns, plan.image_dtype, plan.n_vertices),
             dict(plan.offsets),
+            {},
+            plan.mask_dtype,
         ),
         begun.basis,
         begun.key,

@@ -235,7 +235,8 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype, normalize, neighbours, augment, transform, and the seed of the last two.
+        dtype, normalize, neighbours, augment, mask_channels, transform, and the seed of `augment`
+        and `transform`.
 
     Raises
     ------

@@ -71,6 +71,8 @@ class OnDevice(OfFile):
     def __iter__(self) -> Iterator[Tensors]:
         """Hand out what is left of this epoch: images and masks, (samples, 1, rows, columns).
 
+        With `mask_channels`, masks have a channel of each structure.
+
         Raises
         ------
         LoaderError

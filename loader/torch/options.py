@@ -9,6 +9,7 @@ from torch import distributed  # type: ignore[import-not-found, unused-ignore]
 import loader
 from loader.augment.settings import Augment
 from loader.batches import Batches, Values, check_plan, warn_left_out
+from loader.channels import MaskChannels
 from loader.feed import Arrays, Order
 from loader.neighbours import Neighbours
 from loader.normalise import Normalize
@@ -37,6 +38,7 @@ class Selecting(TypedDict):
     augment: NotRequired[Augment | None]
     neighbours: NotRequired[int | Neighbours | None]
     transform: NotRequired[Transform | None]
+    mask_channels: NotRequired[MaskChannels | None]
     seed: NotRequired[int]
 
 

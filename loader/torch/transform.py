@@ -1,6 +1,7 @@
 # mypy: allow-untyped-calls
 """Stored values → what the options say, on the device that they are on."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
 
 from loader.augment.parameters import Parameters, draw_parameters
+from loader.channels import MaskChannels
+from loader.dataset import Dataset
 from loader.feed import Drawn, Feed
 from loader.normalise import CLIPPED, shifts_and_factors
 from loader.sampler import Indices
@@ -49,6 +52,8 @@ class Transform:
         self._n_usual = feed.batch_size * batches_together(feed)
         self._stored = feed.dataset.images.dtype
         self._words = feed.dataset.masks.dtype
+        channels = feed.form.mask_channels
+        self._unpacker = None if channels is None else _Unpacker(feed.dataset, channels)
 
     @property
     def is_plain(self) -> bool:
@@ -86,7 +91,7 @@ class Transform:
         *,
         is_usual: bool = True,
     ) -> Tensors:
-        """Return the batch, (n, 1, rows, columns).
+        """Return the batch, (n, 1, rows, columns); masks with channels (n, structures, ...).
 
         Parameters
         ----------
@@ -103,6 +108,8 @@ class Transform:
             images, masks = augment_batch(
                 images, masks, parameters, compiled=self._compiled and is_usual
             )
+        if self._unpacker is not None:
+            return images[:, None], self._unpacker(masks)
         if self._words in _SIGNED:
             masks = masks.view(getattr(torch, self._words.name))
         return images[:, None], masks[:, None]
@@ -139,9 +146,32 @@ class Transform:
         return images.clamp(0, 1) if self._form.normalize in CLIPPED else images
 
 
+class _Unpacker:
+    """Masks → a channel of each structure, on the device that they are on."""
+
+    def __init__(self, dataset: Dataset, dtype: MaskChannels) -> None:
+        ordered, word = dataset.channels, dataset.masks.dtype
+        self._has_bits = dataset.has_bits
+        values = [one.code if one.bit is None else 1 << one.bit for one in ordered]
+        self._values = bits_of(np.array(values, word))[:, None, None]
+        self._dtype: torch.dtype = getattr(torch, dtype)
+
+    def __call__(self, masks: "torch.Tensor") -> "torch.Tensor":
+        """Return masks, (n, rows, columns) as `bits_of` has them, as (n, structures, ...)."""
+        if self._values.device != masks.device:
+            self._values = self._values.to(masks.device)
+        masks = masks[:, None]
+        is_in = masks & self._values != 0 if self._has_bits else masks == self._values
+        return is_in.to(self._dtype)
+
+
 def batches_together(feed: Feed) -> int:
     """Return how many batches of a feed are sent or made together."""
-    n_bytes = feed.batch_size * feed.dataset.sample_bytes
+    dataset, channels = feed.dataset, feed.form.mask_channels
+    n_bytes = feed.batch_size * dataset.sample_bytes
+    if channels is not None:
+        sizes = dataset.masks[0].size, np.dtype(channels).itemsize
+        n_bytes += feed.batch_size * len(dataset.structures) * math.prod(sizes)
     return int(max(1, min(_MOST_SAMPLES // feed.batch_size, _MOST_BYTES // max(1, n_bytes))))
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
 from loader import Augment
@@ -76,6 +76,49 @@ def test_values_are_those_of_the_host(path, device, options):
     for make in (loader_torch.ResidentBatches, loader_torch.DeviceBatches):
         with make(path, device, **OPTIONS | options) as batches:
             require_equal(epochs_of(batches, 2), expected)
+
+
+MASKS = {
+    "labels": (CARDIAC, "|u1"),
+    "byte": (with_bits(CARDIAC), "|u1"),
+    "uint16": (with_bits(CARDIAC, {"i-contour": 15, "o-contour": 2}), "<u2"),
+    "uint32": (with_bits(CARDIAC, {"i-contour": 3, "o-contour": 31}), "<u4"),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("channels", [None, "bool", "uint8", "float32"])
+@pytest.mark.parametrize("augment", [None, Augment.none(flip_rows=0.5, flip_columns=0.5)])
+def test_masks_are_those_of_the_host(tmp_path, device, kind, channels, augment):
+    structures, dtype = MASKS[kind]
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N, rows=16, columns=20, structures=structures, mask_dtype=dtype)
+    options = {"mask_channels": channels, "augment": augment}
+    expected = expected_epochs(path, 2, **options)
+    for make in (loader_torch.ResidentBatches, loader_torch.DeviceBatches):
+        with make(path, device, **OPTIONS | options) as batches:
+            found = epochs_of(batches, 2)
+            require_equal(found, expected)
+            for mine, theirs in zip(found[0], expected[0], strict=True):
+                assert (mine[1].dtype, mine[1].shape) == (theirs[1].dtype, theirs[1].shape)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["byte", "uint16", "uint32"])
+def test_words_are_resampled_on_the_device(tmp_path, device, kind):
+    """The nearest pixel of a word is that of each of its bits."""
+    structures, dtype = MASKS[kind]
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=N, rows=16, columns=20, structures=structures, mask_dtype=dtype)
+    data, options = loader.open_dataset(path), {"augment": Augment.none(rotate=(1, 10, 40))}
+    with loader_torch.ResidentBatches(path, device, **OPTIONS | options) as batches:
+        (words,) = epochs_of(batches, 1)
+    options["mask_channels"] = "uint8"
+    with loader_torch.ResidentBatches(path, device, **OPTIONS | options) as batches:
+        (channels,) = epochs_of(batches, 1)
+    for (_, stored), (_, found) in zip(words, channels, strict=True):
+        np.testing.assert_array_equal(found, data.mask_channels(stored[:, 0], "uint8"))
 
 
 @pytest.mark.filterwarnings("ignore:.*rows fill no whole batch:UserWarning")

@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
 
@@ -84,6 +84,33 @@ def test_batches_are_channels_first_tensors(path):
     assert (images.dtype, masks.dtype) == (torch.float32, torch.uint8)
     np.testing.assert_array_equal(images.numpy(), expected[0])
     np.testing.assert_array_equal(masks.numpy(), expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])
+def test_masks_have_a_channel_of_each_structure(tmp_path, dtype):
+    path = tmp_path / "out.h5"
+    structures = with_bits(CARDIAC, {"i-contour": 15, "o-contour": 0})
+    write_dataset(path, n=N, structures=structures, mask_dtype="<u2")
+    expected = loader.open_dataset(path).mask_channels(loader.open_dataset(path).masks, dtype)
+    kind = getattr(torch, dtype)
+    dataset = loader_torch.IterableDataset(path, mask_channels=dtype, **OPTIONS)
+    for images, masks in DataLoader(dataset, batch_size=None, **workers(2)):
+        assert (masks.dtype, masks.shape[1:]) == (kind, (2, 4, 5))
+        np.testing.assert_array_equal(masks.numpy(), expected[rows_of((images,))])
+    samples = loader_torch.Dataset(path, mask_channels=dtype)
+    image, mask = samples[5]
+    assert (image.shape, mask.shape, mask.dtype) == ((1, 4, 5), (2, 4, 5), kind)
+    np.testing.assert_array_equal(mask.numpy(), expected[5])
+    images, masks = next(iter(DataLoader(samples, batch_size=7)))
+    np.testing.assert_array_equal(masks.numpy(), expected[:7])
+
+
+def test_words_are_tensors_as_the_file_has_them(tmp_path):
+    path = tmp_path / "out.h5"
+    masks = write_dataset(path, structures=with_bits(CARDIAC), mask_dtype="<u4")["masks"]
+    _, found = loader_torch.Dataset(path)[3]
+    assert (found.dtype, found.shape) == (torch.uint32, (1, 4, 5))
+    np.testing.assert_array_equal(found[0].numpy(), masks[3])
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])

@@ -486,6 +486,7 @@ def test_state_names_what_it_belongs_to(path):
         "patches": None,
         "neighbours": None,
         "transform": False,
+        "mask_channels": None,
         "world_size": 2,
         "epoch": 0,
         "batch": 1,
