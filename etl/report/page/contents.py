@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from etl.findings import CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
+from etl.quality.alignment import DATA_SET
 from etl.quality.diagnoses import Diagnosis
 from etl.report.compare import Comparison
 from etl.report.overlays import colours
@@ -238,6 +239,8 @@ def _diagnosis(
     has_picture = set(drawn)
     rows = one.rows or subject.rows_of(one.patient_id)  # of a whole patient
     pictured = [row for row in rows if row in has_picture][:_EXAMPLES]
+    if not rows and one.patient_id == DATA_SET:
+        pictured = _evenly(list(drawn), _EXAMPLES)
     good = [row for row in drawn if row not in subject.of_row]
     near = min(good, key=lambda row: abs(row - (pictured[0] if pictured else 0)), default=None)
     entry = CODES.get(one.code)
@@ -250,7 +253,7 @@ def _diagnosis(
         "looks": entry.when if entry else "",
         "pictures": pictured,
         "rows": [row for row in rows if row in listed],
-        "good": near if pictured else None,
+        "good": near if pictured and rows else None,
     }
 
 

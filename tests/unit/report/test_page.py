@@ -335,3 +335,19 @@ def test_a_comparison_shows_the_edges_that_masks_had(dataset, tmp_path):
     hidden = Subject(dataset, summarise(dataset, []), [], pseudonyms=True, older=(old, found))
     page = page_of(contents(hidden, 5))
     assert str(path) not in page
+
+
+def test_a_cause_of_the_whole_data_set_has_pictures_of_it(dataset):
+    whole = [FindingRow("warning", "alignment-dataset", "", -1, "the contours lie off.")]
+    shown = contents(Subject(dataset, summarise(dataset, whole), whole), 7)
+    (one,) = shown["diagnoses"]
+    assert (one["pictures"], one["rows"], one["good"]) == ([0, 3, 6], [], None)
+
+
+def test_a_cause_of_one_patient_has_the_patients_rows(dataset):
+    row = dataset.manifest["patient_id"].tolist().index("P7")
+    found = [FindingRow("warning", "alignment-patient", "dicoms/P7", -1, "off.", patient_id="P7")]
+    shown = contents(Subject(dataset, summarise(dataset, found), found), 7)
+    (one,) = shown["diagnoses"]
+    assert (one["pictures"], one["rows"]) == ([row], [row])
+    assert one["good"] is not None
