@@ -644,14 +644,14 @@
     try {
       const found = JSON.parse(localStorage.getItem(key)) || {};
       return found.rows ? found : { rows: found, strays: [] };
-    } catch (error) {
+    } catch {
       return { rows: {}, strays: [] };
     }
   }
   function keep() {
     try {
       localStorage.setItem(key, JSON.stringify({ rows: decisions, strays }));
-    } catch (error) {
+    } catch {
       /* a private window: the decisions last as long as the page */
     }
     document.querySelectorAll(".tile").forEach((box) => {
