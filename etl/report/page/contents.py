@@ -17,7 +17,7 @@ from etl.report.page import measures
 from etl.report.page.changes import changed_rows, changes
 from etl.report.page.drift import drift
 from etl.report.page.pictures import picture
-from etl.report.page.places import neighbours, places
+from etl.report.page.places import Places, neighbours, places
 from etl.report.summary import Summary, alignment_text
 from etl.report.text import sources_text, tag_text
 from loader import Dataset
@@ -63,6 +63,11 @@ class Subject:
         ids, firsts = np.unique(stored, return_index=True)
         in_order = [_decoded(ids[place]) for place in np.argsort(firsts).tolist()]
         return {name: number for number, name in enumerate(in_order, 1)}
+
+    @cached_property
+    def places(self) -> Places:
+        """Where each row lies in its patient."""
+        return places(self.dataset)
 
     @cached_property
     def of_row(self) -> dict[int, list[FindingRow]]:
@@ -151,7 +156,7 @@ def patient_contents(subject: Subject, rows: Sequence[int]) -> Json:
 def _page(subject: Subject, shown: Sequence[int], drawn: Sequence[int]) -> Json:
     """Return what each page has: facts, rows, pictures."""
     dataset, summary = subject.dataset, subject.summary
-    where = places(dataset)
+    where = subject.places
     around = neighbours(where, shown)
     measured = set(spread(list(drawn), len(dataset), MAX_MEASURED, shown))
     bar = tqdm(total=len(shown) + len(drawn), desc="page", unit=" rows", disable=None, leave=False)
