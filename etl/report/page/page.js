@@ -526,11 +526,11 @@
     } else parts.push(make("p", {}, "The file has no split."));
     if (data.drift && data.drift.parts) parts.push(...drift(data.drift));
     parts.push(make("h3", {}, "Images that show the same"));
-    if (data.pairs_unchecked)
+    if (data.pairs_unchecked) {
       parts.push(
-        make("p", { class: "soft" }, "The build did not look for near duplicates: build with --near-duplicates."),
+        make("p", { class: "soft" }, "The build left out some checks, and may not have looked for all of them."),
       );
-    if (!data.pairs.length) parts.push(make("p", {}, "None was found."));
+    } else if (!data.pairs.length) parts.push(make("p", {}, "None was found."));
     for (const pair of data.pairs) {
       const [one, two] = pair.rows.map((row) => byRow.get(row));
       const where = pair.is_across
