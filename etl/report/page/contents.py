@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,15 @@ _PAIR_CODES: Final = ("near-duplicate", "identical-image")
 _RANK: Final[Mapping[str, int]] = {severity: rank for rank, severity in enumerate(SEVERITY_ORDER)}
 
 Json: TypeAlias = dict[str, object]
+
+
+class _Pair(NamedTuple):
+    """Two rows whose images show the same."""
+
+    rows: list[int]
+    code: str
+    is_across: bool  # from one side of the split to another
+    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +128,7 @@ def contents(subject: Subject, n_pictures: int) -> Json:
         for one in summary.diagnoses
         for row in (one.rows or subject.rows_of(one.patient_id))[:_EXAMPLES]
     ]
-    wanted += [row for one in pairs for row in one["rows"]]  # type: ignore[attr-defined]
+    wanted += [row for one in pairs for row in one.rows]
     first = list(dict.fromkeys([*wanted, *changed, *subject.worst()]))
     shown = spread(first, len(dataset), MAX_ROWS)
     listed = set(shown)
@@ -133,7 +142,7 @@ def contents(subject: Subject, n_pictures: int) -> Json:
         "groups": _groups(subject),
         "splits": _sides(summary),
         "drift": drift(dataset),
-        "pairs": [one for one in pairs if listed >= set(one["rows"])],  # type: ignore[call-overload]
+        "pairs": [one._asdict() for one in pairs if listed >= set(one.rows)],
         "pairs_unchecked": "near-duplicate" in summary.unchecked,
         "alignment": "" if summary.alignment is None else alignment_text(summary.alignment),
         "sources": list(sources_text(summary.sources)),
@@ -262,23 +271,17 @@ def _diagnosis(
     }
 
 
-def _pairs(subject: Subject) -> list[Json]:
+def _pairs(subject: Subject) -> list[_Pair]:
     """Return the pairs of rows whose images show the same, those across splits first."""
     split = subject.dataset.manifest["split"]
-    pairs: dict[tuple[int, int], Json] = {}
+    pairs: dict[tuple[int, int], _Pair] = {}
     for one in subject.findings:
         if one.code in _PAIR_CODES and NO_ROW not in {one.row, one.other_row}:
             low, high = sorted((one.row, one.other_row))
-            pairs.setdefault(
-                (low, high),
-                {
-                    "rows": [low, high],
-                    "code": one.code,
-                    "is_across": bool(split[low] != split[high]),
-                    "message": "" if subject.pseudonyms else one.message,
-                },
-            )
-    return sorted(pairs.values(), key=lambda pair: not pair["is_across"])[:_MAX_PAIRS]
+            message = "" if subject.pseudonyms else one.message
+            pair = _Pair([low, high], one.code, bool(split[low] != split[high]), message)
+            pairs.setdefault((low, high), pair)
+    return sorted(pairs.values(), key=lambda pair: not pair.is_across)[:_MAX_PAIRS]
 
 
 def _changed(subject: Subject) -> list[int]:
