@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
-from etl.findings import CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
+from etl.findings import AUDIT_CODES, CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
 from etl.quality.alignment import DATA_SET
 from etl.quality.diagnoses import Diagnosis
 from etl.report.compare import Comparison
@@ -28,6 +28,8 @@ MAX_MEASURED: Final = 1000  # rows whose alignment the page measures: some milli
 _EXAMPLES: Final = 3  # pictures of a diagnosis
 _MAX_PAIRS: Final = 30
 _MAX_CHANGED: Final = 60  # rows whose old and new masks are shown
+# Causes that name no row because each row of the data set, or of the patient, has it.
+_OF_ALL_ROWS: Final = AUDIT_CODES
 _PAIR_CODES: Final = ("near-duplicate", "identical-image")
 _RANK: Final[Mapping[str, int]] = {severity: rank for rank, severity in enumerate(SEVERITY_ORDER)}
 
@@ -96,10 +98,18 @@ class Subject:
         """Return what the page calls a patient."""
         return self.pseudonym(patient_id) if self.pseudonyms else patient_id
 
-    def rows_of(self, patient_id: str) -> list[int]:
-        """Return the rows of a patient; none where the id is empty."""
+    def rows_about(self, one: Diagnosis) -> list[int]:
+        """Return the rows that a cause is about: of some causes all rows, or all of a patient."""
+        if one.rows or one.code not in _OF_ALL_ROWS:
+            return list(one.rows)
+        if one.patient_id == DATA_SET:
+            return list(range(len(self.dataset)))
         stored = self.dataset.manifest.stored["patient_id"]
-        return np.flatnonzero(stored == patient_id.encode()).tolist() if patient_id else []
+        return np.flatnonzero(stored == one.patient_id.encode()).tolist()
+
+    def examples(self, one: Diagnosis) -> list[int]:
+        """Return the rows to show of a cause."""
+        return list(one.rows[:_EXAMPLES]) or _evenly(self.rows_about(one), _EXAMPLES)
 
     def worst(self) -> list[int]:
         """Return the rows with a finding, the worst first."""
@@ -123,11 +133,7 @@ def contents(subject: Subject, n_pictures: int) -> Json:
     dataset, summary = subject.dataset, subject.summary
     pairs = _pairs(subject)
     changed = _changed(subject)
-    wanted = [
-        row
-        for one in summary.diagnoses
-        for row in (one.rows or subject.rows_of(one.patient_id))[:_EXAMPLES]
-    ]
+    wanted = [row for one in summary.diagnoses for row in subject.examples(one)]
     wanted += [row for one in pairs for row in one.rows]
     first = list(dict.fromkeys([*wanted, *changed, *subject.worst()]))
     shown = spread(first, len(dataset), MAX_ROWS)
@@ -137,7 +143,7 @@ def contents(subject: Subject, n_pictures: int) -> Json:
     page = _page(subject, shown, drawn)
     has_picture = set(drawn)
     page |= {
-        "verdict": verdict(summary),
+        "verdict": verdict(subject),
         "diagnoses": [_diagnosis(one, subject, listed, drawn) for one in summary.diagnoses],
         "groups": _groups(subject),
         "splits": _sides(summary),
@@ -234,10 +240,11 @@ def _evenly(rows: Sequence[int], n_wanted: int) -> list[int]:
     return [rows[place] for place in np.unique(places).tolist()]
 
 
-def verdict(summary: Summary) -> str:
+def verdict(subject: Subject) -> str:
     """Return one sentence on whether the file is good to train on."""
+    summary = subject.summary
     harmful = [one for one in summary.diagnoses if one.severity in {"error", "warning"}]
-    n_rows = len({row for one in harmful for row in one.rows})
+    n_rows = len({row for one in harmful for row in subject.rows_about(one)})
     if set(QUALITY_CODES) <= set(summary.unchecked) and not harmful:
         return "Nobody knows: the build left out some checks. Build with all of them."
     if not harmful:
@@ -251,11 +258,10 @@ def _diagnosis(
     one: Diagnosis, subject: Subject, listed: Collection[int], drawn: Sequence[int]
 ) -> Json:
     has_picture = set(drawn)
-    rows = one.rows or subject.rows_of(one.patient_id)  # of a whole patient
-    pictured = [row for row in rows if row in has_picture][:_EXAMPLES]
-    if not rows and one.patient_id == DATA_SET:
-        pictured = _evenly(list(drawn), _EXAMPLES)
-    good = [row for row in drawn if row not in subject.of_row]
+    rows = subject.rows_about(one)
+    pictured = [row for row in subject.examples(one) if row in has_picture]
+    about = set(rows)
+    good = [row for row in drawn if row not in subject.of_row and row not in about]
     near = min(good, key=lambda row: abs(row - (pictured[0] if pictured else 0)), default=None)
     entry = CODES.get(one.code)
     named = not subject.pseudonyms
@@ -267,7 +273,7 @@ def _diagnosis(
         "looks": entry.when if entry else "",
         "pictures": pictured,
         "rows": [row for row in rows if row in listed],
-        "good": near if pictured and rows else None,
+        "good": near if pictured else None,
     }
 
 
@@ -360,5 +366,5 @@ def patients(subject: Subject) -> Iterator[tuple[str, list[int]]]:
             yield name, by_id[name]
 
 
-def _decoded(value: object) -> str:
-    return bytes(value).decode("utf-8", "backslashreplace")  # type: ignore[call-overload,no-any-return]
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")

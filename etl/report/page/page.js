@@ -148,7 +148,7 @@
     }
     if (pictures.length) box.append(make("div", { class: "pictures" }, ...pictures));
     if (one.remedy) box.append(make("p", {}, make("strong", {}, "What to do: "), one.remedy));
-    if (one.rows.length) {
+    if (one.rows.length && one.rows.length < data.rows.length) {
       const rows = one.rows.map((row) => byRow.get(row));
       const isOfRows = rows.some((row) => row.findings.some((found) => found.code === one.code));
       const wanted = isOfRows ? { finding: one.code } : { patient: rows[0].patient };
