@@ -303,8 +303,9 @@ def _personal(card: Card) -> Iterator[str]:
     yield _stated(card, "personal_information")
     yield ""
     yield (
-        "The file holds pixels, the ids of patients, UIDs, positions, and the paths of the sources "
-        "below the input folder; see the columns of its manifest. dicom-etl removes none of them."
+        "The file holds pixels, the ids of patients, UIDs, positions, the paths of the sources "
+        "below the input folder, and the attributes that the build was told to keep; see the "
+        "columns of its manifest. dicom-etl removes none of them."
     )
 
 

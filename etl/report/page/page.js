@@ -919,7 +919,8 @@
             "It holds no id, path, UID or message: patients are numbered in the order of the file. " +
             "The person who has the file can tell who P001 is."
         : "This page holds pixels of the rows that it shows, the ids of patients, paths of sources, series UIDs where the file has them, " +
-            "and the messages of findings. report --pseudonyms leaves out all but pixels and numbers.",
+            "the messages of findings, and the values of attributes that the build was told to keep. " +
+            "report --pseudonyms leaves out all but pixels and numbers.",
     ),
     make(
       "p",
