@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python bench/update.py --pairs 1000 --rounds 3
 	$(BIN)/python bench/loader.py --rows 500 --rounds 1
 	$(BIN)/python bench/augment.py --rows 500 --rounds 1
+	$(BIN)/python bench/page.py --pairs 500
 
 format: $(VENV)/.installed-check
 	$(BIN)/ruff format .

@@ -17,6 +17,7 @@ from etl.findings import AUDIT_CODES, QUALITY_CODES, counted, printable
 from etl.report.summary import Summary, alignment_text
 from etl.report.text import sources_text
 from loader import Dataset
+from loader.format import MASK_BITS, MASK_LABELS
 
 # The keys of card.toml that are plain text, with their headings in the card.
 TEXTS: Final[dict[str, str]] = {
@@ -172,6 +173,12 @@ def checks_text(summary: Summary) -> str:
     return f"all that the build makes{left_out}"
 
 
+def masks_text(summary: Summary) -> str:
+    """Return what a pixel of a mask holds."""
+    kinds = {MASK_LABELS: "the code of one structure", MASK_BITS: "a bit of each structure"}
+    return f"{kinds[summary.mask_kind]} in each pixel, {summary.mask_dtype}"
+
+
 def describe(summary: Summary, card: Card, digest: str) -> Iterator[str]:
     """Yield the lines of the data card, in Markdown.
 
@@ -221,6 +228,7 @@ def _facts(summary: Summary, digest: str) -> Iterator[str]:
         ("Written by", summary.generator),
         ("Rows", f"{summary.n_rows} of {counted(summary.n_patients, 'patient')}"),
         ("Images", size),
+        ("Masks", masks_text(summary)),
         ("Values", f"{values}, mean {summary.mean:.4g}, deviation {summary.std:.4g}"),
         ("Pixel spacing", f"{shown} mm" if shown else "not known"),
     ]
@@ -236,6 +244,12 @@ def _labels(summary: Summary) -> Iterator[str]:
             for one in summary.labels
         ],
     )
+    if summary.n_overlap_rows:
+        yield ""
+        yield (
+            f"Structures overlap in {counted(summary.n_overlap_rows, 'row')}, by "
+            f"{counted(summary.n_overlap_pixels, 'pixel')}."
+        )
     if summary.n_not_drawn:
         value = "255 (ignore)" if summary.is_ignored else "0 (background)"
         yield ""
@@ -289,8 +303,9 @@ def _personal(card: Card) -> Iterator[str]:
     yield _stated(card, "personal_information")
     yield ""
     yield (
-        "The file holds pixels, the ids of patients, UIDs, positions, and the paths of the sources "
-        "below the input folder; see the columns of its manifest. dicom-etl removes none of them."
+        "The file holds pixels, the ids of patients, UIDs, positions, the paths of the sources "
+        "below the input folder, and the attributes that the build was told to keep; see the "
+        "columns of its manifest. dicom-etl removes none of them."
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from etl.report.card import Card, Creator, checks_text, public_options
+from etl.report.card import Card, Creator, checks_text, masks_text, public_options
 from etl.report.summary import Summary
 from etl.report.text import sources_text
 from loader.format import SPLITS
@@ -110,8 +110,9 @@ def croissant(summary: Summary, card: Card, digest: str) -> Json:
 def _description(summary: Summary) -> str:
     labels = ", ".join(f"{one.code}: {one.meaning}" for one in summary.labels)
     return (
-        f"{summary.n_rows} images of {summary.n_patients} patients with label maps ({labels}), "
-        f"{summary.rows} x {summary.columns} pixels, {summary.image_dtype}, in one HDF5 file."
+        f"{summary.n_rows} images of {summary.n_patients} patients with masks ({labels}; "
+        f"{masks_text(summary)}), {summary.rows} x {summary.columns} pixels, "
+        f"{summary.image_dtype}, in one HDF5 file."
     )
 
 

@@ -359,8 +359,10 @@ def test_the_bar_covers_nothing_at_the_end_of_the_page(report):
 
 
 def test_paper_shows_all_and_cuts_nothing(report):
-    page = report(PAPER)
+    page = report(PAPER, "dark")
     page.emulate_media(media="print")
+    warned = page.locator("strong.warning").first
+    expect(warned).to_have_css("color", "rgb(138, 75, 0)")  # for white paper
     page.pdf(format="A4")
     hidden = page.locator(".picture:not(:has(img))")
     assert hidden.count() == 0  # pictures far down are made for paper, too

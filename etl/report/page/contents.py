@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
-from etl.findings import CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
+from etl.findings import AUDIT_CODES, CODES, QUALITY_CODES, SEVERITY_ORDER, FindingRow
+from etl.quality.alignment import DATA_SET
 from etl.quality.diagnoses import Diagnosis
 from etl.report.compare import Comparison
 from etl.report.overlays import colours
@@ -16,7 +17,7 @@ from etl.report.page import measures
 from etl.report.page.changes import changed_rows, changes
 from etl.report.page.drift import drift
 from etl.report.page.pictures import picture
-from etl.report.page.places import neighbours, places
+from etl.report.page.places import Places, neighbours, places
 from etl.report.summary import Summary, alignment_text
 from etl.report.text import sources_text, tag_text
 from loader import Dataset
@@ -27,10 +28,21 @@ MAX_MEASURED: Final = 1000  # rows whose alignment the page measures: some milli
 _EXAMPLES: Final = 3  # pictures of a diagnosis
 _MAX_PAIRS: Final = 30
 _MAX_CHANGED: Final = 60  # rows whose old and new masks are shown
+# Causes that name no row because each row of the data set, or of the patient, has it.
+_OF_ALL_ROWS: Final = AUDIT_CODES
 _PAIR_CODES: Final = ("near-duplicate", "identical-image")
 _RANK: Final[Mapping[str, int]] = {severity: rank for rank, severity in enumerate(SEVERITY_ORDER)}
 
 Json: TypeAlias = dict[str, object]
+
+
+class _Pair(NamedTuple):
+    """Two rows whose images show the same."""
+
+    rows: list[int]
+    code: str
+    is_across: bool  # from one side of the split to another
+    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +76,11 @@ class Subject:
         return {name: number for number, name in enumerate(in_order, 1)}
 
     @cached_property
+    def places(self) -> Places:
+        """Where each row lies in its patient."""
+        return places(self.dataset)
+
+    @cached_property
     def of_row(self) -> dict[int, list[FindingRow]]:
         """The findings of each row that has some."""
         found: dict[int, list[FindingRow]] = {}
@@ -81,10 +98,18 @@ class Subject:
         """Return what the page calls a patient."""
         return self.pseudonym(patient_id) if self.pseudonyms else patient_id
 
-    def rows_of(self, patient_id: str) -> list[int]:
-        """Return the rows of a patient; none where the id is empty."""
+    def rows_about(self, one: Diagnosis) -> list[int]:
+        """Return the rows that a cause is about: of some causes all rows, or all of a patient."""
+        if one.rows or one.code not in _OF_ALL_ROWS:
+            return list(one.rows)
+        if one.patient_id == DATA_SET:
+            return list(range(len(self.dataset)))
         stored = self.dataset.manifest.stored["patient_id"]
-        return np.flatnonzero(stored == patient_id.encode()).tolist() if patient_id else []
+        return np.flatnonzero(stored == one.patient_id.encode()).tolist()
+
+    def examples(self, one: Diagnosis) -> list[int]:
+        """Return the rows to show of a cause."""
+        return list(one.rows[:_EXAMPLES]) or _evenly(self.rows_about(one), _EXAMPLES)
 
     def worst(self) -> list[int]:
         """Return the rows with a finding, the worst first."""
@@ -108,12 +133,8 @@ def contents(subject: Subject, n_pictures: int) -> Json:
     dataset, summary = subject.dataset, subject.summary
     pairs = _pairs(subject)
     changed = _changed(subject)
-    wanted = [
-        row
-        for one in summary.diagnoses
-        for row in (one.rows or subject.rows_of(one.patient_id))[:_EXAMPLES]
-    ]
-    wanted += [row for one in pairs for row in one["rows"]]  # type: ignore[attr-defined]
+    wanted = [row for one in summary.diagnoses for row in subject.examples(one)]
+    wanted += [row for one in pairs for row in one.rows]
     first = list(dict.fromkeys([*wanted, *changed, *subject.worst()]))
     shown = spread(first, len(dataset), MAX_ROWS)
     listed = set(shown)
@@ -122,12 +143,12 @@ def contents(subject: Subject, n_pictures: int) -> Json:
     page = _page(subject, shown, drawn)
     has_picture = set(drawn)
     page |= {
-        "verdict": verdict(summary),
+        "verdict": verdict(subject),
         "diagnoses": [_diagnosis(one, subject, listed, drawn) for one in summary.diagnoses],
         "groups": _groups(subject),
         "splits": _sides(summary),
         "drift": drift(dataset),
-        "pairs": [one for one in pairs if listed >= set(one["rows"])],  # type: ignore[call-overload]
+        "pairs": [one._asdict() for one in pairs if listed >= set(one.rows)],
         "pairs_unchecked": "near-duplicate" in summary.unchecked,
         "alignment": "" if summary.alignment is None else alignment_text(summary.alignment),
         "sources": list(sources_text(summary.sources)),
@@ -150,7 +171,7 @@ def patient_contents(subject: Subject, rows: Sequence[int]) -> Json:
 def _page(subject: Subject, shown: Sequence[int], drawn: Sequence[int]) -> Json:
     """Return what each page has: facts, rows, pictures."""
     dataset, summary = subject.dataset, subject.summary
-    where = places(dataset)
+    where = subject.places
     around = neighbours(where, shown)
     measured = set(spread(list(drawn), len(dataset), MAX_MEASURED, shown))
     bar = tqdm(total=len(shown) + len(drawn), desc="page", unit=" rows", disable=None, leave=False)
@@ -219,10 +240,11 @@ def _evenly(rows: Sequence[int], n_wanted: int) -> list[int]:
     return [rows[place] for place in np.unique(places).tolist()]
 
 
-def verdict(summary: Summary) -> str:
+def verdict(subject: Subject) -> str:
     """Return one sentence on whether the file is good to train on."""
+    summary = subject.summary
     harmful = [one for one in summary.diagnoses if one.severity in {"error", "warning"}]
-    n_rows = len({row for one in harmful for row in one.rows})
+    n_rows = len({row for one in harmful for row in subject.rows_about(one)})
     if set(QUALITY_CODES) <= set(summary.unchecked) and not harmful:
         return "Nobody knows: the build left out some checks. Build with all of them."
     if not harmful:
@@ -236,9 +258,10 @@ def _diagnosis(
     one: Diagnosis, subject: Subject, listed: Collection[int], drawn: Sequence[int]
 ) -> Json:
     has_picture = set(drawn)
-    rows = one.rows or subject.rows_of(one.patient_id)  # of a whole patient
-    pictured = [row for row in rows if row in has_picture][:_EXAMPLES]
-    good = [row for row in drawn if row not in subject.of_row]
+    rows = subject.rows_about(one)
+    pictured = [row for row in subject.examples(one) if row in has_picture]
+    about = set(rows)
+    good = [row for row in drawn if row not in subject.of_row and row not in about]
     near = min(good, key=lambda row: abs(row - (pictured[0] if pictured else 0)), default=None)
     entry = CODES.get(one.code)
     named = not subject.pseudonyms
@@ -254,23 +277,17 @@ def _diagnosis(
     }
 
 
-def _pairs(subject: Subject) -> list[Json]:
+def _pairs(subject: Subject) -> list[_Pair]:
     """Return the pairs of rows whose images show the same, those across splits first."""
     split = subject.dataset.manifest["split"]
-    pairs: dict[tuple[int, int], Json] = {}
+    pairs: dict[tuple[int, int], _Pair] = {}
     for one in subject.findings:
         if one.code in _PAIR_CODES and NO_ROW not in {one.row, one.other_row}:
             low, high = sorted((one.row, one.other_row))
-            pairs.setdefault(
-                (low, high),
-                {
-                    "rows": [low, high],
-                    "code": one.code,
-                    "is_across": bool(split[low] != split[high]),
-                    "message": "" if subject.pseudonyms else one.message,
-                },
-            )
-    return sorted(pairs.values(), key=lambda pair: not pair["is_across"])[:_MAX_PAIRS]
+            message = "" if subject.pseudonyms else one.message
+            pair = _Pair([low, high], one.code, bool(split[low] != split[high]), message)
+            pairs.setdefault((low, high), pair)
+    return sorted(pairs.values(), key=lambda pair: not pair.is_across)[:_MAX_PAIRS]
 
 
 def _changed(subject: Subject) -> list[int]:
@@ -349,5 +366,5 @@ def patients(subject: Subject) -> Iterator[tuple[str, list[int]]]:
             yield name, by_id[name]
 
 
-def _decoded(value: object) -> str:
-    return bytes(value).decode("utf-8", "backslashreplace")  # type: ignore[call-overload,no-any-return]
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")

@@ -148,7 +148,7 @@
     }
     if (pictures.length) box.append(make("div", { class: "pictures" }, ...pictures));
     if (one.remedy) box.append(make("p", {}, make("strong", {}, "What to do: "), one.remedy));
-    if (one.rows.length) {
+    if (one.rows.length && one.rows.length < data.rows.length) {
       const rows = one.rows.map((row) => byRow.get(row));
       const isOfRows = rows.some((row) => row.findings.some((found) => found.code === one.code));
       const wanted = isOfRows ? { finding: one.code } : { patient: rows[0].patient };
@@ -526,11 +526,11 @@
     } else parts.push(make("p", {}, "The file has no split."));
     if (data.drift && data.drift.parts) parts.push(...drift(data.drift));
     parts.push(make("h3", {}, "Images that show the same"));
-    if (data.pairs_unchecked)
+    if (data.pairs_unchecked) {
       parts.push(
-        make("p", { class: "soft" }, "The build did not look for near duplicates: build with --near-duplicates."),
+        make("p", { class: "soft" }, "The build left out some checks, and may not have looked for all of them."),
       );
-    if (!data.pairs.length) parts.push(make("p", {}, "None was found."));
+    } else if (!data.pairs.length) parts.push(make("p", {}, "None was found."));
     for (const pair of data.pairs) {
       const [one, two] = pair.rows.map((row) => byRow.get(row));
       const where = pair.is_across
@@ -644,14 +644,14 @@
     try {
       const found = JSON.parse(localStorage.getItem(key)) || {};
       return found.rows ? found : { rows: found, strays: [] };
-    } catch (error) {
+    } catch {
       return { rows: {}, strays: [] };
     }
   }
   function keep() {
     try {
       localStorage.setItem(key, JSON.stringify({ rows: decisions, strays }));
-    } catch (error) {
+    } catch {
       /* a private window: the decisions last as long as the page */
     }
     document.querySelectorAll(".tile").forEach((box) => {
@@ -919,7 +919,8 @@
             "It holds no id, path, UID or message: patients are numbered in the order of the file. " +
             "The person who has the file can tell who P001 is."
         : "This page holds pixels of the rows that it shows, the ids of patients, paths of sources, series UIDs where the file has them, " +
-            "and the messages of findings. report --pseudonyms leaves out all but pixels and numbers.",
+            "the messages of findings, and the values of attributes that the build was told to keep. " +
+            "report --pseudonyms leaves out all but pixels and numbers.",
     ),
     make(
       "p",

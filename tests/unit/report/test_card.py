@@ -73,6 +73,7 @@ def test_the_card_has_the_facts_and_the_owners_words(path, card):
     for line in (
         "| SHA-256 | abc123 |",
         "| Rows | 7 of 7 patients |",
+        "| Masks | the code of one structure in each pixel, uint8 |",
         "| train | 4 | 4 |",
         "| test | 2 | 2 |",
         "No patient is in two parts of the split.",

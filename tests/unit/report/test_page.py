@@ -140,9 +140,8 @@ def test_nothing_of_the_data_is_markup_and_nothing_is_asked_of_the_network(datas
 
 
 def test_the_verdict_counts_causes(dataset):
-    summary = summarise(dataset, [])
-    assert verdict(summary).startswith("Yes")
-    told = verdict(summarise(dataset, findings_of(dataset)))
+    assert verdict(Subject(dataset, summarise(dataset, []), [])).startswith("Yes")
+    told = verdict(subject_of(dataset))
     assert told == "Not yet: look at one cause below, about 1 of 7 rows."
 
 
@@ -335,3 +334,27 @@ def test_a_comparison_shows_the_edges_that_masks_had(dataset, tmp_path):
     hidden = Subject(dataset, summarise(dataset, []), [], pseudonyms=True, older=(old, found))
     page = page_of(contents(hidden, 5))
     assert str(path) not in page
+
+
+def test_a_cause_of_the_whole_data_set_has_pictures_of_it(dataset):
+    whole = [FindingRow("warning", "alignment-dataset", "", -1, "the contours lie off.")]
+    shown = contents(Subject(dataset, summarise(dataset, whole), whole), 7)
+    (one,) = shown["diagnoses"]
+    assert (one["pictures"], one["good"]) == ([0, 3, 6], None)
+    assert shown["verdict"] == "Not yet: look at one cause below, about 7 of 7 rows."
+
+
+def test_a_cause_that_left_out_a_pair_has_no_rows_of_others(dataset):
+    found = [FindingRow("error", "image-unreadable", "dicoms/P7/9.dcm", -1, "no DICOM.")]
+    shown = contents(Subject(dataset, summarise(dataset, found), found), 7)
+    (one,) = shown["diagnoses"]
+    assert (one["pictures"], one["rows"], one["good"]) == ([], [], None)
+
+
+def test_a_cause_of_one_patient_has_the_patients_rows(dataset):
+    row = dataset.manifest["patient_id"].tolist().index("P7")
+    found = [FindingRow("warning", "alignment-patient", "dicoms/P7", -1, "off.", patient_id="P7")]
+    shown = contents(Subject(dataset, summarise(dataset, found), found), 7)
+    (one,) = shown["diagnoses"]
+    assert (one["pictures"], one["rows"]) == ([row], [row])
+    assert one["good"] is not None
