@@ -113,7 +113,7 @@ RESAMPLED = {
 def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path, kind, how):
     (root, fine), options = shapes(kind), RESAMPLED[how]
     data, result = build(root, tmp_path / "out.h5", **options)
-    # Neighbouring masks of the finest shape; both patients have the same shapes.
+    # Masks of neighbouring planes may be equal, and all patients have the same four shapes.
     assert set(codes(result)) <= {"identical-contour", "near-duplicate"}
     manifest = data.manifest
     spacing = options.get("resample", Patient(0, *(fine * n for n in PIXELS), SLICES, 0).spacing)
@@ -338,6 +338,29 @@ def test_areas_are_in_pixels_of_the_file_and_of_all_that_was_drawn(two_sizes, tm
         assert data.manifest["icontour_area"][row] == pytest.approx(area)
 
 
+def test_the_area_of_a_mask_is_in_pixels_of_the_file_too(tmp_path):
+    write_shapes(tmp_path / "shapes", "seg", patients=1, slices=4, rows=64, columns=48)
+    whole, _ = build(tmp_path / "shapes", tmp_path / "whole.h5", size="most")
+    data, _ = build(tmp_path / "shapes", tmp_path / "out.h5", **fit(30, 20, resample=(5.5, 7.0)))
+    factor = (176 / 64 / 5.5) * (round(224 / 48, 4) / 7)
+    for code in (1, 2, 3, 4):
+        name = f"label{code}_area"
+        is_drawn = ~np.isnan(whole.manifest[name])
+        assert is_drawn.any()
+        expected = whole.manifest[name][is_drawn] * factor
+        assert data.manifest[name][is_drawn] == pytest.approx(expected)
+
+
+def test_a_file_of_fractions_is_not_rounded(two_sizes, tmp_path):
+    for path in two_sizes.glob("dicoms/P1/*.dcm"):
+        pixels = gradient(seed=int(path.stem))
+        write_dicom(two_sizes, "P1", path.name, instance(pixels, RescaleSlope=0.5, uid=path.stem))
+    data, _ = build(two_sizes, tmp_path / "out.h5", **fit(14, 15, resample=1.1))
+    assert data.images.dtype == np.float32
+    assert (data.images[0] * 2 % 1 != 0).mean() > 0.5
+    assert verify(tmp_path / "out.h5", source=two_sizes, rebuild=True).problems == []
+
+
 # ------------------------------------------------------------------------------ what is cut off
 
 
@@ -519,6 +542,14 @@ def test_options_come_back_from_their_record():
     assert recorded["resample"] == [1.25, 1.25]
     known = {"rows", "columns", "size", "resample", "fit_about"}
     assert etl.BuildOptions(**{name: recorded[name] for name in known}) == options
+
+
+def test_the_check_names_the_option_that_takes_all_sizes(two_sizes):
+    result = CliRunner().invoke(cli, ["check", str(two_sizes), "--size", f"{ROWS}x{COLUMNS}"])
+    assert "The images have 2 sizes: --fit ROWSxCOLUMNS takes all of them." in result.output
+    for option in (["--fit", "14x14"], ["--size", "most"]):
+        result = CliRunner().invoke(cli, ["check", str(two_sizes), *option])
+        assert "takes all of them" not in result.output
 
 
 @pytest.mark.parametrize("full", [[], ["--full"]])
