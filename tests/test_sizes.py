@@ -500,6 +500,24 @@ def test_a_wrong_place_in_the_frame_is_found_by_the_rebuild(two_sizes, tmp_path,
     assert len(problems) == 14
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e18, 0.0, -1.0])
+def test_damaged_columns_of_the_place_are_found(two_sizes, tmp_path, value):
+    build(two_sizes, tmp_path / "out.h5", **fit(10, 8, resample=2.0))
+    names = [
+        f"manifest/source_{axis}_{what}"
+        for axis in ("row", "column")
+        for what in ("offset", "scale")
+    ]
+    with h5py.File(tmp_path / "out.h5") as file:
+        offsets = [file[name].id.get_offset() for name in names]
+    for name, offset in zip(names, offsets, strict=True):
+        content = bytearray((tmp_path / "out.h5").read_bytes())
+        content[offset : offset + 8] = np.float64(value).tobytes()
+        (tmp_path / "damaged.h5").write_bytes(content)
+        problems = list(map(str, verify(tmp_path / "damaged.h5").problems))
+        assert any(one.startswith(f"{name}: differs") for one in problems)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
