@@ -290,7 +290,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "two structures of which neither lies in the other share over 5 % of the smaller one's "
         "pixels, and 4 or more; the mask shows the one that was painted last",
         "look at its overlay; `--masks bits` keeps both",
-        flag=18,
+        flag=19,
     ),
     "identical-contour": FindingCode(
         "warning",
