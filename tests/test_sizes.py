@@ -407,6 +407,24 @@ def test_a_structure_that_is_wholly_cut_off_has_no_pixel_and_costs_no_row(tmp_pa
     assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
 
 
+@pytest.mark.parametrize(
+    "options", [fit(20, 23), fit(60, 55, resample=0.9), fit(30, 25, fit_about="structures")]
+)
+def test_bit_masks_keep_what_label_maps_cover(tmp_path, options):
+    root = drawn(tmp_path, a=(8.5, 20.5), b=(14.2, 27.0), c=(15.5, 18.5))
+    labels, _ = build(root, tmp_path / "labels.h5", **options)
+    label_map = np.array(labels.masks[0])
+    data, result = build(root, tmp_path / "out.h5", masks="bits", **options)
+    assert "structures-overlap" not in codes(result)
+    assert set(np.unique(data.masks[0]).tolist()) == {0, 1, 2, 3, 7}
+    highest = np.floor(np.log2(np.maximum(data.masks[0], 0.5))).astype(int) + 1
+    assert np.array_equal(highest, label_map)
+    assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
+    back = data.to_source(0, data.masks[0])
+    assert set(np.unique(back).tolist()) <= {0, 1, 2, 3, 7}
+    assert back.shape == (40, 40)
+
+
 @pytest.mark.parametrize("options", [fit(20, 20), fit(40, 40, resample=30.0)])
 def test_a_row_whose_structures_all_have_no_pixel_is_none(tmp_path, options):
     root = drawn(tmp_path, gone=(0.5, 5.5), lost=(33.5, 38.5))
