@@ -561,6 +561,7 @@ def test_usage_is_refused_with_what_to_give(two_sizes, tmp_path, command, argume
     [
         ({"size": "all"}, ValueError),
         ({"fit_about": "middle"}, ValueError),
+        ({"fit_about": "structures"}, ValueError),
         ({"resample": 0}, ValueError),
         ({"resample": (1, 2, 3)}, ValueError),
         ({"resample": "1.25"}, TypeError),
