@@ -201,8 +201,7 @@ class BuildOptions:
         _require_among("rasterizer", self.rasterizer, get_args(Rasterizer))
         _require_among("same_person", self.same_person, get_args(SamePerson))
         _require_masks(self.masks, self.not_drawn)
-        _require_among("size", self.size, get_args(Size))
-        _require_among("fit_about", self.fit_about, get_args(FitAbout))
+        _require_size(self.size, self.fit_about)
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), low, high)
@@ -422,6 +421,13 @@ def _require_masks(masks: object, not_drawn: object) -> None:
             "not_drawn: expected 'background' with bit masks, of which the columns drawn_<code> "
             "tell what was not drawn, found 'ignore'."
         )
+
+
+def _require_size(size: object, fit_about: object) -> None:
+    _require_among("size", size, get_args(Size))
+    _require_among("fit_about", fit_about, get_args(FitAbout))
+    if fit_about != "image" and size != "fit":
+        raise ValueError(f"fit_about: expected size='fit' with {fit_about!r}, found {size!r}.")
 
 
 def _require_among(name: str, value: object, choices: tuple[object, ...]) -> None:

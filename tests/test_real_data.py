@@ -252,3 +252,65 @@ class TestStructureSets:
         with pytest.raises(EtlError, match="1 contour-no-image") as caught:
             etl.build(root / "empty", tmp_path / "out.h5")
         assert len(caught.value.findings) == 1
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("about", ["image", "structures"])
+def test_cropped_rows_have_the_masks_of_whole_ones(patients, built, tmp_path, about):
+    _, whole = built(partial=True)
+    options = {"size": "fit", "rows": 140, "columns": 152, "fit_about": about}
+    etl.build(
+        patients,
+        tmp_path / "out.h5",
+        BuildOptions(contours=("i", "o"), partial=True, **options),
+    )
+    data = loader.open_dataset(tmp_path / "out.h5")
+    assert not data.flagged("structure-cut").any()
+    assert data.attributes["alignment"] == whole.attributes["alignment"]
+    for row in range(len(whole)):
+        assert np.array_equal(data.to_source(row, data.masks[row]), whole.masks[row])
+        back = data.to_source(row, data.images[row], fill=-1)
+        assert np.array_equal(back[back >= 0], whole.images[row][back >= 0])
+        assert (back >= 0).sum() == 140 * 152
+
+
+def test_real_contours_keep_their_areas_on_other_pixels(patients, built, tmp_path):
+    _, whole = built("center", ("i",))
+    # Patients differ in the spacing of their pixels: 1.29 and 1.37 mm.
+    options = BuildOptions(size="fit", rows=400, columns=400, resample=0.9)
+    etl.build(patients, tmp_path / "out.h5", options)
+    data = loader.open_dataset(tmp_path / "out.h5")
+    expected = whole.manifest["icontour_area"] * whole.manifest["pixel_spacing_row"] ** 2
+    assert data.manifest["icontour_area"] * 0.81 == pytest.approx(expected)
+    n_pixels = data.manifest["n_pixels_1"] * 0.81
+    assert n_pixels.sum() == pytest.approx(expected.sum(), rel=0.001)
+    assert n_pixels == pytest.approx(expected, rel=0.015)
+
+
+def test_images_of_three_sizes_in_one_file(tmp_path):
+    folder = SHARED / "seg" / "dcmqi"
+    if not folder.is_dir():
+        pytest.skip("no segmentations: DICOM_ETL_REAL_DATA names the folder of seg/")
+    options = {"structure_sets": "all"}
+    etl.build(
+        folder, tmp_path / "all.h5", BuildOptions(size="fit", rows=500, columns=400, **options)
+    )
+    data = loader.open_dataset(tmp_path / "all.h5")
+    paths = data.manifest["dicom_path"].tolist()
+    sizes = set()
+    for rows, columns in ((512, 512), (38, 23), (38, 24)):
+        etl.build(
+            folder,
+            tmp_path / "one.h5",
+            BuildOptions(rows=rows, columns=columns, **options),
+            force=True,
+        )
+        one = loader.open_dataset(tmp_path / "one.h5")
+        for row, path in enumerate(one.manifest["dicom_path"].tolist()):
+            back = data.to_source(paths.index(path), data.masks[paths.index(path)])
+            shown = data.to_source(paths.index(path), np.ones(data.masks.shape[1:], np.bool_))
+            assert np.array_equal(back[shown], one.masks[row][shown])
+            sizes.add(back.shape)
+    assert sizes == {(512, 512), (38, 23), (38, 24)}

@@ -113,7 +113,7 @@ RESAMPLED = {
 def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path, kind, how):
     (root, fine), options = shapes(kind), RESAMPLED[how]
     data, result = build(root, tmp_path / "out.h5", **options)
-    # Neighbouring masks of the finest shape; both patients have the same shapes.
+    # Masks of neighbouring planes may be equal, and all patients have the same four shapes.
     assert set(codes(result)) <= {"identical-contour", "near-duplicate"}
     manifest = data.manifest
     spacing = options.get("resample", Patient(0, *(fine * n for n in PIXELS), SLICES, 0).spacing)
@@ -338,6 +338,29 @@ def test_areas_are_in_pixels_of_the_file_and_of_all_that_was_drawn(two_sizes, tm
         assert data.manifest["icontour_area"][row] == pytest.approx(area)
 
 
+def test_the_area_of_a_mask_is_in_pixels_of_the_file_too(tmp_path):
+    write_shapes(tmp_path / "shapes", "seg", patients=1, slices=4, rows=64, columns=48)
+    whole, _ = build(tmp_path / "shapes", tmp_path / "whole.h5", size="most")
+    data, _ = build(tmp_path / "shapes", tmp_path / "out.h5", **fit(30, 20, resample=(5.5, 7.0)))
+    factor = (176 / 64 / 5.5) * (round(224 / 48, 4) / 7)
+    for code in (1, 2, 3, 4):
+        name = f"label{code}_area"
+        is_drawn = ~np.isnan(whole.manifest[name])
+        assert is_drawn.any()
+        expected = whole.manifest[name][is_drawn] * factor
+        assert data.manifest[name][is_drawn] == pytest.approx(expected)
+
+
+def test_a_file_of_fractions_is_not_rounded(two_sizes, tmp_path):
+    for path in two_sizes.glob("dicoms/P1/*.dcm"):
+        pixels = gradient(seed=int(path.stem))
+        write_dicom(two_sizes, "P1", path.name, instance(pixels, RescaleSlope=0.5, uid=path.stem))
+    data, _ = build(two_sizes, tmp_path / "out.h5", **fit(14, 15, resample=1.1))
+    assert data.images.dtype == np.float32
+    assert (data.images[0] * 2 % 1 != 0).mean() > 0.5
+    assert verify(tmp_path / "out.h5", source=two_sizes, rebuild=True).problems == []
+
+
 # ------------------------------------------------------------------------------ what is cut off
 
 
@@ -382,6 +405,24 @@ def test_a_structure_that_is_wholly_cut_off_has_no_pixel_and_costs_no_row(tmp_pa
     assert [data.manifest[f"n_pixels_{code}"][0] for code in (1, 2)] == [0, 25]
     assert [data.manifest[f"drawn_{code}"][0] for code in (1, 2)] == [1, 1]
     assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
+
+
+@pytest.mark.parametrize(
+    "options", [fit(20, 23), fit(60, 55, resample=0.9), fit(30, 25, fit_about="structures")]
+)
+def test_bit_masks_keep_what_label_maps_cover(tmp_path, options):
+    root = drawn(tmp_path, a=(8.5, 20.5), b=(14.2, 27.0), c=(15.5, 18.5))
+    labels, _ = build(root, tmp_path / "labels.h5", **options)
+    label_map = np.array(labels.masks[0])
+    data, result = build(root, tmp_path / "out.h5", masks="bits", **options)
+    assert "structures-overlap" not in codes(result)
+    assert set(np.unique(data.masks[0]).tolist()) == {0, 1, 2, 3, 7}
+    highest = np.floor(np.log2(np.maximum(data.masks[0], 0.5))).astype(int) + 1
+    assert np.array_equal(highest, label_map)
+    assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
+    back = data.to_source(0, data.masks[0])
+    assert set(np.unique(back).tolist()) <= {0, 1, 2, 3, 7}
+    assert back.shape == (40, 40)
 
 
 @pytest.mark.parametrize("options", [fit(20, 20), fit(40, 40, resample=30.0)])
@@ -477,6 +518,24 @@ def test_a_wrong_place_in_the_frame_is_found_by_the_rebuild(two_sizes, tmp_path,
     assert len(problems) == 14
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e18, 0.0, -1.0])
+def test_damaged_columns_of_the_place_are_found(two_sizes, tmp_path, value):
+    build(two_sizes, tmp_path / "out.h5", **fit(10, 8, resample=2.0))
+    names = [
+        f"manifest/source_{axis}_{what}"
+        for axis in ("row", "column")
+        for what in ("offset", "scale")
+    ]
+    with h5py.File(tmp_path / "out.h5") as file:
+        offsets = [file[name].id.get_offset() for name in names]
+    for name, offset in zip(names, offsets, strict=True):
+        content = bytearray((tmp_path / "out.h5").read_bytes())
+        content[offset : offset + 8] = np.float64(value).tobytes()
+        (tmp_path / "damaged.h5").write_bytes(content)
+        problems = list(map(str, verify(tmp_path / "damaged.h5").problems))
+        assert any(one.startswith(f"{name}: differs") for one in problems)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -502,6 +561,7 @@ def test_usage_is_refused_with_what_to_give(two_sizes, tmp_path, command, argume
     [
         ({"size": "all"}, ValueError),
         ({"fit_about": "middle"}, ValueError),
+        ({"fit_about": "structures"}, ValueError),
         ({"resample": 0}, ValueError),
         ({"resample": (1, 2, 3)}, ValueError),
         ({"resample": "1.25"}, TypeError),
@@ -519,6 +579,14 @@ def test_options_come_back_from_their_record():
     assert recorded["resample"] == [1.25, 1.25]
     known = {"rows", "columns", "size", "resample", "fit_about"}
     assert etl.BuildOptions(**{name: recorded[name] for name in known}) == options
+
+
+def test_the_check_names_the_option_that_takes_all_sizes(two_sizes):
+    result = CliRunner().invoke(cli, ["check", str(two_sizes), "--size", f"{ROWS}x{COLUMNS}"])
+    assert "The images have 2 sizes: --fit ROWSxCOLUMNS takes all of them." in result.output
+    for option in (["--fit", "14x14"], ["--size", "most"]):
+        result = CliRunner().invoke(cli, ["check", str(two_sizes), *option])
+        assert "takes all of them" not in result.output
 
 
 @pytest.mark.parametrize("full", [[], ["--full"]])

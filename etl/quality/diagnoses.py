@@ -37,7 +37,7 @@ _SAME: Final = re.compile(r"(?:has the same (?:points|pixels) as|is a copy of) (
 _LEAK: Final = re.compile(r"They are (?:on two sides of the split|in two folds): .*?\.(?= [A-Z])")
 _IS_COPY: Final = "is a copy of "
 _OUTSIDE: Final = re.compile(r"([0-9.]+)%[^.%]* lies? outside")
-_SIZE: Final = re.compile(r"is ([0-9]+x[0-9]+) \(rows x columns\)")
+_SIZE: Final = re.compile(r"is ([0-9]+x[0-9]+) \(rows x columns\), expected")
 _SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z])")
 
 
@@ -375,7 +375,7 @@ def _remedy(members: list[FindingRow], patient: Patient) -> str:
     code = members[0].code
     sizes = {match[1] if (match := _SIZE.search(one.message)) else "" for one in members}
     if code == "image-size" and len(sizes) == 1 and "" not in sizes:
-        return f"Build such images apart: --size {sizes.pop()}."
+        return f"Take all sizes with --fit, or build such images apart: --size {sizes.pop()}."
     if code in FLAG_CODES and any(one.row >= 0 for one in members):
         return f"Look at {'it' if len(members) == 1 else 'them'}: {_look(code, patient)}."
     _, remedy = _parted(members[0].message)

@@ -166,6 +166,9 @@ class Checked:
                 f"The commonest size is {option}: --size {option} takes {_count(n_most, 'pair')}, "
                 f"--size {rows}x{columns} takes {n_given}."
             )
+        if len(summary.sizes) > 1 and not summary.takes_all_sizes:
+            n = len(summary.sizes)
+            yield f"The images have {n} sizes: --fit ROWSxCOLUMNS takes all of them."
 
     def _rows(self) -> list[FindingRow]:
         return [FindingRow(f.severity, f.code, f.path, -1, f.message) for f in self.findings]

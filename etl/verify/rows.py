@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from etl.verify.problem import Problem
 from loader import Dataset, open_dataset
 from loader.format import IGNORE
 
+_FARTHEST: Final = 1e9  # pixels: no row lies so far off its frame
 _STATISTICS = ("minimum", "maximum", "mean", "std", "p01", "p99")
 
 
@@ -78,12 +80,18 @@ def grid_of(dataset: Dataset, row: int) -> SourceGrid | None:
 def _beyond(dataset: Dataset, row: int) -> npt.NDArray[np.bool_] | None:
     """Return the pixels of a row that are padding, because they lie beyond its frame."""
     grid = grid_of(dataset, row)
-    if grid is None or not min(grid.row_scale, grid.column_scale) > 0:  # damaged: told elsewhere
+    if grid is None or not _makes_sense(grid):  # the digest of the columns tells the damage
         return None
     _, rows, columns = dataset.images.shape
     beyond = np.ones((rows, columns), np.bool_)
     beyond[grid.shown(rows, columns)] = False
     return None if beyond.all() else beyond
+
+
+def _makes_sense(grid: SourceGrid) -> bool:
+    return min(grid.row_scale, grid.column_scale) > 0 and all(
+        abs(number) < _FARTHEST for number in grid
+    )
 
 
 def key_of(dataset: Dataset, row: int) -> SampleKey:

@@ -173,7 +173,7 @@ def test_a_table(tmp_path):
 
 
 def test_text_is_plain_and_says_everything(damaged):
-    assert list(check(damaged, OPTIONS).text())[:11] == [
+    assert list(check(damaged, OPTIONS).text())[:12] == [
         f"{damaged}  (headers and annotations read, nothing written)",
         "",
         "  Layout      link: found link.csv.",
@@ -184,6 +184,7 @@ def test_text_is_plain_and_says_everything(damaged):
         "  Label 1     i-contour: in 7 pairs, 4 rows",
         "",
         f"A build would write 4 of 7 pairs, of 2 patients: {ROWS}x{COLUMNS} int16, 0.0 MB.",
+        "The images have 2 sizes: --fit ROWSxCOLUMNS takes all of them.",
         "",
     ]
     assert next(check(damaged, OPTIONS, full=True).text()).endswith(

@@ -131,7 +131,18 @@ def test_the_most_harmful_comes_first():
     assert str(diagnoses[0]) == "The data set: they lie off. Build with --contour-origin 1."
     assert diagnoses[2].text.startswith("A (a) and B (b): 1 image of one has the same pixels")
     assert str(diagnoses[3]) == "C: off. Which?"
-    assert diagnoses[4].remedy == "Build such images apart: --size 240x256."
+    assert diagnoses[4].remedy == (
+        "Take all sizes with --fit, or build such images apart: --size 240x256."
+    )
+
+
+def test_no_size_takes_images_that_are_resampled():
+    message = (
+        "is 240x256 (rows x columns), and 120x128 by --resample, expected 128x128. "
+        "Take all sizes with --fit ROWSxCOLUMNS."
+    )
+    (one,) = diagnosed(finding("image-size", severity="error", path="A/9.dcm", message=message))
+    assert one.remedy == "Take all sizes with --fit ROWSxCOLUMNS."
 
 
 def test_a_code_of_many_patients_is_told_once():
