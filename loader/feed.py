@@ -223,17 +223,22 @@ class Gatherer:
         if self._form.transform is None:
             images, masks = self._samples(rows, out, epoch, copies)
             return self._arrange(images), self._arrange(masks)
+        # Where the transform keeps the sides, it works in the caller's buffers.
+        sides = (*self._channels, *self._sides), self._sides
+        fits = out is not None and (out[0].shape[1:], out[1].shape[1:]) == sides
+        samples = self._samples(rows, out if fits else None, epoch, copies)
         arrays = transform_samples(
             self._form.transform,
             self._dataset,
-            *self._samples(rows, None, epoch, copies),
+            *samples,
             seed=self._seed,
             epoch=epoch,
             rows=rows,
             copies=np.zeros_like(rows) if copies is None else copies,
         )
         changed = self._arrange(arrays[0]), self._arrange(arrays[1])
-        return changed if out is None else self.copy(changed, out, len(rows))
+        is_there = fits and arrays[0] is samples[0] and arrays[1] is samples[1]
+        return changed if out is None or is_there else self.copy(changed, out, len(rows))
 
     def _samples(
         self, rows: Indices, out: Arrays | None, epoch: int, copies: Indices | None

@@ -592,7 +592,7 @@ def test_apart_from_takes_any_of_them(path, make, other):
             {"batch_size": 4, "sampler": 5},
             "Dataset: batch_size, sampler: no option.*DataLoader",
         ),
-        ("Dataset", {"seed": 5}, "Dataset: seed: .* there is no augment. Give batch_size"),
+        ("Dataset", {"seed": 5}, "Dataset: seed: .* and there is neither. Give batch_size"),
         ("Dataset", {"balance": "patient"}, "Dataset: balance: .*WeightedRandomSampler"),
         ("Dataset", {"layout": "HWN"}, "Dataset: layout: no option"),
         ("IterableDataset", {"layout": "HWN"}, "IterableDataset: layout: .* channels first"),
