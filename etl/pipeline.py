@@ -7,6 +7,7 @@ straight into the file.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,7 @@ def build(
     update: bool = False,
     paranoid: bool = False,
     resume: bool = False,
+    on_layout: Callable[[str], object] | None = None,
 ) -> BuildResult:
     """Parse every DICOM and annotation once and write one HDF5 file.
 
@@ -83,6 +85,8 @@ def build(
         Go on with the rows that a killed build to the same `out` has left beside it, and parse only
         the rest. If this build fails or is stopped, its rows stay for the next one. The file is the
         one that a full build would write.
+    on_layout : callable, optional
+        Called with a sentence that says which layout is built, and why.
 
     Returns
     -------
@@ -105,7 +109,9 @@ def build(
     kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     check_split_file(options)
     check_row_list(options)
-    source, _ = layouts.choose(Path(data), options.layout)
+    source, why = layouts.choose(Path(data), options.layout)
+    if on_layout is not None:
+        on_layout(why)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
     check_stratify(options, found.scheme, columns(kept))

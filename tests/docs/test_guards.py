@@ -121,6 +121,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
+    *("--files", "--series"),  # bench/
     *("--shm-size", "--ipc"),  # docker
     *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
