@@ -50,6 +50,8 @@ def index_headers(
     """Return the discovery with its final links; reads headers where the source wants them."""
     if source.resolve is None or source.index is None:
         return found
+    if not found.to_index:
+        return source.resolve(found, {}, options)
     work: Work[Sequence[str], list[object]] = Work(
         run=functools.partial(index_files, found.root, source.index),
         divide=lambda paths: [[path] for path in paths],

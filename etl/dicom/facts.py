@@ -72,8 +72,6 @@ def image_facts(file: BinaryIO, head: bytes = b"") -> ImageFacts | None:
     if PIXEL_DATA not in header.elements:
         return None
     values = Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN)
-    digits = values.text(NUMBER_OF_FRAMES)
-    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
     return ImageFacts(
         sop_instance_uid=values.uid(SOP_INSTANCE_UID),
         series_instance_uid=values.uid(SERIES_INSTANCE_UID),
@@ -82,8 +80,26 @@ def image_facts(file: BinaryIO, head: bytes = b"") -> ImageFacts | None:
         instance_number=values.number(INSTANCE_NUMBER),
         rows=values.unsigned(ROWS) or 0,
         columns=values.unsigned(COLUMNS) or 0,
-        planes=_planes(header, min(max(n_frames, 1), _MOST_FRAMES)),
+        planes=_planes(header, _n_frames(values)),
     )
+
+
+def count_frames(file: BinaryIO) -> int:
+    """Return NumberOfFrames; 1 where there is none.
+
+    Raises
+    ------
+    ImageError
+        It is no DICOM file, or its elements cannot be followed.
+    """
+    header = read_header(file)
+    return _n_frames(Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN))
+
+
+def _n_frames(values: Values) -> int:
+    digits = values.text(NUMBER_OF_FRAMES)
+    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
+    return min(max(n_frames, 1), _MOST_FRAMES)
 
 
 def _text(header: Header) -> str:
