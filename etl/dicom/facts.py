@@ -20,12 +20,12 @@ from etl.dicom.elements import (
 )
 from etl.dicom.header import BIG_ENDIAN, Header, read_header
 from etl.dicom.quick_scan import PIXEL_DATA, Element
+from etl.errors import MAX_FRAMES
 from etl.geometry import ImagePlane
 
 # Every storage class begins so; the first one in a file is its own.
 _STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
 _HEAD_BYTES: Final = 4096
-_MOST_FRAMES: Final = 1 << 20
 _MARK: Final = slice(128, 132)
 
 
@@ -79,7 +79,7 @@ def image_facts(file: BinaryIO) -> ImageFacts | None:
         instance_number=values.number(INSTANCE_NUMBER),
         rows=values.unsigned(ROWS) or 0,
         columns=values.unsigned(COLUMNS) or 0,
-        planes=_planes(header, min(max(n_frames, 1), _MOST_FRAMES)),
+        planes=_planes(header, min(max(n_frames, 1), MAX_FRAMES)),
     )
 
 

@@ -28,10 +28,10 @@ def check_rows(path: Path, stretch: tuple[int, int]) -> list[Problem]:
     return [problem for row in range(*stretch) for problem in _check_row(dataset, row)]
 
 
-def give_up(stretch: tuple[int, int]) -> list[Problem]:
-    """Return a problem for rows whose workers crashed."""
+def give_up(stretch: tuple[int, int], why: str) -> list[Problem]:
+    """Return a problem for rows that workers could not check."""
     first, last = stretch[0], stretch[1] - 1
-    return [Problem(f"rows {first} to {last}", "three workers crashed on them.")]
+    return [Problem(f"rows {first} to {last}", why)]
 
 
 def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
