@@ -77,7 +77,7 @@ def choose_size(
             accepted_sizes, found.root, source.read_region, found.scheme, options
         ),
         divide=lambda links: [[link] for link in links],
-        give_up=lambda _links: [],
+        give_up=lambda _links, _why: [],
         names=lambda links: [link.frame.path for link in links],
     )
     sizes: Counter[tuple[int, int]] = Counter()
