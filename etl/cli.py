@@ -694,6 +694,17 @@ def check(
     help="Go on with the rows that a killed build has left beside OUT, and parse only the rest; if "
     "this build is stopped, its rows stay for the next.",
 )
+@click.option(
+    "--sha256", is_flag=True, help="Also write OUT.sha256, which `sha256sum -c` checks OUT with."
+)
+@click.option(
+    "--file-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=60,
+    show_default=True,
+    help="Leave out a pair whose files take a worker process longer; 0: never.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -745,6 +756,8 @@ def build(
     update: bool,
     paranoid: bool,
     resume: bool,
+    sha256: bool,
+    file_timeout: float,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -827,6 +840,8 @@ def build(
                 paranoid=paranoid,
                 resume=resume,
                 on_layout=say,
+                sha256=sha256,
+                file_seconds=file_timeout,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)

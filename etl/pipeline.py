@@ -19,8 +19,9 @@ from etl.diagnose import choose_audited, diagnose
 from etl.dicom.kept_tags import columns, kept_tags, notes_on
 from etl.errors import ReuseError
 from etl.examine import choose_size, examine_links, index_headers
+from etl.findings import counted
 from etl.options import BuildOptions
-from etl.output import target
+from etl.output import sidecar, target
 from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
 from etl.output.strata import check_stratify
@@ -32,6 +33,7 @@ from etl.sources.source import Discovery, Source
 from etl.spool import Spool
 from etl.update.journal import is_useful
 from etl.update.memory import Memory, for_update
+from etl.workers import watchdog
 from etl.workers.chunks import n_chunks
 from etl.workers.engine import Engine, engine_for, in_process
 
@@ -53,6 +55,8 @@ def build(
     paranoid: bool = False,
     resume: bool = False,
     on_layout: Callable[[str], object] | None = None,
+    sha256: bool = False,
+    file_seconds: float = watchdog.DEFAULT_SECONDS,
 ) -> BuildResult:
     """Parse every DICOM and annotation once and write one HDF5 file.
 
@@ -87,6 +91,11 @@ def build(
         one that a full build would write.
     on_layout : callable, optional
         Called with a sentence that says which layout is built, and why.
+    sha256 : bool
+        Also write `out`.sha256, which `sha256sum -c` reads.
+    file_seconds : float
+        Time that one file may take a worker process of this machine, seconds; 0: any. A pair that
+        takes longer is left out, with a finding, and a note says so.
 
     Returns
     -------
@@ -119,7 +128,9 @@ def build(
     notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
     with (
         target.replacing(out, force=force, notes=notes, left=left) as path,
-        engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
+        engine_for(
+            executor, workers, n_tasks, found.root / found.probe, path, file_seconds
+        ) as engine,
     ):
         make = functools.partial(
             _make, engine, source, options, out, path, memory, strict=strict, progress=progress
@@ -129,7 +140,14 @@ def build(
         except ReuseError as why:
             notes.append(memory.refused(why))
             result = make(source.discover(Path(data), options), is_reused=False)
-    notes += memory.write()
+        digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
+    notes += memory.write() + sidecar.write_sidecar(out, digest)
+    if engine.n_timed_out:
+        notes.append(
+            f"{counted(engine.n_timed_out, 'pair')} took longer than {file_seconds:g} s: this "
+            "build is not reproducible, because another machine may be quicker. Look at their "
+            "findings."
+        )
     return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 

@@ -20,12 +20,12 @@ from etl.dicom.elements import (
 )
 from etl.dicom.header import BIG_ENDIAN, Header, read_header
 from etl.dicom.quick_scan import PIXEL_DATA, Element
+from etl.errors import MAX_FRAMES
 from etl.geometry import ImagePlane
 
 # Every storage class begins so; the first one in a file is its own.
 _STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
 CLASS_BYTES: Final = 4096  # of a file; its class is among the first
-_MOST_FRAMES: Final = 1 << 20
 _MARK: Final = slice(128, 132)
 
 
@@ -99,7 +99,7 @@ def count_frames(file: BinaryIO) -> int:
 def _n_frames(values: Values) -> int:
     digits = values.text(NUMBER_OF_FRAMES)
     n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
-    return min(max(n_frames, 1), _MOST_FRAMES)
+    return min(max(n_frames, 1), MAX_FRAMES)
 
 
 def _text(header: Header) -> str:

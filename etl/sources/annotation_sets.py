@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from etl.dicom.annotations import CLOSED, POINT, AnnotationSet, Drawing
-from etl.errors import EtlError, SourceError
+from etl.errors import MAX_ANNOTATION_BYTES, EtlError, SourceError
 from etl.findings import Finding, SampleKey, counted
 from etl.model import AnnotationRef, FileStamp, Link
 from etl.options import ALL, NEWEST, BuildOptions
@@ -34,7 +34,6 @@ from etl.sources.archive import (
 from etl.sources.files import open_source, read_all
 from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
 
-_MAX_BYTES: Final = 1 << 30
 _MAX_KEPT: Final = 2
 _EXAMPLES: Final = 3
 
@@ -129,8 +128,8 @@ def index_file(
 
 
 def _require_size(n_bytes: int, code: str) -> None:
-    if n_bytes > _MAX_BYTES:
-        raise SourceError(code, f"has {n_bytes} bytes, expected at most {_MAX_BYTES}.")
+    if n_bytes > MAX_ANNOTATION_BYTES:
+        raise SourceError(code, f"has {n_bytes} bytes, expected at most {MAX_ANNOTATION_BYTES}.")
 
 
 class Latest(Generic[T]):
