@@ -126,7 +126,9 @@ class _Resident:
         )
         for first in range(0, n, _CHUNK_ROWS):
             rows = self._rows[first : first + _CHUNK_ROWS]
+            dataset.file.check_length()
             arrays = dataset.images[rows], dataset.masks[rows]
+            dataset.check_whole()
             stretch = slice(first, first + len(arrays[0]))
             images[stretch] = bits_of(arrays[0]).to(self._device)
             masks[stretch] = bits_of(arrays[1]).to(self._device)
