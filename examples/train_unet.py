@@ -36,12 +36,12 @@ AUGMENTATIONS = {
 }
 
 
-def double_convolution(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
+def double_convolution(n_in: int, n_out: int) -> nn.Sequential:
     """Return two 3x3 convolutions, each with normalisation and ReLU."""
     layers: list[nn.Module] = []
-    for channels, step in ((n_in, stride), (n_out, 1)):
+    for channels in (n_in, n_out):
         layers += [
-            nn.Conv2d(channels, n_out, 3, stride=step, padding=1, bias=False),
+            nn.Conv2d(channels, n_out, 3, padding=1, bias=False),
             nn.GroupNorm(4, n_out),
             nn.ReLU(),
         ]
@@ -55,11 +55,15 @@ def doubled(values: torch.Tensor) -> torch.Tensor:
     return wide.reshape(n, channels, 2 * rows, 2 * columns)
 
 
+def halved(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest of each 2x2 pixels; unlike max_pool2d's, its gradient is deterministic."""
+    return values.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+
+
 class UNet(nn.Module):
     """A U-Net that halves the image once before it begins, and three times within.
 
-    All its operations are deterministic on a GPU too: strides instead of pooling, and transposed
-    convolution instead of interpolation.
+    All its operations are deterministic on a GPU too.
 
     References
     ----------
@@ -71,26 +75,25 @@ class UNet(nn.Module):
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.stem = nn.Conv2d(1, width, 4, stride=2, padding=1)
         self.down = nn.ModuleList(
-            double_convolution(n_in, n_out, stride)
-            for n_in, n_out, stride in zip([width, *widths], widths, [1, 2, 2, 2], strict=False)
+            double_convolution(n_in, n_out)
+            for n_in, n_out in zip([width, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
             double_convolution(n_in + n_out, n_out)
             for n_in, n_out in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
-        self.head = nn.ConvTranspose2d(width, n_classes, 2, stride=2)
+        self.head = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of each class, (n, n_classes, rows, columns)."""
         values, skipped = self.stem(images), []
-        for block in self.down:
-            values = block(values)
+        for depth, block in enumerate(self.down):
+            values = block(halved(values) if depth else values)
             skipped.append(values)
         skipped.pop()
         for block in self.up:
             values = block(torch.cat([doubled(values), skipped.pop()], dim=1))
-        logits: torch.Tensor = self.head(values)
-        return logits
+        return doubled(self.head(values))
 
 
 def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,11 @@ def test_the_loss_is_cross_entropy_and_one_minus_dice():
     torch.testing.assert_close(example().loss_of(logits, masks), expected)
 
 
+def test_pixels_are_halved_as_by_pooling():
+    values = torch.randn(2, 3, 4, 6)
+    assert torch.equal(example().halved(values), torch.nn.functional.max_pool2d(values, 2))
+
+
 def test_pixels_are_doubled_as_by_interpolation():
     values = torch.randn(2, 3, 4, 5)
     expected = torch.nn.functional.interpolate(values, scale_factor=2.0)
