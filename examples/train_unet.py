@@ -1,6 +1,10 @@
-"""Train a small 2-D U-Net on a file that dicom-etl built with --split.
+"""Train a small 2-D U-Net on a file that dicom-etl built with --split or --folds.
 
 Run: python examples/train_unet.py out.h5 --epochs 6
+
+Images are augmented at random; `--patch 96` trains on patches of 96x96, half of them around the
+structures. On a GPU, the rows are in its memory where they fit, and are augmented there. With
+`--fold K` it trains on all patients but those of fold K, which judge it.
 
 Half way through an epoch it saves a checkpoint; at the end, `--check-resume` trains on from there
 and shows that the weights are the same, bit for bit. Prints Dice over the validation patients, and
@@ -9,16 +13,27 @@ the share of the time that training spent waiting for data.
 
 import argparse
 import io
+import os
 import sys
 import time
 from dataclasses import dataclass, field
 
+# On a GPU, matrix products give the same bits each time only with this; before CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import torch
 from torch import nn
-from torch.nn import functional
 
 import loader
+import loader.format
 import loader.torch
+
+AUGMENTATIONS = {
+    "cardiac-mr": loader.Augment.cardiac_mr(),
+    "ct": loader.Augment.ct(),
+    "any": loader.Augment(),
+    "none": None,
+}
 
 
 def double_convolution(n_in: int, n_out: int) -> nn.Sequential:
@@ -33,8 +48,22 @@ def double_convolution(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def doubled(values: torch.Tensor) -> torch.Tensor:
+    """Return each pixel four times; unlike an interpolation's, its gradient is deterministic."""
+    n, channels, rows, columns = values.shape
+    wide = values[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return wide.reshape(n, channels, 2 * rows, 2 * columns)
+
+
+def halved(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest of each 2x2 pixels; unlike max_pool2d's, its gradient is deterministic."""
+    return values.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+
+
 class UNet(nn.Module):
-    """A U-Net that halves the image three times before it begins, and three times within.
+    """A U-Net that halves the image once before it begins, and three times within.
+
+    All its operations are deterministic on a GPU too.
 
     References
     ----------
@@ -59,23 +88,25 @@ class UNet(nn.Module):
         """Return the logits of each class, (n, n_classes, rows, columns)."""
         values, skipped = self.stem(images), []
         for depth, block in enumerate(self.down):
-            values = block(functional.max_pool2d(values, 2) if depth else values)
+            values = block(halved(values) if depth else values)
             skipped.append(values)
         skipped.pop()
         for block in self.up:
-            values = functional.interpolate(values, scale_factor=2.0)
-            values = block(torch.cat([values, skipped.pop()], dim=1))
-        return functional.interpolate(self.head(values), size=images.shape[-2:], mode="bilinear")
+            values = block(torch.cat([doubled(values), skipped.pop()], dim=1))
+        return doubled(self.head(values))
 
 
 def loss_of(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Return cross-entropy plus one minus the soft Dice of the structures."""
-    labels = masks[:, 0].long()
-    chances = logits.softmax(1)[:, 1:]
-    truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:]
+    """Return cross-entropy plus one minus the soft Dice of the structures; 255 is left out."""
+    codes = torch.arange(logits.shape[1], dtype=masks.dtype, device=masks.device)
+    truth = (masks == codes.view(1, -1, 1, 1)).float()
+    is_known = (masks != loader.format.IGNORE).float()
+    # Not functional.cross_entropy, which is not deterministic on a GPU.
+    entropy = -(truth * logits.log_softmax(1)).sum() / is_known.sum().clamp(min=1)
+    chances = logits.softmax(1) * is_known
     overlap = 2 * (chances * truth).sum((0, 2, 3)) + 1
     dice = overlap / (chances.sum((0, 2, 3)) + truth.sum((0, 2, 3)) + 1)
-    return functional.cross_entropy(logits, labels) + 1 - dice.mean()
+    return entropy + 1 - dice[1:].mean()
 
 
 @dataclass
@@ -86,7 +117,10 @@ class Training:
     n_classes: int
     batch_size: int
     device: str
-    n_steps: int
+    n_epochs: int
+    augment: loader.Augment | None
+    patches: loader.Patches | None
+    fold: int | None
     model: UNet = field(init=False)
     seconds: float = 0.0
     seconds_waiting: float = 0.0
@@ -96,17 +130,25 @@ class Training:
         torch.manual_seed(7)
         self.model = UNet(self.n_classes).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 3e-3)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 6e-3, self.n_steps)
-        self.batches = loader.torch.DeviceBatches(
-            self.path,
-            self.device,
-            split="train",
-            batch_size=self.batch_size,
-            normalize="percentile",
+        self.batches = self.rows_for(
+            "train",
+            augment=self.augment,
+            patches=self.patches,
             remainder="pad",
             seed=7,
             prefetch=2,
         )
+
+        n_steps = self.n_epochs * len(self.batches)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 6e-3, n_steps)
+
+    def rows_for(self, role: str, **options: object) -> loader.torch.DeviceBatches:
+        """Return the batches of "train" or "validation": in a GPU's memory where they fit."""
+        part = {"split": role} if self.fold is None else {"fold": self.fold, "fold_role": role}
+        options |= {"batch_size": self.batch_size, "normalize": "percentile", **part}
+        if self.device == "cpu":
+            return loader.torch.DeviceBatches(self.path, self.device, **options)
+        return loader.torch.ResidentBatches(self.path, self.device, fallback=True, **options)
 
     def epoch(self, checkpoint_at: int = -1) -> bytes:
         """Train on what is left of an epoch; return the checkpoint after some batches."""
@@ -147,24 +189,30 @@ class Training:
         for name, part in self.parts().items():
             part.load_state_dict(states[name])
 
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of each class: of a model of patches, stitched of its patches.
+
+        On whole images its normalisation would meet other means than those that it has learnt.
+        """
+        if self.patches is None:
+            return self.model(images).softmax(1)
+        size = self.patches.size
+        grid = loader.torch.GridPatches(images.shape[-2:], size, overlap=size[0] // 3)
+        patches = grid.cut(images)
+        chances = self.model(patches.flatten(0, 1)).softmax(1)
+        return grid.stitch(chances.unflatten(0, patches.shape[:2]), blend="gaussian")
+
     @torch.inference_mode()
     def dice(self) -> list[float]:
         """Return Dice over all pixels of the validation patients, for each structure."""
         self.model.eval()
-        validation = loader.torch.DeviceBatches(
-            self.path,
-            self.device,
-            split="validation",
-            batch_size=self.batch_size,
-            normalize="percentile",
-            remainder="keep",
-            shuffle=False,
-        )
+        validation = self.rows_for("validation", remainder="keep", shuffle=False)
         overlap, total = torch.zeros(2, self.n_classes, dtype=torch.float64)
         for images, masks in validation:
-            found = self.model(images).argmax(1)
+            found = self.scores(images).argmax(1)
+            is_known = masks[:, 0] != loader.format.IGNORE
             for label in range(self.n_classes):
-                is_found, is_true = found == label, masks[:, 0] == label
+                is_found, is_true = (found == label) & is_known, masks[:, 0] == label
                 overlap[label] += (is_found & is_true).sum().cpu()
                 total[label] += (is_found.sum() + is_true.sum()).cpu()
         return (2 * overlap / total)[1:].tolist()
@@ -177,25 +225,41 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="cardiac-mr")
+    parser.add_argument("--patch", type=int, help="side of random patches; a multiple of 16")
+    parser.add_argument("--fold", type=int, help="validate on this fold, train on the others")
     parser.add_argument("--check-resume", action="store_true")
     options = parser.parse_args()
+    if options.patch is not None and options.patch % 16:
+        parser.error("--patch: expected a multiple of 16, for the U-Net halves it four times")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it only looks for mistakes
     structures = loader.open_dataset(options.path).structures
     labels = {one.code: one.meaning for one in sorted(structures, key=lambda one: one.code)}
     n_classes = 1 + len(labels)
-    n_batches = len(
-        loader.Batches(options.path, split="train", batch_size=options.batch_size, remainder="pad")
-    )
-    if options.check_resume and n_batches < 2:  # noqa: PLR2004
-        parser.error("--check-resume: an epoch has one batch, without a middle to resume from")
+    patches = options.patch and loader.Patches((options.patch, options.patch), foreground=0.5)
 
     def make() -> Training:
-        n_steps = n_batches * options.epochs
-        return Training(options.path, n_classes, options.batch_size, options.device, n_steps)
+        return Training(
+            options.path,
+            n_classes,
+            options.batch_size,
+            options.device,
+            options.epochs,
+            AUGMENTATIONS[options.augment],
+            patches or None,
+            options.fold,
+        )
 
     training, checkpoint = make(), b""
+    n_batches = len(training.batches)
+    if options.check_resume and n_batches < 2:  # noqa: PLR2004
+        parser.error("--check-resume: an epoch has one batch, without a middle to resume from")
     for epoch in range(options.epochs):
         is_last = epoch + 1 == options.epochs
         checkpoint = training.epoch(n_batches // 2 if is_last else -1)
+        if not is_last and (epoch + 1) % max(1, options.epochs // 6):
+            continue
         dice = ", ".join(
             f"{name} {value:.4f}"
             for name, value in zip(labels.values(), training.dice(), strict=True)

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from loader.batches import Batches
     from loader.dataset import Dataset, open_dataset
     from loader.errors import LoaderError
+    from loader.grid_patches import GridPatches
     from loader.neighbours import Neighbours
-    from loader.patches import GridPatches, Patches
+    from loader.patches import Patches
     from loader.transform import PerBatch
 
 __all__ = [
@@ -42,18 +43,22 @@ def __getattr__(name: str) -> object:  # noqa: PLR0911 one return for each modul
             from loader import dataset
 
             return getattr(dataset, name)
+        case "GridPatches":
+            from loader.grid_patches import GridPatches
+
+            return GridPatches
         case "Neighbours":
             from loader.neighbours import Neighbours
 
             return Neighbours
-        case "GridPatches" | "Patches":
-            from loader import patches
-
-            return getattr(patches, name)
         case "LoaderError":
             from loader.errors import LoaderError
 
             return LoaderError
+        case "Patches":
+            from loader.patches import Patches
+
+            return Patches
         case "PerBatch":
             from loader.transform import PerBatch
 

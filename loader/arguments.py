@@ -1,10 +1,12 @@
 """Checks of arguments that can never be right, whatever the file holds."""
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 _Choice = TypeVar("_Choice", bound=str)
+
+_MAX_SIDE: Final = 2**31
 
 
 def choice(name: str, value: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
@@ -39,3 +41,11 @@ def whole(name: str, value: int, lowest: int, stop: int | None = None) -> int:
         bounds = f"at least {lowest}" if stop is None else f"from {lowest} to {stop - 1}"
         raise ValueError(f"{name}: expected an integer {bounds}, found {number}.")
     return number
+
+
+def pair(name: str, value: tuple[int, int]) -> tuple[int, int]:
+    """Return (rows, columns) as plain integers of at least 1."""
+    if not isinstance(value, tuple | list) or len(value) != len(("rows", "columns")):
+        raise TypeError(f"{name}: expected (rows, columns), found {value!r}.")
+    rows, columns = (whole(name, number, 1, _MAX_SIDE) for number in value)
+    return rows, columns

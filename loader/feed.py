@@ -1,7 +1,7 @@
 """Rows of a file → batches of arrays, in the order of an epoch. The adapters' door."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -14,8 +14,8 @@ from loader.channels import Channels, HandedOut, MaskChannels, Unpacker
 from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
 from loader.neighbours import NONE, Neighbours
-from loader.normalise import Floats, Normalize, convert, scale, scaler
-from loader.patches import Patches, cut_patches
+from loader.normalise import Floats, Normalize, Scaler, convert, scale, scaler
+from loader.patches import Patches, Windows, copy_part, part
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
 from loader.transform import Transform, transform_samples
@@ -30,6 +30,8 @@ _Value = TypeVar("_Value", bound=np.generic)
 
 # Positions drawn at a time: enough that NumPy's calls cost little for each.
 _BLOCK: Final = 4096
+# Patches whose places are looked up at a time, for the same reason.
+_WINDOWS: Final = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +76,37 @@ class Order:
 
 
 class Drawn(NamedTuple):
-    """One batch's rows and padding, the position after it, and what augmentation needs."""
+    """One batch's rows and padding, the position after it, and what decides its pixels."""
 
     rows: Indices
     is_padding: Padding
     after: Position
     epoch: int
     copies: Indices
+    corners: Indices | None = None  # of patches
+
+    def part(self, samples: slice) -> "Drawn":
+        """Return some samples of it."""
+        corners = None if self.corners is None else self.corners[samples]
+        return self._replace(
+            rows=self.rows[samples],
+            is_padding=self.is_padding[samples],
+            copies=self.copies[samples],
+            corners=corners,
+        )
+
+
+def join(draws: Sequence[Drawn]) -> Drawn:
+    """Return consecutive batches of an epoch as one."""
+    corners = [drawn.corners for drawn in draws if drawn.corners is not None]
+    return Drawn(
+        rows=np.concatenate([drawn.rows for drawn in draws]),
+        is_padding=np.concatenate([drawn.is_padding for drawn in draws]),
+        after=draws[-1].after,
+        epoch=draws[0].epoch,
+        copies=np.concatenate([drawn.copies for drawn in draws]),
+        corners=np.concatenate(corners) if corners else None,
+    )
 
 
 class _Block(NamedTuple):
@@ -159,6 +185,11 @@ class Form(NamedTuple):
         return any(one is not None for one in (self.augment, self.patches, self.transform))
 
     @property
+    def takes_whole(self) -> bool:
+        """Whether a sample may show pixels from beyond its patch, because it is resampled."""
+        return self.augment is not None and self.augment.resamples
+
+    @property
     def needs_host(self) -> bool:
         """Whether no device can make the batches."""
         return self.transform is not None or self.neighbours is not None
@@ -178,6 +209,10 @@ class Gatherer:
     ----------
     image_dtype, mask_dtype : numpy.dtype
         Of the images and masks handed out.
+    shape : (int, int)
+        Rows and columns of the samples handed out.
+    windows : Windows, optional
+        Where patches are.
     """
 
     def __init__(self, dataset: Dataset, form: Form, seed: int) -> None:
@@ -186,21 +221,30 @@ class Gatherer:
         self._seed = seed
         self.image_dtype = np.dtype(np.float32) if form.is_float32 else dataset.images.dtype
         self.mask_dtype = np.dtype(form.mask_channels or dataset.masks.dtype)
-        self._sides = dataset.images.shape[1:] if form.patches is None else form.patches.size
+        self.shape = dataset.images.shape[1:] if form.patches is None else form.patches.size
         # Which row each channel of a row shows.
         self._shown = None if form.neighbours is None else form.neighbours.shown(dataset)
         self._channels = () if self._shown is None else self._shown.shape[1:]
         self._has_channels = form.mask_channels is not None
         n_channels = (len(dataset.structures),) if self._has_channels else ()
-        self._mask_sides = (*n_channels, *self._sides)
+        self._mask_sides = (*n_channels, *self.shape)
         self._is_copied = self.image_dtype == dataset.images.dtype and form.normalize is None
         # As bytes, because np.take would first copy the whole of an array that is not aligned in
         # the file.
         self._image_bytes = _memory_of(dataset.images)
         self._mask_bytes = _memory_of(dataset.masks)
+        patches = form.patches
+        self.windows = None if patches is None else Windows(dataset, patches, seed)
+        self._is_padded = patches is not None and patches.pad
+        self.takes_whole = form.takes_whole
 
     def gather(
-        self, rows: Indices, out: Arrays | None, epoch: int = 0, copies: Indices | None = None
+        self,
+        rows: Indices,
+        out: Arrays | None,
+        epoch: int = 0,
+        copies: Indices | None = None,
+        corners: Indices | None = None,
     ) -> Arrays:
         """Return the images and masks of some rows, all of the file that was opened.
 
@@ -212,6 +256,8 @@ class Gatherer:
         epoch : int
         copies : int64 array, shape (n,), optional
             What augmentation depends on, see `draw_parameters`.
+        corners : int64 array, shape (n, 2), optional
+            What `windows` has for these rows, where it has been asked.
 
         Raises
         ------
@@ -220,13 +266,14 @@ class Gatherer:
         ValueError
             `out` has another shape than what the transform returned.
         """
+        copies = np.zeros_like(rows) if copies is None else copies
         if self._form.transform is None:
-            images, masks = self._samples(rows, out, epoch, copies)
+            images, masks = self._samples(rows, out, epoch, copies, corners)
             return self._arrange(images), self._arrange(masks)
         # Where the transform keeps the sides, it works in the caller's buffers.
-        sides = (*self._channels, *self._sides), self._mask_sides
+        sides = (*self._channels, *self.shape), self._mask_sides
         fits = out is not None and (out[0].shape[1:], out[1].shape[1:]) == sides
-        samples = self._samples(rows, out if fits else None, epoch, copies)
+        samples = self._samples(rows, out if fits else None, epoch, copies, corners)
         arrays = transform_samples(
             self._form.transform,
             self._dataset,
@@ -234,36 +281,38 @@ class Gatherer:
             seed=self._seed,
             epoch=epoch,
             rows=rows,
-            copies=np.zeros_like(rows) if copies is None else copies,
+            copies=copies,
         )
         changed = self._arrange(arrays[0]), self._arrange(arrays[1])
         is_there = fits and arrays[0] is samples[0] and arrays[1] is samples[1]
         return changed if out is None or is_there else self.copy(changed, out, len(rows))
 
     def _samples(
-        self, rows: Indices, out: Arrays | None, epoch: int, copies: Indices | None
+        self,
+        rows: Indices,
+        out: Arrays | None,
+        epoch: int,
+        copies: Indices,
+        corners: Indices | None,
     ) -> Arrays:
         """Return the samples, one after the other in memory, before a transform."""
         self._dataset.file.check_length()
         if out is None:
-            images = np.empty((len(rows), *self._channels, *self._sides), self.image_dtype)
+            images = np.empty((len(rows), *self._channels, *self.shape), self.image_dtype)
             masks = np.empty((len(rows), *self._mask_sides), self.mask_dtype)
         else:
             images, masks = (array[: len(rows)] for array in out)
-        samples = None
-        if self._form.patches is not None:
-            key = self._seed, epoch, rows, np.zeros_like(rows) if copies is None else copies
-            samples = cut_patches(self._dataset, self._form.patches, *key)
-        words = None if samples is None else samples[1]
-        if self._form.augment is not None:
-            words = (
-                np.empty((len(rows), *self._sides), self._dataset.masks.dtype)
-                if self._has_channels
-                else masks
-            )
-            self._fill_augmented(self._form.augment, rows, epoch, copies, images, words, samples)
-        elif samples is not None:
-            self._fill_patches(rows, images, samples[0])
+        if corners is None and self.windows is not None:
+            corners = self.windows.corners(rows, epoch, copies)
+        words: Masks | None = None
+        if self._form.augment is not None or corners is not None:
+            words = cast("Masks", masks)
+            if self._has_channels:
+                words = np.empty((len(rows), *self.shape), self._dataset.masks.dtype)
+        if words is not None and self._form.augment is not None:
+            self._fill_augmented(self._form.augment, rows, epoch, copies, images, words, corners)
+        elif words is not None and corners is not None:
+            self._fill_patches(rows, corners, images, words)
         else:
             self._fill_images(rows, images)
         if words is not masks:
@@ -308,7 +357,7 @@ class Gatherer:
 
     def _fill_images(self, rows: Indices, images: Images) -> None:
         shown = self.shown(rows)
-        images = images.reshape(-1, *self._sides)  # a view: samples lie one after the other
+        images = images.reshape(-1, *self.shape)  # a view: samples lie one after the other
         if self._is_copied:
             self._image_bytes.take(shown, 0, _memory_of(images), "clip")
         elif self._form.normalize is None:
@@ -327,66 +376,81 @@ class Gatherer:
             unpacker = Unpacker(
                 self._dataset.structures,
                 self._form.mask_channels,
-                self._sides,
+                self.shape,
                 self._dataset.masks.dtype,
             )
             for mask, channels in zip(stored, masks, strict=True):
                 unpacker.write(mask, cast("Channels", channels))
-        elif words is not None:
-            np.copyto(masks, words)
         else:
             # Every row is valid; "clip" spares the buffer that "raise" needs.
             self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
 
-    def _fill_patches(self, rows: Indices, images: Images, patches: Images) -> None:
-        if self._form.normalize is None:
-            np.copyto(images, patches, casting="same_kind")
-            return
-        write = scaler(self._dataset, self._form.normalize, rows)
-        for i, (image, patch) in enumerate(zip(cast("Floats", images), patches, strict=True)):
-            write(i, patch, image)
+    def _fill_patches(self, rows: Indices, corners: Indices, images: Images, masks: Masks) -> None:
+        dataset, size = self._dataset, self.shape
+        write, paddings = self._writer(rows), self._paddings(rows)
+        each = zip(rows.tolist(), corners.tolist(), paddings, images, masks, strict=True)
+        for i, (row, corner, padding, image, mask) in enumerate(each):
+            if self._is_copied:
+                copy_part(dataset.images[row], corner, padding, image)
+            else:
+                patch = part(dataset.images[row], corner, size, padding)
+                write(i, patch, cast("Floats", image))
+            copy_part(dataset.masks[row], corner, 0, mask)
 
     def _fill_augmented(
         self,
         augment: Augment,
         rows: Indices,
         epoch: int,
-        copies: Indices | None,
+        copies: Indices,
         images: Images,
         masks: Masks,
-        samples: Samples | None,
+        corners: Indices | None,
     ) -> None:
         """Fill in sample by sample, each while it is in the processor's cache."""
         from loader.augment.arrays import SampleAugmenter
+        from loader.augment.arrays import Windows as Places
 
-        dataset, shape = self._dataset, self._sides
+        dataset = self._dataset
         parameters = draw_parameters(
-            augment, shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
+            augment, self.shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
         )
-        augmenter = SampleAugmenter(parameters)
-        plain = np.empty(shape, np.float32)
-        normalize = self._form.normalize
-        write = _convert if normalize is None else scaler(dataset, normalize, rows)
-        channels = cast("Floats", images).reshape(len(rows), -1, *shape)
+        places = None
+        if corners is not None:
+            places = Places(corners, dataset.images.shape[1:], self._is_padded)
+        augmenter = SampleAugmenter(parameters, places)
+        buffer = np.empty(max(n * m for _, (n, m) in augmenter.regions), np.float32)
+        write, paddings = self._writer(rows), self._paddings(rows)
+        channels = cast("Floats", images).reshape(len(rows), -1, *self.shape)
         middle = channels.shape[1] // 2
         shown = self.shown(rows).reshape(len(rows), -1).tolist()
         for i, (sample, mask) in enumerate(zip(channels, masks, strict=True)):
-            augmenter.move_mask(i, self._part_of(samples, 1, rows[i], i), mask)
+            corner, size = augmenter.regions[i]
+            augmenter.move_mask(i, part(dataset.masks[rows[i]], corner, size, 0), mask)
             for channel, (image, row) in enumerate(zip(sample, shown[i], strict=True), -middle):
                 if row == NONE:
                     image[...] = 0
                     continue
-                stored = self._part_of(samples, 0, row, i)
+                stored = part(dataset.images[row], corner, size, paddings[i])
                 if augmenter.is_resampled[i]:
+                    plain = buffer[: stored.size].reshape(size)
                     write(i, stored, plain)
                     augmenter.resample(i, plain, image)
                 else:  # stored values are turned, because they may be half as large
                     write(i, augmenter.turned(i, stored), image)
                 augmenter.shade(i, image, channel)
 
-    def _part_of(self, samples: Arrays | None, kind: int, row: int, i: int) -> Images:
-        """Return the image (0) or mask (1) of a row as stored, or the i-th patch that was cut."""
-        return cast("Images", self._dataset[row][kind] if samples is None else samples[kind][i])
+    def _writer(self, rows: Indices) -> Scaler:
+        """Return what writes the pixels of the i-th row as the form says."""
+        normalize = self._form.normalize
+        return _convert if normalize is None else scaler(self._dataset, normalize, rows)
+
+    def _paddings(self, rows: Indices) -> list[float]:
+        """Return the value around each image."""
+        if not self._is_padded:
+            return [0.0] * len(rows)  # of no pixel
+        minima: list[float] = self._dataset.manifest["minimum"][rows].tolist()
+        return minima
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
         has_channels = samples.ndim == len("NCHW")
@@ -415,7 +479,7 @@ class Gatherer:
         elif layout == "NCHW" and not channels:
             samples = array.reshape(len(array), *array.shape[2:]) if array.shape[1] == 1 else array
         # A transform may change the sides; `copy` then compares them with what it returned.
-        sides = (*channels, *self._sides)
+        sides = (*channels, *self.shape)
         sides = sides if self._form.transform is None else samples.shape[1:]
         if samples.shape[1:] != sides or len(samples) < n_samples:
             raise ValueError(
@@ -447,18 +511,41 @@ class Stream:
         self._walk = Walk(order, start, stride)
         self._coming: deque[Drawn] = deque()
         self._look_ahead = LookAhead(dataset, order.plan.batch_size)
+        has_patches = gatherer.windows is not None
+        self._n_together = max(1, _WINDOWS // order.plan.batch_size) if has_patches else 1
 
     def draw(self) -> Drawn:
         """Return the next batch's rows, and have the kernel read those of the ones after it."""
-        while len(self._coming) < self._look_ahead.n_batches:
-            drawn = next(self._walk)
-            self._look_ahead.ask(self._gatherer.touched(drawn.rows))
-            self._coming.append(drawn)
-        return self._coming.popleft() if self._coming else next(self._walk)
+        while len(self._coming) < max(1, self._look_ahead.n_batches):
+            self._coming.extend(self._draw_some())
+        return self._coming.popleft()
+
+    def _draw_some(self) -> list[Drawn]:
+        """Return the next batches of an epoch: of patches several, whose places cost less then."""
+        draws = [next(self._walk)]
+        while len(draws) < self._n_together and draws[-1].after[0] == draws[0].epoch:
+            draws.append(next(self._walk))
+        windows, look_ahead = self._gatherer.windows, self._look_ahead
+        is_cold = look_ahead.n_batches > 0
+        if windows is None or self._gatherer.takes_whole:
+            if is_cold:
+                for drawn in draws:
+                    look_ahead.ask(self._gatherer.touched(drawn.rows))
+            if windows is None:
+                return draws
+        joined = join(draws)
+        if is_cold and windows.reads_masks:
+            look_ahead.ask_masks(joined.rows)
+        corners = windows.corners(joined.rows, joined.epoch, joined.copies)
+        if is_cold and not self._gatherer.takes_whole:
+            look_ahead.ask(joined.rows, corners[:, 0], windows.n_rows)
+        ends = np.cumsum([len(drawn.rows) for drawn in draws])
+        parts = np.split(corners, ends[:-1])
+        return [drawn._replace(corners=one) for drawn, one in zip(draws, parts, strict=True)]
 
     def gather(self, drawn: Drawn, out: Arrays | None = None) -> Arrays:
         """Return the pixels of a batch."""
-        arrays = self._gatherer.gather(drawn.rows, out, drawn.epoch, drawn.copies)
+        arrays = self._gatherer.gather(drawn.rows, out, drawn.epoch, drawn.copies, drawn.corners)
         self._look_ahead.note()
         return arrays
 
@@ -520,8 +607,12 @@ class Feed:
         return self._order
 
     def as_stored(self) -> "Feed":
-        """Return the same feed of images as the file has them, for who changes them elsewhere."""
-        form = Form("NHW", is_float32=False, normalize=None)
+        """Return the same feed of images as the file has them, for who changes them elsewhere.
+
+        Its patches are cut out; but where they are resampled, images are whole.
+        """
+        patches = None if self.form.takes_whole else self.form.patches
+        form = Form("NHW", is_float32=False, normalize=None, patches=patches)
         feed = Feed(self.dataset, self._order, form, self.prefetch)
         feed.ranks, feed.on_new_ranks = self.ranks, self.on_new_ranks
         return feed
@@ -533,6 +624,21 @@ class Feed:
         )
         feed.ranks, feed.on_new_ranks = self.ranks, self.on_new_ranks
         return feed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the samples handed out."""
+        return self._gatherer.shape
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """Rows and columns of the samples of `as_stored`."""
+        return self.dataset.images.shape[1:] if self.form.takes_whole else self.shape
+
+    @property
+    def windows(self) -> Windows | None:
+        """Where patches are; none where images are whole."""
+        return self._gatherer.windows
 
     @property
     def n_batches(self) -> int:

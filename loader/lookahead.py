@@ -1,6 +1,5 @@
 """Tell the kernel which rows come next, while rows are not in memory."""
 
-import math
 import mmap
 import threading
 from typing import Final
@@ -43,11 +42,13 @@ class LookAhead:
     def __init__(self, dataset: Dataset, batch_size: int) -> None:
         self._buffer = dataset.buffer
         start = _address(np.frombuffer(self._buffer, np.uint8))
+        self._n_lines = dataset.images.shape[1]
         self._extents = [
-            (_address(array) - start, math.prod(array.shape[1:]) * array.itemsize)
+            (_address(array) - start, array.shape[2] * array.itemsize)
             for array in (dataset.images, dataset.masks)
         ]
-        n_batch_bytes = batch_size * sum(n_bytes for _, n_bytes in self._extents)
+        n_line_bytes = sum(n_bytes for _, n_bytes in self._extents)
+        n_batch_bytes = max(1, batch_size * self._n_lines * n_line_bytes)
         self._n_batches = max(1, min(_N_BATCHES, _MAX_BYTES // n_batch_bytes))
         self._is_possible = _WILL_NEED >= 0 and _WHOSE is not None and len(dataset) > 0
         self._n_left = 1 if self._is_possible else 0
@@ -71,16 +72,29 @@ class LookAhead:
         if before[0] == self._read[0] and before != self._read and self._is_possible:
             self._n_left = _PATIENCE
 
-    def ask(self, rows: Indices) -> None:
-        """Make the kernel start to read some rows."""
+    def ask(self, rows: Indices, tops: Indices | None = None, n_lines: int = 0) -> None:
+        """Make the kernel start to read some rows, or so many lines of each from `tops` on."""
+        if tops is None:
+            tops, n_lines = np.zeros_like(rows), self._n_lines
+        first = np.maximum(tops, 0)
+        counts = np.minimum(tops + n_lines, self._n_lines) - first
+        self._ask(self._extents, rows * self._n_lines + first, counts)
+
+    def ask_masks(self, rows: Indices) -> None:
+        """Make the kernel start to read the masks of some rows."""
+        self._ask(self._extents[1:], rows * self._n_lines, np.full_like(rows, self._n_lines))
+
+    def _ask(self, extents: list[tuple[int, int]], lines: Indices, counts: Indices) -> None:
         if self._read[0] != threading.get_ident():
             self._read = _read_by_this_thread()
         try:
-            for start, n_bytes in self._extents:
-                for row in rows.tolist():
-                    first = start + row * n_bytes
-                    aligned = first - first % mmap.PAGESIZE
-                    self._buffer.madvise(_WILL_NEED, aligned, first + n_bytes - aligned)
+            for start, n_bytes in extents:
+                begins, lengths = start + lines * n_bytes, counts * n_bytes
+                before = begins % mmap.PAGESIZE
+                for begin, length in zip(
+                    (begins - before).tolist(), (lengths + before).tolist(), strict=True
+                ):
+                    self._buffer.madvise(_WILL_NEED, begin, length)
         except OSError:  # a file system that does not take advice
             self._is_possible, self._n_left = False, 0
 

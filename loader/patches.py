@@ -1,24 +1,22 @@
-"""Random patches for training; patches that cover an image, and their predictions as one again."""
+"""Random patches for training: which window of each image, and its pixels."""
 
-import itertools
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from functools import lru_cache
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from loader.arguments import check_bool, choice, whole
-from loader.dataset import Dataset, Images, Masks
+from loader.arguments import check_bool, pair
+from loader.dataset import Dataset
 from loader.errors import LoaderError
-from loader.format import MAX_CODE, Structure
-from loader.sampler import DROP_TO_53, GOLDEN, Indices, keys_of, mix
+from loader.foreground import Foreground
+from loader.format import Structure
+from loader.sampler import DROP_TO_53, GOLDEN, Indices, Table, Words, keys_of, mix
 
-Blend: TypeAlias = Literal["average", "gaussian"]
-_Array: TypeAlias = npt.NDArray[np.generic]
+_Value = TypeVar("_Value", bound=np.generic)
 
 _KEY_NUMBER: Final = 11  # of `keys_of`
-_MAX_SIDE: Final = 2**31
-_SIDES_PER_SIGMA: Final = 8  # the Gaussian has fallen to exp(-8) at the middle of a side
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,14 @@ class Patches:
     size : (int, int)
         Rows and columns of a patch.
     foreground : float
-        The share of patches, from 0 to 1, that are centred on a random pixel of the structures, as
-        far as the image allows.
+        The share of patches, from 0 to 1, that are centred on a random pixel of the structures;
+        without `pad`, as far as the image allows.
     structures : tuple of str, optional
         Names of structures; by default all of the file.
     pad : bool
-        Allow patches larger than the image, which is then in their middle: around it images have
-        the minimum of their row, masks 0.
+        Allow patches beyond the border: any pixel of the image may be the centre of one. Along a
+        side where the patch is as large as the image, or larger, the image is in its middle. Around
+        the image, images have the minimum of their row, masks 0.
 
     Raises
     ------
@@ -51,7 +50,7 @@ class Patches:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        object.__setattr__(self, "size", _pair("size", self.size))
+        object.__setattr__(self, "size", pair("size", self.size))
         share = self.foreground
         if isinstance(share, bool) or not isinstance(share, int | float | np.number):
             raise TypeError(f"foreground: expected a number, found {share!r}.")
@@ -97,34 +96,98 @@ def rows_without(patches: Patches, dataset: Dataset, rows: Indices) -> Indices:
     return lacking
 
 
-def cut_patches(
-    dataset: Dataset, patches: Patches, seed: int, epoch: int, rows: Indices, copies: Indices
-) -> tuple[Images, Masks]:
-    """Return the patches of some rows in an epoch, as stored; only their pixels are read.
+class Windows:
+    """Where the patches of a dataset's samples are.
 
-    With `mix`, G and key[11] as in `loader.sampler`, and key(row, copy) and uniform(i) made of them
-    as in `loader.augment.parameters`: uniform(0) decides whether a patch is centred on the
-    foreground, uniform(1) on which of its pixels, in the order of the mask; otherwise uniform(2)
-    and uniform(3) are its place down and across.
+    Parameters
+    ----------
+    dataset : Dataset
+    patches : Patches
+    seed : int
+
+    Attributes
+    ----------
+    n_rows : int
+        Of a patch.
     """
-    uniform = _uniform(seed, epoch, rows, copies)
-    structures = _wanted(patches, dataset)
-    images = np.empty((len(rows), *patches.size), dataset.images.dtype)
-    masks = np.empty(images.shape, dataset.masks.dtype)
-    minima = dataset.manifest["minimum"][rows]
-    for i, row in enumerate(rows.tolist()):
-        image, mask = dataset[row]
-        corner = None
-        if uniform[0, i] < patches.foreground:
-            corner = _around_foreground(mask, structures, uniform[1, i], patches.size)
-        if corner is None:
-            corner = tuple(
-                _from_middle(n, side) if side > n else int(place * (n - side + 1))
-                for n, side, place in zip(image.shape, patches.size, uniform[2:, i], strict=True)
-            )
-        _copy_part(image, corner, images[i], minima[i])
-        _copy_part(mask, corner, masks[i], 0)
-    return images, masks
+
+    def __init__(self, dataset: Dataset, patches: Patches, seed: int) -> None:
+        self.n_rows = patches.size[0]
+        self._seed = seed
+        self._share = patches.foreground
+        self._size = np.array(patches.size)
+        wanted = _wanted(patches, dataset)
+        self._foreground = Foreground(dataset, wanted) if patches.foreground else None
+        # The first and the last place along each side.
+        left_over = np.array(dataset.images.shape[1:]) - self._size
+        self._first = np.zeros(2, np.int64)
+        self._last = left_over
+        if patches.pad:
+            middle = -(-left_over // 2)
+            self._first = np.where(left_over > 0, -(self._size // 2), middle)
+            reach = (self._size + 1) // 2 - 1  # of a patch beyond its centre
+            self._last = np.where(left_over > 0, left_over + reach, middle)
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks decide where patches are."""
+        return self._foreground is not None
+
+    def corners(self, rows: Indices, epoch: int, copies: Indices) -> Indices:
+        """Return the first row and column of the patch of each sample, shape (n, 2).
+
+        With `mix`, G and key[11] as in `loader.sampler`, and key(row, copy) and uniform(i) made of
+        them as in `loader.augment.parameters`: uniform(0) decides whether a patch is centred on the
+        foreground, uniform(1) on which of its pixels, in the order of the mask; otherwise
+        uniform(2) and uniform(3) are its place down and across.
+        """
+        uniform = _uniform(self._seed, epoch, rows, copies)
+        n_places = self._last - self._first + 1
+        corners: Indices = self._first + (uniform[2:].T * n_places).astype(np.int64)
+        if self._foreground is not None:
+            chosen = np.flatnonzero(uniform[0] < self._share)
+            found, centres = self._foreground.pixels(rows[chosen], uniform[1, chosen])
+            around = centres - self._size // 2
+            corners[chosen[found]] = np.clip(around, self._first, self._last)
+        return corners
+
+
+def part(
+    image: npt.NDArray[_Value], corner: tuple[int, int], size: tuple[int, int], padding: float
+) -> npt.NDArray[_Value]:
+    """Return a window of an image: a view, or where it is not wholly in the image, a padded copy.
+
+    Parameters
+    ----------
+    image : array, shape (rows, columns)
+    corner, size : (int, int)
+        Its first row and column, and how many of both.
+    padding : float
+        The value around the image.
+    """
+    (top, left), (n_rows, n_columns) = corner, size
+    rows, columns = image.shape
+    if 0 <= top <= rows - n_rows and 0 <= left <= columns - n_columns:
+        return image[top : top + n_rows, left : left + n_columns]
+    padded = np.empty(size, image.dtype)
+    copy_part(image, corner, padding, padded)
+    return padded
+
+
+def copy_part(
+    image: npt.NDArray[_Value], corner: tuple[int, int], padding: float, out: npt.NDArray[_Value]
+) -> None:
+    """Copy a window of an image to `out`, with a value around the image."""
+    (top, left), (n_rows, n_columns) = corner, out.shape
+    rows, columns = image.shape
+    bottom, right = top + n_rows, left + n_columns
+    if top >= 0 and left >= 0 and bottom <= rows and right <= columns:
+        out[...] = image[top:bottom, left:right]
+        return
+    out[...] = padding
+    inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    first = max(-top, 0), max(-left, 0)
+    out[first[0] : first[0] + inside.shape[0], first[1] : first[1] + inside.shape[1]] = inside
 
 
 def _wanted(patches: Patches, dataset: Dataset) -> list[Structure]:
@@ -132,9 +195,9 @@ def _wanted(patches: Patches, dataset: Dataset) -> list[Structure]:
     return [one for one in dataset.structures if names is None or one.name in names]
 
 
-def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> npt.NDArray[np.float64]:
+def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> Table:
     """Return the four numbers of each sample, in [0, 1); shape (4, n)."""
-    key = keys_of(seed, epoch, np.array([_KEY_NUMBER], np.uint64))
+    key = _key(seed, epoch)
     for number in (rows, copies):
         key = mix(key + (number.astype(np.uint64) + np.uint64(1)) * GOLDEN)
     counters = np.arange(1, 5, dtype=np.uint64)[:, np.newaxis] * GOLDEN
@@ -142,214 +205,6 @@ def _uniform(seed: int, epoch: int, rows: Indices, copies: Indices) -> npt.NDArr
     return words.astype(np.float64) * 2.0**-53
 
 
-def _around_foreground(
-    mask: Masks, structures: list[Structure], place: float, size: tuple[int, int]
-) -> tuple[int, ...] | None:
-    pixels = np.flatnonzero(_is_any_of(mask, structures))
-    if not len(pixels):
-        return None
-    centre = divmod(int(pixels[int(place * len(pixels))]), mask.shape[1])
-    return tuple(
-        _from_middle(n, side) if side > n else min(max(middle - side // 2, 0), n - side)
-        for n, side, middle in zip(mask.shape, size, centre, strict=True)
-    )
-
-
-def _is_any_of(mask: Masks, structures: list[Structure]) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a mask show one structure or more of some."""
-    bits = [structure.bit for structure in structures if structure.bit is not None]
-    if bits:
-        is_shown: npt.NDArray[np.bool_] = mask & sum(1 << bit for bit in bits) != 0
-        return is_shown
-    wanted = np.zeros(MAX_CODE + 2, np.bool_)
-    wanted[[structure.code for structure in structures]] = True
-    return wanted[mask]
-
-
-def _from_middle(length: int, side: int) -> int:
-    """Return where a patch begins, before the image, that has the image in its middle."""
-    return -((side - length) // 2)
-
-
-def _copy_part(source: _Array, corner: tuple[int, ...], out: _Array, padding: float) -> None:
-    places = [
-        (max(first, 0), min(first + side, n))
-        for first, side, n in zip(corner, out.shape, source.shape, strict=True)
-    ]
-    inside = tuple(
-        slice(start - first, stop - first)
-        for (start, stop), first in zip(places, corner, strict=True)
-    )
-    if out[inside].shape != out.shape:
-        out[...] = padding
-    out[inside] = source[tuple(slice(*place) for place in places)]
-
-
-class GridPatches:
-    """Patches of one size that cover images of one shape, for inference.
-
-    Along each axis they begin `size - overlap` pixels apart. The last one ends with the image, so
-    that it may overlap more. An image that is smaller than a patch is padded after its last row or
-    column with the values there, and `stitch` leaves the padding out.
-
-    Parameters
-    ----------
-    shape : (int, int)
-        Rows and columns of the images.
-    size : (int, int)
-        Rows and columns of a patch.
-    overlap : int
-        Pixels that neighbouring patches share, below both numbers of size.
-
-    Attributes
-    ----------
-    shape, size : (int, int)
-    corners : tuple of (int, int)
-        First row and column of each patch, row by row.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Not such numbers.
-
-    Examples
-    --------
-    >>> grid = GridPatches((256, 256), (96, 96), overlap=32)
-    >>> len(grid)
-    16
-    >>> patches = grid.cut(np.zeros((256, 256)))
-    >>> patches.shape
-    (16, 96, 96)
-    >>> grid.stitch(patches, blend="gaussian").shape
-    (256, 256)
-    """
-
-    def __init__(self, shape: tuple[int, int], size: tuple[int, int], overlap: int = 0) -> None:
-        self.shape = _pair("shape", shape)
-        self.size = _pair("size", size)
-        overlap = whole("overlap", overlap, 0, min(self.size))
-        starts = (
-            _starts(length, side, side - overlap)
-            for length, side in zip(self.shape, self.size, strict=True)
-        )
-        self.corners = tuple(itertools.product(*starts))
-
-    def __len__(self) -> int:
-        """Return the number of patches of an image."""
-        return len(self.corners)
-
-    def cut(self, image: _Array) -> _Array:
-        """Return the patches of an image, or of each channel of one.
-
-        Parameters
-        ----------
-        image : array, shape (..., rows, columns)
-
-        Returns
-        -------
-        array, shape (n, ..., patch rows, patch columns)
-            A copy, of the image's type.
-
-        Raises
-        ------
-        ValueError
-            An image of another shape.
-        """
-        image = np.asarray(image)
-        if image.shape[-2:] != self.shape:
-            raise ValueError(f"image: expected (..., *{self.shape}), found {image.shape}.")
-        missing = (max(0, side - n) for side, n in zip(self.size, self.shape, strict=True))
-        widths = [(0, 0)] * (image.ndim - 2) + [(0, n) for n in missing]
-        padded = np.pad(image, widths, mode="edge") if self._is_padded else image
-        rows, columns = self.size
-        return np.stack(
-            [padded[..., top : top + rows, left : left + columns] for top, left in self.corners]
-        )
-
-    def stitch(self, patches: _Array, blend: Blend = "average") -> _Array:
-        """Return the image that patches are of, or predictions of them.
-
-        Where patches overlap, their values are averaged. Sums are in float64, so that the patches
-        that `cut` made of a float32 image give this image back, bit by bit. So do patches of any
-        floating-point type where none overlap. Stitch scores or probabilities of classes, and take
-        the class afterwards: an average of class numbers means nothing.
-
-        Parameters
-        ----------
-        patches : float array, shape (n, ..., patch rows, patch columns)
-            In the order of `corners`; with any axes in between, such as channels.
-        blend : "average" or "gaussian"
-            All values count the same; or those near the middle of a patch count more, by a
-            Gaussian with a deviation of an eighth of its side.
-
-        Returns
-        -------
-        array, shape (..., rows, columns)
-            Of the type of the patches.
-
-        Raises
-        ------
-        TypeError
-            Patches that are not floating-point numbers.
-        ValueError
-            Another number or size of patches, or no such blend.
-        """
-        patches = np.asarray(patches)
-        blend = choice("blend", blend, get_args(Blend))
-        if patches.ndim < 3 or (len(patches), *patches.shape[-2:]) != (len(self), *self.size):  # noqa: PLR2004 axes
-            raise ValueError(
-                f"patches: expected ({len(self)}, ..., {self.size[0]}, {self.size[1]}), found "
-                f"{patches.shape}."
-            )
-        if patches.dtype.kind != "f":
-            raise TypeError(
-                f"patches: expected floating-point scores, found {patches.dtype}. Give the scores "
-                "of the classes, or convert with astype."
-            )
-        weights = self._weights(blend)
-        stitched = np.zeros((*patches.shape[1:-2], *self.shape), patches.dtype)
-        sums = np.zeros(stitched.shape, np.float64)
-        totals, covered = np.zeros(self.shape), np.zeros(self.shape, np.int64)
-        for patch, place in zip(patches, self._places(), strict=True):
-            inside = tuple(slice(part.stop - part.start) for part in place)
-            kept, weight = patch[(..., *inside)], weights[inside]
-            stitched[(..., *place)] = kept
-            sums[(..., *place)] += kept * weight
-            totals[place] += weight
-            covered[place] += 1
-        shared = covered > 1  # elsewhere the value itself, which weight and division could round
-        stitched[..., shared] = sums[..., shared] / totals[shared]
-        return stitched
-
-    @property
-    def _is_padded(self) -> bool:
-        return any(side > length for side, length in zip(self.size, self.shape, strict=True))
-
-    def _places(self) -> list[tuple[slice, slice]]:
-        (rows, columns), (n_rows, n_columns) = self.size, self.shape
-        return [
-            (slice(top, min(top + rows, n_rows)), slice(left, min(left + columns, n_columns)))
-            for top, left in self.corners
-        ]
-
-    def _weights(self, blend: Blend) -> npt.NDArray[np.float64]:
-        if blend == "average":
-            return np.ones(self.size)
-        along = []
-        for side in self.size:
-            distance = (np.arange(side) - (side - 1) / 2) * _SIDES_PER_SIGMA / side
-            along.append(np.exp(-(distance**2) / 2))
-        return np.multiply.outer(*along)
-
-
-def _starts(length: int, side: int, step: int) -> list[int]:
-    """Return where patches along an axis begin, so that the last one ends with the image."""
-    last = max(0, length - side)
-    return [*range(0, last, step), last]
-
-
-def _pair(name: str, value: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(value, tuple | list) or len(value) != 2:  # noqa: PLR2004 rows, columns
-        raise TypeError(f"{name}: expected (rows, columns), found {value!r}.")
-    rows, columns = (whole(name, number, 1, _MAX_SIDE) for number in value)
-    return rows, columns
+@lru_cache(4)  # of the epochs that are drawn from at a time
+def _key(seed: int, epoch: int) -> Words:
+    return keys_of(seed, epoch, np.array([_KEY_NUMBER], np.uint64))

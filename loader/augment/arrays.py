@@ -1,7 +1,7 @@
 """Augmentation of NumPy arrays: OpenCV where pixels are resampled, NumPy for all else."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,8 @@ import numpy.typing as npt
 from loader.augment.parameters import (
     N_NORMALS,
     Parameters,
+    Shape,
+    before_turns,
     kept_pixels,
     normals,
     power_basis,
@@ -16,11 +18,12 @@ from loader.augment.parameters import (
 )
 from loader.errors import LoaderError
 from loader.normalise import Floats
-from loader.sampler import Table
+from loader.sampler import Indices, Table
 
 if TYPE_CHECKING:
     import types
 
+Region: TypeAlias = tuple[tuple[int, int], tuple[int, int]]  # first row and column; how many
 _Value = TypeVar("_Value", bound=np.generic)
 
 _MASK_TYPES: Final = ("uint8", "uint16", "uint32", "int16", "int32")
@@ -28,6 +31,7 @@ _OF_VALUES: Final = ("gamma", "contrast", "brightness", "noise")
 _STRIP: Final = 64  # rows that are transposed at a time, so that they stay in the nearest cache
 _CHANNEL_STEP: Final = 648055  # numbers from the noise of one channel to that of the next
 _BAND: Final = 2**16  # pixels that are resampled at a time, so that their sources stay in the cache
+_REACH: Final = 3  # pixels around a place that interpolation may take, and one for rounding
 
 
 def augment_batch(
@@ -71,28 +75,62 @@ def augment_batch(
     return changed
 
 
+class Windows(NamedTuple):
+    """Where patches are in their images.
+
+    Attributes
+    ----------
+    corners : int64 array, shape (n, 2)
+        First row and column of each.
+    shape : (int, int)
+        Rows and columns of the images.
+    is_padded : bool
+        Whether images have a constant value beyond their border; otherwise the border's pixels go
+        on, where a patch is resampled from beyond it.
+    """
+
+    corners: Indices
+    shape: Shape
+    is_padded: bool
+
+
 class SampleAugmenter:
     """Changes the samples of a batch one by one, while each is in the processor's cache.
 
     Parameters
     ----------
     parameters : Parameters
+    windows : Windows, optional
+        Where the samples are, which then are patches: each is changed as an image of its own size,
+        but what comes from beyond its border comes from the image.
 
     Attributes
     ----------
     is_resampled : list of bool
         Whether a sample needs `resample`; otherwise `turned`.
+    regions : list of ((int, int), (int, int))
+        Which part of the image each sample is made of: first row and column, and how many of both.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, windows: Windows | None = None) -> None:
         n, self._parts = len(parameters), parameters.parts()
         self._shape = parameters.shape
         turn = self._parts.get("turn", np.zeros((n, 3))).astype(np.int64)
         self._turns = [tuple(one) for one in turn.tolist()]
         is_resampled = self._parts.get("is_resampled", np.zeros(n)) > 0
         self.is_resampled = is_resampled.tolist()
+        whole = np.zeros((n, 2), np.int64)
+        corners = whole if windows is None else windows.corners
+        ends = corners + np.array(self._shape)
         if is_resampled.any():
-            self._maps = _Maps(parameters, turn)
+            self._maps = _Maps(parameters, turn, corners)
+            if windows is not None:
+                reached = is_resampled[:, np.newaxis]
+                corners, ends = (
+                    np.where(reached, there, here)
+                    for there, here in zip(self._maps.reach(windows), (corners, ends), strict=True)
+                )
+                self._maps.begin_at(corners)
             self._cv2 = _opencv()
             cubic = parameters.interpolation == "cubic"
             self._image_flag = self._cv2.INTER_CUBIC if cubic else self._cv2.INTER_LINEAR
@@ -102,6 +140,10 @@ class SampleAugmenter:
             for name, neutral in zip(_OF_VALUES, of_values, strict=True)
         ]
         self._values = np.concatenate(columns, 1).tolist()
+        self.regions: list[Region] = [
+            ((top, left), (bottom - top, right - left))
+            for (top, left), (bottom, right) in zip(corners.tolist(), ends.tolist(), strict=True)
+        ]
         self._buffer = np.empty(self._shape, np.float32)
         self._turned: npt.NDArray[np.generic] | None = None
 
@@ -116,13 +158,13 @@ class SampleAugmenter:
         return turned
 
     def resample(self, i: int, image: Floats, out: Floats) -> None:
-        """Write sample i's image into `out`, flips and turns included."""
+        """Write sample i's image into `out`, flips and turns included; `image` is its region."""
         self._remap(i, image, out, self._image_flag)
 
     def move_mask(
         self, i: int, mask: npt.NDArray[np.generic], out: npt.NDArray[np.generic]
     ) -> None:
-        """Write sample i's mask into `out`, of the nearest pixels."""
+        """Write sample i's mask into `out`, of the nearest pixels; `mask` is its region."""
         if self.is_resampled[i]:
             if mask.dtype == np.uint32:  # which OpenCV does not know
                 mask, out = mask.view(np.int32), out.view(np.int32)
@@ -210,16 +252,17 @@ class SampleAugmenter:
 class _Maps:
     """Where each pixel of a resampled sample comes from, flips and turns included."""
 
-    def __init__(self, parameters: Parameters, turn: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, parameters: Parameters, turn: npt.NDArray[np.int64], corners: Indices
+    ) -> None:
         parts, (rows, columns) = parameters.parts(), parameters.shape
-        back = _before_turns(turn)
-        affine = back @ parts["affine"]
+        back = before_turns(turn)
+        self._affine = back @ parts["affine"]
         centre = np.array([columns - 1, rows - 1]) / 2
-        along = np.arange(columns) - centre[0], np.arange(rows) - centre[1]
-        # As float32 only at the end: the torch backend takes the same steps.
-        origin = (affine[:, :, 2] + centre)[:, :, np.newaxis]
-        self._of_columns = (affine[:, :, :1] * along[0] + origin).astype(np.float32)
-        self._of_rows = (affine[:, :, 1:2] * along[1]).astype(np.float32)
+        self._along = np.arange(columns) - centre[0], np.arange(rows) - centre[1]
+        self._centres = self._affine[:, :, 2] + centre + corners[:, ::-1]
+        self.begin_at(np.zeros_like(corners))
+        self._of_rows = (self._affine[:, :, 1:2] * self._along[1]).astype(np.float32)
         self._buffers = np.empty((2, min(rows, max(1, _BAND // columns)), columns), np.float32)
         if "elastic" in parts:
             moved = parts["elastic"]
@@ -227,8 +270,27 @@ class _Maps:
             self._is_bent = [bool(one.any()) for one in moved]
             self._bases = [spline_basis(side).astype(np.float32) for side in (rows, columns)]
         else:
+            self._moved = np.zeros((len(parameters), 2, 1, 1), np.float32)
             self._is_bent = [False] * len(parameters)
         self._held: tuple[int, int, int] | None = None
+
+    def begin_at(self, corners: Indices) -> None:
+        """Count rows and columns from the first of each sample's region."""
+        # As float32 only at the end: the torch backend takes the same steps.
+        origins = (self._centres - corners[:, ::-1])[:, :, np.newaxis]
+        columns = self._affine[:, :, :1] * self._along[0] + origins
+        self._of_columns = columns.astype(np.float32)
+
+    def reach(self, windows: Windows) -> tuple[Indices, Indices]:
+        """Return the first row and column that each sample takes, and those after the last."""
+        half = np.array([len(side) - 1 for side in self._along]) / 2
+        extent = np.abs(self._affine[:, :, :2]) @ half
+        extent += np.abs(self._moved).max(axis=(2, 3)) + _REACH  # a B-spline is within its controls
+        outside = _REACH if windows.is_padded else 0  # the same value all over: a few are enough
+        lowest, highest = -outside, np.array(windows.shape[::-1]) + outside
+        first = np.clip(np.floor(self._centres - extent), lowest, highest - 1).astype(np.int64)
+        last = np.clip(np.ceil(self._centres + extent), first, highest - 1).astype(np.int64)
+        return first[:, ::-1], last[:, ::-1] + 1
 
     def of(self, i: int, band: slice) -> list[Floats]:
         """Return the columns and the rows that the pixels of some rows come from."""
@@ -282,14 +344,6 @@ def copy_turned(
     for start in range(0, len(out), _STRIP):
         strip = slice(start, start + _STRIP)
         out[:, strip] = turned[:, strip]
-
-
-def _before_turns(turn: npt.NDArray[np.int64]) -> Table:
-    """Return the matrices (n, 2, 2) that take (column, row) from the centre back before turns."""
-    cosine, sine = np.array([1, 0, -1, 0])[turn[:, 2]], np.array([0, 1, 0, -1])[turn[:, 2]]
-    back = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2).astype(np.float64)
-    back *= (1 - 2 * turn[:, 1::-1])[:, :, np.newaxis]
-    return back
 
 
 def _raise_to(image: Floats, lowest: np.float32, highest: np.float32, gamma: np.float32) -> None:

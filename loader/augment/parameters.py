@@ -207,6 +207,14 @@ def _centre(kept: Table, s: int, n_kept: Table) -> Table:
     return ((2 * kept + 1) * s) // (2 * n_kept)
 
 
+def before_turns(turn: npt.NDArray[np.int64]) -> Table:
+    """Return the matrices (n, 2, 2) that take (column, row) from the centre back before turns."""
+    cosine, sine = np.array([1, 0, -1, 0])[turn[:, 2]], np.array([0, 1, 0, -1])[turn[:, 2]]
+    back = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2).astype(np.float64)
+    back *= (1 - 2 * turn[:, 1::-1])[:, :, np.newaxis]
+    return back
+
+
 def _keys(seed: int, epoch: int, rows: Indices, copies: Indices) -> Words:
     key = keys_of(seed, epoch, np.array([_KEY_NUMBER], np.uint64))
     of_rows = mix(key + (rows.astype(np.uint64) + np.uint64(1)) * GOLDEN)

@@ -45,6 +45,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "low_resolution": Part(1, 0.05, 1, "of the rows and columns"),
 }
 _CHANCES: Final = ("flip_rows", "flip_columns", "quarter_turns")
+_RESAMPLING: Final = ("rotate", "scale", "shift", "shear", "elastic")
 
 
 class Settings(TypedDict, total=False):
@@ -205,6 +206,11 @@ class Augment:
         """Return whether any of some parts can happen."""
         return any(self.range_of(name)[0] > 0 for name in names)
 
+    @property
+    def resamples(self) -> bool:
+        """Whether any part can happen that takes values from between the pixels."""
+        return self.has(*_RESAMPLING)
+
     def describe(self) -> str:
         """Return a text with a line for each part that can happen."""
         lines = []
@@ -215,7 +221,7 @@ class Augment:
             amount = "" if name in _CHANCES else f", {lowest:g} to {highest:g}"
             unit = f"{' ' if amount else ', '}{part.unit}" if part.unit else ""
             lines.append(f"{name}: {100 * probability:g} % of the samples{amount}{unit}")
-        if self.has("rotate", "scale", "shift", "shear", "elastic"):
+        if self.resamples:
             lines.append(f"interpolation: {self.interpolation}")
         return "\n".join(lines or ["nothing"])
 

@@ -19,6 +19,7 @@ from loader.augment.parameters import (
     split,
 )
 from loader.augment.settings import Interpolation
+from loader.torch.patches import cut
 
 Parts: TypeAlias = "Mapping[str, torch.Tensor]"
 
@@ -28,6 +29,7 @@ def augment_batch(
     masks: "torch.Tensor",
     parameters: Parameters,
     *,
+    corners: "torch.Tensor | None" = None,
     compiled: bool = False,
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return augmented copies of a batch, as `loader.augment.arrays.augment_batch` makes them.
@@ -42,6 +44,9 @@ def augment_batch(
         On the same device.
     parameters : Parameters
         Of as many samples.
+    corners : int64 tensor, shape (n, 2), optional
+        First row and column of a patch of each image, of the parameters' shape: the patch is
+        augmented, and what comes from beyond its border comes from the image.
     compiled : bool
         Fuse the operations with torch.compile, anew for each shape of a batch.
 
@@ -50,7 +55,8 @@ def augment_batch(
     TypeError, ValueError
         Another type, shape or device.
     """
-    expected = (len(parameters), *parameters.shape)
+    shape = parameters.shape if corners is None else images.shape[1:]
+    expected = (len(parameters), *shape)
     if tuple(images.shape) != expected or tuple(masks.shape) != expected:
         raise ValueError(
             f"images, masks: expected {expected}, found {tuple(images.shape)} and "
@@ -71,23 +77,36 @@ def augment_batch(
     change = _compiled() if compiled else _change
     bases = _bases(parameters.shape, device)
     noise = _normals(device) if any(name == "noise" for name, _ in parameters.layout) else None
-    return change(images, masks, table, parameters.layout, parameters.interpolation, bases, noise)
+    settings = parameters.layout, parameters.interpolation, parameters.shape
+    return change(images, masks, table, settings, bases, noise, corners)
 
 
 def _change(
     images: "torch.Tensor",
     masks: "torch.Tensor",
     table: "torch.Tensor",
-    layout: Layout,
-    interpolation: Interpolation,
+    settings: tuple[Layout, Interpolation, tuple[int, int]],
     bases: "tuple[torch.Tensor, ...]",
     noise: "torch.Tensor | None",
+    corners: "torch.Tensor | None",
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    parts = split(table, layout)
+    layout, interpolation, shape = settings
+    parts: Parts = split(table, layout)
+    whole = images, masks
+    if corners is not None:
+        images, masks = cut(images, corners, shape), cut(masks, corners, shape)
     if "turn" in parts:
         images, masks = _turned(images, parts["turn"]), _turned(masks, parts["turn"])
     if "affine" in parts:
-        images, masks = _resampled(images, masks, parts, interpolation, bases[:2])
+        if corners is None:
+            whole = images, masks
+        else:  # there the image around the patch does not turn, so that the places do
+            parts = _with_turns(parts)
+        places = _sources(parts, shape, bases[:2], corners)
+        moved = _resampled(*whole, *places, interpolation)
+        is_resampled = parts["is_resampled"][:, None, None] > 0
+        images = torch.where(is_resampled, moved[0], images)
+        masks = torch.where(is_resampled, moved[1], masks)
     return _shaded(images, parts, bases[2:], noise), masks
 
 
@@ -102,15 +121,30 @@ def _turned(samples: "torch.Tensor", turn: "torch.Tensor") -> "torch.Tensor":
     return torch.where(n_turns % 2 == 1, torch.rot90(samples, 1, (1, 2)), samples)
 
 
+def _with_turns(parts: Parts) -> Parts:
+    """Return the parts with flips and turns as steps of affine and elastic."""
+    if "turn" not in parts:
+        return parts
+    turn = parts["turn"]
+    is_turned = [(turn[:, 2] == n).to(turn.dtype) for n in range(4)]
+    cosine, sine = is_turned[0] - is_turned[2], is_turned[1] - is_turned[3]
+    back = torch.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
+    back = back * (1 - 2 * turn[:, :2].flip(1))[:, :, None]
+    composed = {"affine": back @ parts["affine"]}
+    if "elastic" in parts:
+        composed["elastic"] = torch.einsum("nij,njkl->nikl", back, parts["elastic"])
+    return {**parts, **composed}
+
+
 def _resampled(
     images: "torch.Tensor",
     masks: "torch.Tensor",
-    parts: Parts,
+    across: "torch.Tensor",
+    down: "torch.Tensor",
     interpolation: Interpolation,
-    bases: "tuple[torch.Tensor, ...]",
 ) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Return the values at some columns and rows, each (n, rows, columns)."""
     n, rows, columns = images.shape
-    across, down = _sources(parts, (rows, columns), bases)
     # From -1 to 1 between the centres of the first and the last pixel.
     grid = torch.stack(
         [across * (2 / max(1, columns - 1)) - 1, down * (2 / max(1, rows - 1)) - 1], -1
@@ -121,15 +155,14 @@ def _resampled(
     )[:, 0]
     nearest = down.round().clamp(0, rows - 1) * columns + across.round().clamp(0, columns - 1)
     moved_masks = masks.reshape(n, -1).gather(1, nearest.long().reshape(n, -1))
-    is_resampled = parts["is_resampled"][:, None, None] > 0
-    return (
-        torch.where(is_resampled, moved, images),
-        torch.where(is_resampled, moved_masks.reshape(masks.shape), masks),
-    )
+    return moved, moved_masks.reshape(nearest.shape)
 
 
 def _sources(
-    parts: Parts, shape: tuple[int, int], bases: "tuple[torch.Tensor, ...]"
+    parts: Parts,
+    shape: tuple[int, int],
+    bases: "tuple[torch.Tensor, ...]",
+    corners: "torch.Tensor | None",
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Return the columns and the rows that the pixels come from, each (n, rows, columns)."""
     affine = parts["affine"]
@@ -141,7 +174,8 @@ def _sources(
     coordinates = []
     for axis, middle in enumerate(reversed(centre)):
         line = affine[:, axis, :, None]
-        of_columns = (line[:, 0] * across + (line[:, 2] + middle)).float()
+        begin = middle if corners is None else middle + corners[:, 1 - axis, None]
+        of_columns = (line[:, 0] * across + (line[:, 2] + begin)).float()
         of_rows = (line[:, 1] * down).float()
         if "elastic" in parts:
             moved = parts["elastic"][:, axis].float()

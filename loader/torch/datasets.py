@@ -235,8 +235,8 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         The file.
     **options
         As for `loader.Batches`: split, fold, fold_role, where, apart_from, allow_shared_patients,
-        dtype, normalize, neighbours, augment, mask_channels, transform, and the seed of `augment`
-        and `transform`.
+        dtype, normalize, neighbours, augment, patches, mask_channels, transform, and the seed of
+        `augment`, `patches` and `transform`.
 
     Raises
     ------
@@ -249,11 +249,11 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
     ) -> None:
         super().__init__()
         self._refuse_others(options, Selecting, _SINGLE_SAMPLES)
-        is_random = any(options.get(name) is not None for name in ("augment", "transform"))
-        if "seed" in options and not is_random:
+        decisive = ("augment", "patches", "transform")
+        if "seed" in options and all(options.get(name) is None for name in decisive):
             raise TypeError(
-                "loader.torch.Dataset: seed: it decides augment and transform only, and there is "
-                f"neither. {_SINGLE_SAMPLES}"
+                "loader.torch.Dataset: seed: it decides augment, patches and transform only, and "
+                f"there is none of them. {_SINGLE_SAMPLES}"
             )
         self._batches = Batches(source, batch_size=1, layout="NCHW", **options)
         self._epoch = SharedEpoch()
@@ -263,13 +263,13 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         return self._batches.feed.n_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Have samples augmented and transformed as in an epoch, in workers as well.
+        """Have samples augmented, cut and transformed as in an epoch, in workers as well.
 
         Parameters
         ----------
         epoch : int
-            From 0. With `augment` or `transform`, name each epoch before it begins: a sample is
-            changed in the same way until then. Where they draw nothing, any number will do, once.
+            From 0. With `augment`, `patches` or `transform`, name each epoch before it begins: a
+            sample is the same until then. Where they draw nothing, any number will do, once.
         """
         self._batches.set_epoch(epoch)  # checks it
         self._epoch.set(epoch)
@@ -291,8 +291,8 @@ class Dataset(OfFile, torch.utils.data.Dataset[Tensors]):
         epoch = self._epoch.get()
         if epoch < 0 and feed.form.is_random:
             raise LoaderError(
-                f"Sample not augmented: {feed.dataset.path}: the epoch decides how, and is not "
-                "known. Call set_epoch of the data set before each epoch."
+                f"Sample not made: {feed.dataset.path}: the epoch decides how it is changed, "
+                "and is not known. Call set_epoch of the data set before each epoch."
             )
         images, masks = as_tensors(feed.arrays(feed.rows(samples % n_samples), epoch=epoch))
         return list(zip(images, masks, strict=True))

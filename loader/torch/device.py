@@ -4,7 +4,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import cycle, islice
 from typing import Final, NamedTuple, Unpack
 
@@ -13,11 +13,11 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 
 import loader
 from loader.arguments import whole
-from loader.feed import Arrays, Drawn, Feed, Position, Stream
+from loader.feed import Arrays, Drawn, Feed, Position, Stream, join
 from loader.prefetch import Prefetcher
 from loader.torch.on_device import Made, Maker, OnDevice
 from loader.torch.options import Batching, Tensors, as_tensors
-from loader.torch.transform import Scale, Transform, batches_together, bits_of
+from loader.torch.transform import Scale, Transform, batch_bytes, batches_together, bits_of
 
 _MOST_THREADS: Final = 8
 _BYTES_A_THREAD: Final = 1 << 20  # to gather less costs more to hand over than to do
@@ -76,7 +76,7 @@ class DeviceBatches(OnDevice):
 
 def _n_threads(feed: Feed) -> int:
     """Return how many threads fill a batch: as many as have enough of it, half of the cores."""
-    n_bytes = feed.batch_size * feed.dataset.sample_bytes
+    n_bytes = batch_bytes(feed)
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return int(max(1, min(_MOST_THREADS, (n_cores or 1) // 2, n_bytes // _BYTES_A_THREAD)))
 
@@ -143,12 +143,13 @@ class _Plain:
 
 
 class _Slot(NamedTuple):
-    """Pinned memory for one batch, and when it is free again."""
+    """Pinned memory for one batch, and what has to be over before it is free again."""
 
     images: "torch.Tensor"
     masks: "torch.Tensor"
     scale: Scale
     has_arrived: "torch.cuda.Event"
+    parts: "list[Future[Arrays]]"  # that threads copy into it
 
 
 class _Gathering(NamedTuple):
@@ -156,10 +157,9 @@ class _Gathering(NamedTuple):
 
     batches: list[Drawn]
     slot: _Slot
-    parts: "list[Future[Arrays]]"
 
     def is_done(self) -> bool:
-        return all(part.done() for part in self.parts)
+        return all(part.done() for part in self.slot.parts)
 
 
 class Pinned:
@@ -188,6 +188,8 @@ class Pinned:
         # One for all epochs: freed memory is used again only on the stream that it was taken on.
         self._copies = torch.cuda.Stream(device)
         self._pool = ThreadPoolExecutor(n_threads, "gather")
+        # For all epochs: to pin memory takes longer than to send it, the more batches the longer.
+        self._slots: list[_Slot] = []
 
     def close(self) -> None:
         """End the threads."""
@@ -197,7 +199,8 @@ class Pinned:
         """Yield batch after batch to the end of the epoch."""
         n_ahead = max(1, -(-self._feed.prefetch // self._n_together)) + 1
         # One more than are gathered at a time, so that none is filled that is still to be sent.
-        slots = cycle([self._slot() for _ in range(n_ahead + 1)])
+        self._slots += [self._slot() for _ in range(n_ahead + 1 - len(self._slots))]
+        slots = cycle(self._slots)
         stream = self._stored.stream(position)
         # The first batch alone, so that it comes soon.
         groups = grouped(drawn_of(stream, position[0]), self._n_together, first=1)
@@ -214,31 +217,33 @@ class Pinned:
 
     def _gather(self, stream: Stream, batches: list[Drawn], slot: _Slot) -> _Gathering:
         """Start to copy the rows of some batches into a slot."""
-        slot.has_arrived.synchronize()  # the copy that used these buffers before
-        rows = np.concatenate([drawn.rows for drawn in batches])
-        scale = self._transform.scale_of(rows)
+        # What used these buffers before; an iteration that was left may still be filling them.
+        wait(slot.parts)
+        slot.has_arrived.synchronize()
+        joined = join(batches)
+        scale = self._transform.scale_of(joined.rows)
         if scale is not None:
             for buffer, values in zip(slot.scale, scale, strict=True):
-                buffer[: len(rows)] = values
+                buffer[: len(joined.rows)] = values
         # The arrays of the file's own types: as bits_of, the buffer of uint16 is int16.
         images = slot.images.numpy().view(self._stored.image_dtype)
         masks = slot.masks.numpy().view(self._feed.dataset.masks.dtype)
-        step = -(-len(rows) // self._n_threads)
-        parts = [
+        step = -(-len(joined.rows) // self._n_threads)
+        slot.parts[:] = [
             self._pool.submit(
                 stream.gather,
-                batches[0]._replace(rows=rows[first : first + step]),
+                joined.part(slice(first, first + step)),
                 (images[first : first + step], masks[first : first + step]),
             )
-            for first in range(0, len(rows), step)
+            for first in range(0, len(joined.rows), step)
         ]
-        return _Gathering(batches, slot, parts)
+        return _Gathering(batches, slot)
 
     def _send(
         self, gathering: _Gathering
     ) -> "tuple[_Gathering, tuple[torch.Tensor, ...], torch.cuda.Event]":
         """Start the copy of batches to the device, once they are gathered."""
-        for part in gathering.parts:
+        for part in gathering.slot.parts:
             part.result()
         n, slot = sum(len(drawn.rows) for drawn in gathering.batches), gathering.slot
         has_scale = self._feed.form.normalize is not None
@@ -261,15 +266,16 @@ class Pinned:
             tensor.record_stream(current)  # its memory was taken on the stream of the copies
         images, masks, *scale = tensors
         draws = gathering.batches
-        rows, copies = (
-            np.concatenate([getattr(drawn, name) for drawn in draws]) for name in ("rows", "copies")
-        )
-        parameters = self._transform.parameters_of(rows, draws[0].epoch, copies)
+        joined = join(draws)
+        key = joined.rows, joined.epoch, joined.copies
+        parameters = self._transform.parameters_of(*key)
+        places = self._transform.places_of(*key) if self._feed.form.takes_whole else None
+        places = places and places.to(self._device)
         found = Scale(*scale) if scale else None
-        yield from self._transform.batches(draws, images, masks, found, parameters)
+        yield from self._transform.batches(draws, images, masks, found, parameters, places)
 
     def _slot(self) -> _Slot:
-        rows, columns = self._feed.dataset.images.shape[1:]
+        rows, columns = self._feed.stored_shape
         n = self._feed.batch_size * self._n_together
         images = bits_of(np.empty((n, rows, columns), self._stored.image_dtype))
         masks = bits_of(np.empty((n, rows, columns), self._feed.dataset.masks.dtype))
@@ -281,4 +287,5 @@ class Pinned:
                 torch.empty(n, dtype=torch.float32).pin_memory(),
             ),
             torch.cuda.Event(),
+            [],
         )

@@ -13,6 +13,7 @@ from loader.channels import MaskChannels
 from loader.feed import Arrays, Order
 from loader.neighbours import Neighbours
 from loader.normalise import Normalize
+from loader.patches import Patches
 from loader.sampler import Indices, Remainder
 from loader.selection import Balance, FoldRole, HasRows, Split, Weights, Where
 from loader.transform import Transform
@@ -37,6 +38,7 @@ class Selecting(TypedDict):
     normalize: NotRequired[Normalize | None]
     augment: NotRequired[Augment | None]
     neighbours: NotRequired[int | Neighbours | None]
+    patches: NotRequired[Patches | None]
     transform: NotRequired[Transform | None]
     mask_channels: NotRequired[MaskChannels | None]
     seed: NotRequired[int]

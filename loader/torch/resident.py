@@ -13,11 +13,10 @@ import loader
 from loader.augment.parameters import Parameters
 from loader.errors import LoaderError
 from loader.feed import Drawn, Feed, Position
-from loader.sampler import Indices
 from loader.torch.device import DeviceBatches
 from loader.torch.on_device import Made, Maker
 from loader.torch.options import Batching
-from loader.torch.transform import Scale, Transform, batches_together, bits_of
+from loader.torch.transform import Places, Scale, Transform, batches_together, bits_of, sent
 
 _CHUNK_ROWS: Final = 512  # copied to the device at a time
 _BLOCK_SAMPLES: Final = 4096  # whose places and parameters are drawn together
@@ -111,6 +110,7 @@ class _Resident:
         self._transform = Transform(feed, compiled=compiled)
         self._rows = feed.rows(np.arange(feed.n_samples))
         self._images, self._masks = self._loaded()
+        self._takes_whole = feed.form.takes_whole
         scale = self._transform.scale_of(self._rows)
         self._scale = None if scale is None else Scale(*(one.to(device) for one in scale))
 
@@ -118,14 +118,17 @@ class _Resident:
         """Do nothing: nothing runs."""
 
     def _loaded(self) -> "tuple[torch.Tensor, torch.Tensor]":
-        stored, n = self._feed.as_stored(), len(self._rows)
-        shape = (n, *self._feed.dataset.images.shape[1:])
+        dataset, n = self._feed.dataset, len(self._rows)
+        shape = (n, *dataset.images.shape[1:])
         images, masks = (
             torch.empty(shape, dtype=bits_of(np.empty(0, kind)).dtype, device=self._device)
-            for kind in (stored.image_dtype, self._feed.dataset.masks.dtype)
+            for kind in (dataset.images.dtype, dataset.masks.dtype)
         )
         for first in range(0, n, _CHUNK_ROWS):
-            arrays = stored.arrays(self._rows[first : first + _CHUNK_ROWS])
+            rows = self._rows[first : first + _CHUNK_ROWS]
+            dataset.file.check_length()
+            arrays = dataset.images[rows], dataset.masks[rows]
+            dataset.check_whole()
             stretch = slice(first, first + len(arrays[0]))
             images[stretch] = bits_of(arrays[0]).to(self._device)
             masks[stretch] = bits_of(arrays[1]).to(self._device)
@@ -141,8 +144,10 @@ class _Resident:
             batches = range(first, min(first + per_block, plan.n_batches))
             rows, is_padding = order.rows(epoch, batches)
             copies = order.copies(batches)
-            places = self._places(rows)
+            which = sent(torch.from_numpy(np.searchsorted(self._rows, rows)), self._device)
             parameters = self._transform.parameters_of(rows, epoch, copies)
+            places = self._transform.places_of(rows, epoch, copies)
+            places = places and places.to(self._device)
             draws = []
             for batch in batches:
                 start = (batch - first) * plan.batch_size
@@ -153,18 +158,21 @@ class _Resident:
                 group = draws[start : start + n_together]
                 stretch = slice(start * plan.batch_size, (start + n_together) * plan.batch_size)
                 some = parameters and replace(parameters, table=parameters.table[stretch])
-                yield from self._group(group, places[stretch], some)
-
-    def _places(self, rows: Indices) -> "torch.Tensor":
-        """Return where rows are in the tensors, on the device."""
-        places = torch.from_numpy(np.searchsorted(self._rows, rows))
-        if self._device.type == "cuda":
-            places = places.pin_memory()
-        return places.to(self._device, non_blocking=True)
+                there = places and places.part(stretch)
+                yield from self._group(group, which[stretch], some, there)
 
     def _group(
-        self, draws: list[Drawn], places: "torch.Tensor", parameters: Parameters | None
+        self,
+        draws: list[Drawn],
+        which: "torch.Tensor",
+        parameters: Parameters | None,
+        places: Places | None,
     ) -> Iterator[Made]:
-        images, masks = (one.index_select(0, places) for one in (self._images, self._masks))
-        scale = self._scale and Scale(*(one[places] for one in self._scale))
-        yield from self._transform.batches(draws, images, masks, scale, parameters)
+        """Yield batches of some of the rows on the device."""
+        if places is not None and not self._takes_whole:
+            images, masks = self._transform.cut(self._images, self._masks, places, which)
+            places = None
+        else:
+            images, masks = (one.index_select(0, which) for one in (self._images, self._masks))
+        scale = self._scale and Scale(*(one[which] for one in self._scale))
+        yield from self._transform.batches(draws, images, masks, scale, parameters, places)

@@ -17,6 +17,7 @@ from loader.sampler import Indices
 from loader.torch.augment import augment_batch
 from loader.torch.on_device import Made
 from loader.torch.options import Tensors
+from loader.torch.patches import cut, framed
 
 _UNSIGNED: Final = np.dtype(np.uint16)
 _SIGNED: Final = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
@@ -24,6 +25,8 @@ _SIGNED: Final = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
 # What is sent or made together: small batches cost the device and Python as much as large ones.
 _MOST_SAMPLES: Final = 256
 _MOST_BYTES: Final = 1 << 26
+# Pixels of padding around an image, enough for interpolation; beyond them the same goes on.
+_FRAME: Final = 3
 
 
 class Scale(NamedTuple):
@@ -31,6 +34,23 @@ class Scale(NamedTuple):
 
     shifts: "torch.Tensor"  # float64
     factors: "torch.Tensor"  # float32
+
+
+class Places(NamedTuple):
+    """Where patches are in whole images, and the value around each image where they are padded."""
+
+    corners: "torch.Tensor"  # int64, shape (n, 2)
+    padding: "torch.Tensor | None"  # of the type of stored images, shape (n,)
+
+    def to(self, device: "torch.device") -> "Places":
+        """Return it on a device, where it arrives before what is asked of the device next."""
+        padding = None if self.padding is None else sent(self.padding, device)
+        return Places(sent(self.corners, device), padding)
+
+    def part(self, samples: slice) -> "Places":
+        """Return those of some samples."""
+        padding = None if self.padding is None else self.padding[samples]
+        return Places(self.corners[samples], padding)
 
 
 class Transform:
@@ -47,8 +67,10 @@ class Transform:
     def __init__(self, feed: Feed, *, compiled: bool) -> None:
         self._dataset = feed.dataset
         self._form = feed.form
+        self._shape = feed.shape
         self._seed = feed.order.seed
         self._compiled = compiled
+        self._windows = feed.windows
         self._n_usual = feed.batch_size * batches_together(feed)
         self._stored = feed.dataset.images.dtype
         self._words = feed.dataset.masks.dtype
@@ -77,9 +99,34 @@ class Transform:
         """Return what augmentation does to some rows; None where there is none."""
         if self._form.augment is None:
             return None
-        shape = self._dataset.images.shape[1:]
+        shape = self._shape
         return draw_parameters(
             self._form.augment, shape, seed=self._seed, epoch=epoch, rows=rows, copies=copies
+        )
+
+    def places_of(self, rows: Indices, epoch: int, copies: Indices) -> Places | None:
+        """Return where the patches of some rows are; None where images are handed out whole."""
+        if self._windows is None:
+            return None
+        corners = torch.from_numpy(self._windows.corners(rows, epoch, copies))
+        if self._form.patches is None or not self._form.patches.pad:
+            return Places(corners, None)
+        minima = self._dataset.manifest["minimum"][rows].astype(self._stored)
+        return Places(corners, bits_of(minima))
+
+    def cut(
+        self,
+        images: "torch.Tensor",
+        masks: "torch.Tensor",
+        places: Places,
+        rows: "torch.Tensor | None" = None,
+    ) -> Tensors:
+        """Return the patches of whole images, or of some of them, as stored."""
+        padding = places.padding
+        around = None if padding is None else torch.zeros_like(padding, dtype=masks.dtype)
+        return (
+            cut(images, places.corners, self._shape, padding, rows),
+            cut(masks, places.corners, self._shape, around, rows),
         )
 
     def __call__(
@@ -88,6 +135,7 @@ class Transform:
         masks: "torch.Tensor",
         scale: Scale | None,
         parameters: Parameters | None,
+        places: Places | None = None,
         *,
         is_usual: bool = True,
     ) -> Tensors:
@@ -97,16 +145,27 @@ class Transform:
         ----------
         images, masks : tensors, shape (n, rows, columns)
             As stored, as `bits_of` has them.
+        places : Places, optional
+            Of patches that are augmented out of these images, because they are resampled.
         is_usual : bool
             Whether most calls have as many samples: what is compiled is so for one shape.
         """
+        corners = None if places is None else places.corners
+        if places is not None and places.padding is not None:
+            images = framed(images, places.padding, _FRAME)
+            masks = framed(masks, torch.zeros_like(places.padding, dtype=masks.dtype), _FRAME)
+            corners = places.corners + _FRAME
         if not self.is_plain:
             images = self._scaled(self._values(images), scale)
         elif self._stored == _UNSIGNED:
             images = images.view(torch.uint16)
         if parameters is not None:
             images, masks = augment_batch(
-                images, masks, parameters, compiled=self._compiled and is_usual
+                images,
+                masks,
+                parameters,
+                corners=corners,
+                compiled=self._compiled and is_usual,
             )
         if self._unpacker is not None:
             return images[:, None], self._unpacker(masks)
@@ -121,9 +180,11 @@ class Transform:
         masks: "torch.Tensor",
         scale: Scale | None,
         parameters: Parameters | None,
+        places: Places | None = None,
     ) -> Iterator[Made]:
         """Yield batches whose stored values lie one after the other, changed all at once."""
-        made = self(images, masks, scale, parameters, is_usual=len(images) == self._n_usual)
+        is_usual = len(images) == self._n_usual
+        made = self(images, masks, scale, parameters, places, is_usual=is_usual)
         first = 0
         for drawn in draws:
             taken = slice(first, first + len(drawn.rows))
@@ -168,11 +229,26 @@ class _Unpacker:
 def batches_together(feed: Feed) -> int:
     """Return how many batches of a feed are sent or made together."""
     dataset, channels = feed.dataset, feed.form.mask_channels
-    n_bytes = feed.batch_size * dataset.sample_bytes
+    n_bytes = batch_bytes(feed)
     if channels is not None:
-        sizes = dataset.masks[0].size, np.dtype(channels).itemsize
+        rows, columns = feed.stored_shape
+        sizes = rows, columns, np.dtype(channels).itemsize
         n_bytes += feed.batch_size * len(dataset.structures) * math.prod(sizes)
     return int(max(1, min(_MOST_SAMPLES // feed.batch_size, _MOST_BYTES // max(1, n_bytes))))
+
+
+def batch_bytes(feed: Feed) -> int:
+    """Return how many bytes a batch has as stored."""
+    (rows, columns), dataset = feed.stored_shape, feed.dataset
+    n_pixels = feed.batch_size * rows * columns
+    return n_pixels * (dataset.images.itemsize + dataset.masks.itemsize)
+
+
+def sent(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return a small tensor on a device, on the current stream, without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def bits_of(stored: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> "torch.Tensor":

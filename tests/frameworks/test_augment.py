@@ -208,7 +208,7 @@ def test_samples_one_by_one_follow_set_epoch(path, context):
 
 def test_samples_are_not_augmented_before_the_epoch_is_known(path):
     dataset = loader_torch.Dataset(path, **OPTIONS)
-    with pytest.raises(loader.LoaderError, match=r"Sample not augmented: .* Call set_epoch"):
+    with pytest.raises(loader.LoaderError, match=r"Sample not made: .* Call set_epoch"):
         dataset[0]
     with pytest.raises(ValueError, match="epoch: expected"):
         dataset.set_epoch(-1)

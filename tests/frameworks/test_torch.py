@@ -592,7 +592,11 @@ def test_apart_from_takes_any_of_them(path, make, other):
             {"batch_size": 4, "sampler": 5},
             "Dataset: batch_size, sampler: no option.*DataLoader",
         ),
-        ("Dataset", {"seed": 5}, "Dataset: seed: .* and there is neither. Give batch_size"),
+        (
+            "Dataset",
+            {"seed": 5},
+            "Dataset: seed: .* there is none of them. Give batch_size",
+        ),
         ("Dataset", {"balance": "patient"}, "Dataset: balance: .*WeightedRandomSampler"),
         ("Dataset", {"layout": "HWN"}, "Dataset: layout: no option"),
         ("IterableDataset", {"layout": "HWN"}, "IterableDataset: layout: .* channels first"),
@@ -679,6 +683,25 @@ def test_no_buffer_is_filled_again_before_it_has_left_for_a_slow_device(
         finish(current_stream.todo)
         assert [rows_of(tensors) for tensors in arrived] == epoch
     assert Stream.n_made == n_made + 1
+    batches.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_patches_go_through_pinned_memory_that_is_kept(path, current_stream, prefetch):
+    options = OPTIONS | {"patches": loader.Patches((2, 3), foreground=0.5)}
+    batches = loader_torch.DeviceBatches(
+        path, "cuda", prefetch=prefetch, gather_threads=3, **options
+    )
+    expected = loader.Batches(path, layout="NCHW", **options)
+    slots = []
+    for _ in range(3):
+        arrived = list(batches)
+        finish(current_stream.todo)
+        for tensors, arrays in zip(arrived, expected, strict=True):
+            for mine, theirs in zip(tensors, arrays, strict=True):
+                np.testing.assert_array_equal(mine.numpy(), theirs)
+        slots.append([id(slot) for slot in batches._maker._slots])
+    assert slots[0] == slots[1] == slots[2]
     batches.close()
 
 

@@ -49,6 +49,36 @@ def test_it_asks_for_all_bytes_of_the_rows(data):
             assert any(a <= start and start + array[row].nbytes <= b for a, b in recorder.asked)
 
 
+@NEEDS_ADVICE
+@pytest.mark.parametrize("tops", [[0, 3], [-2, 13]])
+def test_it_asks_for_all_bytes_of_some_lines(tmp_path, tops):
+    write_dataset(tmp_path / "out.h5", n=3, rows=16, columns=1024)
+    data = loader.open_dataset(tmp_path / "out.h5")
+    look_ahead = LookAhead(data, 2)
+    look_ahead._buffer = recorder = Recorder(data.buffer)
+    look_ahead.ask(np.array([0, 2]), np.array(tops), 5)
+    content = data.buffer[:]
+    n_lines = sum(len(range(*slice(max(top, 0), top + 5).indices(16))) for top in tops)
+    for array in (data.images, data.masks):
+        for row, top in zip((0, 2), tops, strict=True):
+            lines = array[row, max(top, 0) : top + 5]
+            start = content.find(lines.tobytes())
+            assert any(a <= start and start + lines.nbytes <= b for a, b in recorder.asked)
+    n_bytes = sum(stop - start for start, stop in recorder.asked)
+    assert n_bytes <= n_lines * 1024 * 3 + 4 * mmap.PAGESIZE
+
+
+@NEEDS_ADVICE
+def test_it_asks_for_the_masks(data):
+    look_ahead = LookAhead(data, 2)
+    look_ahead._buffer = recorder = Recorder(data.buffer)
+    look_ahead.ask_masks(np.array([5]))
+    start = data.buffer[:].find(data.masks[5].tobytes())
+    ((first, stop),) = recorder.asked
+    assert first <= start
+    assert start + data.masks[5].nbytes <= stop
+
+
 @pytest.fixture
 def read(monkeypatch):
     """Return the thread and what it has read, as the kernel is to tell it."""
@@ -113,6 +143,34 @@ def test_batches_looked_ahead_are_the_batches(data, monkeypatch):
     assert [batches.indices.tolist() for _ in range(200) if batches.next_batch()] == rows
     assert asked[:200] == rows
     assert len(asked) == 207  # each once, and those of the next 7 in advance
+
+
+@NEEDS_ADVICE
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"patches": loader.Patches((4, 4))}, {"lines"}),
+        ({"patches": loader.Patches((4, 4), foreground=0.5)}, {"masks", "lines"}),
+        ({"patches": loader.Patches((4, 4), 1), "augment": loader.Augment()}, {"rows", "masks"}),
+    ],
+)
+def test_of_patches_their_lines_are_asked_for(data, monkeypatch, options, expected):
+    if "augment" in options:
+        pytest.importorskip("cv2")
+    reads = iter(range(10**6))
+    monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
+    asked = {"rows": [], "lines": [], "masks": []}
+
+    def ask(_, rows, tops=None, n_lines=16):
+        assert n_lines == (16 if tops is None else 4)
+        asked["rows" if tops is None else "lines"] += rows.tolist()
+
+    monkeypatch.setattr(LookAhead, "ask", ask)
+    monkeypatch.setattr(LookAhead, "ask_masks", lambda _, rows: asked["masks"].extend(rows))
+    batches = loader.Batches(data, batch_size=7, seed=7, remainder="keep", **options)
+    rows = [row for _ in batches for row in batches.indices.tolist()]
+    for kind, found in asked.items():
+        assert found[: len(rows)] == (rows if kind in expected else [])
 
 
 def test_file_system_that_takes_no_advice(data, read):

@@ -1,111 +1,261 @@
-"""Grid patches, against an oracle that goes from pixel to pixel."""
+"""Random patches of batches, against an oracle of plain integers."""
 
-import math
+import pickle
 
 import numpy as np
 import pytest
+from dataset_builder import CARDIAC, with_bits, write_dataset
 
-from loader import GridPatches
+import loader
+from loader import Augment, Batches, Patches
 
-GRIDS = [
-    ((12, 15), (4, 5), 0),
-    ((13, 17), (4, 5), 0),
-    ((13, 17), (6, 7), 3),
-    ((9, 9), (5, 8), 4),
-    ((6, 20), (8, 8), 0),
-    ((3, 2), (5, 7), 2),
-    ((1, 1), (1, 1), 0),
-]
+N, H, W = 23, 12, 17
+WORD = 2**64
+G = 0x9E3779B97F4A7C15
 
 
-def values(*shape, dtype=np.float32):
-    return np.random.default_rng(3).normal(size=shape).astype(dtype)
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("patches") / "out.h5"
+    return path, write_dataset(path, n=N, rows=H, columns=W)
 
 
-def weight(blend, size, r, c):
-    if blend == "average":
-        return 1.0
-    (rows, columns) = size
-    y, x = (r - (rows - 1) / 2) / (rows / 8), (c - (columns - 1) / 2) / (columns / 8)
-    return math.exp(-0.5 * y * y) * math.exp(-0.5 * x * x)
+def is_label(value, codes):
+    return value in codes
 
 
-def stitched_slowly(grid, patches, blend):
-    out = np.empty((*patches.shape[1:-2], *grid.shape))
-    for r, c in np.ndindex(*grid.shape):
-        total, summed = 0.0, 0.0
-        for patch, (top, left) in zip(patches, grid.corners, strict=True):
-            if 0 <= r - top < grid.size[0] and 0 <= c - left < grid.size[1]:
-                share = weight(blend, grid.size, r - top, c - left)
-                total += share
-                summed += share * patch[..., r - top, c - left].astype(float)
-        out[..., r, c] = summed / total
-    return out
+def is_bit(value, codes):
+    return any(value >> (code - 1) & 1 for code in codes)
 
 
-@pytest.mark.parametrize(("shape", "size", "overlap"), GRIDS)
-def test_patches_are_the_pixels_of_the_image(shape, size, overlap):
-    grid, image = GridPatches(shape, size, overlap), values(2, *shape)
-    patches = grid.cut(image)
-    assert patches.shape == (len(grid), 2, *size)
-    for patch, (top, left) in zip(patches, grid.corners, strict=True):
-        for r, c in np.ndindex(*size):
-            row, column = min(top + r, shape[0] - 1), min(left + c, shape[1] - 1)
-            assert (patch[:, r, c] == image[:, row, column]).all()
+def mix(z):
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % WORD
+    return z ^ z >> 31
 
 
-@pytest.mark.parametrize("blend", ["average", "gaussian"])
-@pytest.mark.parametrize(("shape", "size", "overlap"), GRIDS)
-def test_what_was_cut_is_stitched_to_the_same_bits(shape, size, overlap, blend):
-    grid, image = GridPatches(shape, size, overlap), values(3, *shape)
-    assert grid.stitch(grid.cut(image), blend).tobytes() == image.tobytes()
+def place(centre, share, n, s, pad):
+    """Return where a patch of s begins along a side of n."""
+    if s >= n:
+        return -((s - n) // 2)
+    places = range(-(s // 2), n - s // 2) if pad else range(n - s + 1)
+    if centre is None:
+        return places[int(share * len(places))]
+    return min(max(centre - s // 2, places[0]), places[-1])
 
 
-@pytest.mark.parametrize("blend", ["average", "gaussian"])
-@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_without_overlap_every_type_keeps_its_bits(blend, dtype):
-    grid, image = GridPatches((12, 15), (4, 5)), values(12, 15, dtype=dtype)
-    image[0, :3] = np.nan, np.inf, -0.0
-    assert grid.stitch(grid.cut(image), blend).tobytes() == image.tobytes()
+def patch_of(
+    arrays,
+    row,
+    epoch,
+    seed,
+    size,
+    foreground=0.0,
+    codes=(1, 2),
+    copy=0,
+    pad=False,
+    is_shown=is_label,
+):
+    key = mix((mix((11 * G + seed) % WORD) + epoch) % WORD)
+    key = mix((mix((key + (row + 1) * G) % WORD) + (copy + 1) * G) % WORD)
+    u = [(mix((key + (i + 1) * G) % WORD) >> 11) / 2**53 for i in range(4)]
+    mask = arrays["masks"][row]
+    pixels = [(r, c) for r in range(H) for c in range(W) if is_shown(mask[r, c], codes)]
+    is_centred = u[0] < foreground and pixels
+    centre = pixels[int(u[1] * len(pixels))] if is_centred else (None, None)
+    corner = [place(*one, pad=pad) for one in zip(centre, u[2:], (H, W), size, strict=True)]
+    image = np.full(size, arrays["images"][row].min())
+    found = np.zeros(size, mask.dtype)
+    for r, c in np.ndindex(*size):
+        y, x = r + corner[0], c + corner[1]
+        if 0 <= y < H and 0 <= x < W:
+            image[r, c], found[r, c] = arrays["images"][row, y, x], mask[y, x]
+    return image, found
 
 
-@pytest.mark.parametrize("blend", ["average", "gaussian"])
-@pytest.mark.parametrize(("shape", "size", "overlap"), GRIDS)
-def test_predictions_are_averaged_by_their_weights(shape, size, overlap, blend):
-    grid = GridPatches(shape, size, overlap)
-    patches = values(len(grid), 2, *size, dtype=np.float64)
-    expected = stitched_slowly(grid, patches, blend)
-    np.testing.assert_allclose(grid.stitch(patches, blend), expected, rtol=1e-12)
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (5, 6)},
+        {"size": (H, W)},
+        {"size": (5, 6), "foreground": 0.5},
+        {"size": (4, 4), "foreground": 1, "structures": ("i-contour",)},
+        {"size": (15, 6), "foreground": 0.5, "pad": True},
+        {"size": (5, 6), "foreground": 0.5, "pad": True},
+        {"size": (H, 7), "pad": True},
+        {"size": (15, 20), "pad": True},
+    ],
+)
+def test_patches_are_those_of_the_oracle(file, options, prefetch):
+    path, arrays = file
+    codes = (1,) if "structures" in options else (1, 2)
+    batches = Batches(
+        path,
+        batch_size=4,
+        seed=9,
+        remainder="keep",
+        layout="NHW",
+        prefetch=prefetch,
+        patches=Patches(**options),
+    )
+    with batches:
+        for epoch in range(3):
+            for images, masks in batches:
+                for image, mask, row in zip(images, masks, batches.indices, strict=True):
+                    expected = patch_of(
+                        arrays,
+                        int(row),
+                        epoch,
+                        9,
+                        options["size"],
+                        options.get("foreground", 0),
+                        codes,
+                        pad="pad" in options,
+                    )
+                    np.testing.assert_array_equal(image, expected[0])
+                    np.testing.assert_array_equal(mask, expected[1])
 
 
-def test_neighbours_share_the_overlap():
-    assert GridPatches((10, 4), (4, 4), overlap=1).corners == ((0, 0), (3, 0), (6, 0))
-    assert GridPatches((11, 4), (4, 4), overlap=1).corners == ((0, 0), (3, 0), (6, 0), (7, 0))
+@pytest.mark.parametrize("names", [None, ("i-contour",), ("o-contour",)])
+@pytest.mark.parametrize("dtype", ["|u1", "<u4"])
+def test_patches_of_bit_masks_are_centred_on_bits(tmp_path, dtype, names):
+    structures = with_bits(CARDIAC)
+    path = tmp_path / "out.h5"
+    arrays = write_dataset(path, n=N, rows=H, columns=W, structures=structures, mask_dtype=dtype)
+    patches = Patches((5, 6), foreground=1, structures=names)
+    batches = Batches(path, batch_size=N, seed=9, layout="NHW", patches=patches)
+    codes = (1, 2) if names is None else ({"i-contour": 1, "o-contour": 2}[names[0]],)
+    images, masks = batches.next_batch()
+    assert masks.dtype == np.dtype(dtype)
+    for image, mask, row in zip(images, masks, batches.indices, strict=True):
+        expected = patch_of(arrays, int(row), 0, 9, (5, 6), 1, codes, is_shown=is_bit)
+        np.testing.assert_array_equal(image, expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
+
+
+def by_row(batches, n_epochs=2):
+    found = {}
+    for epoch in range(n_epochs):
+        for images, masks in batches:
+            for one in zip(batches.indices.tolist(), images, masks, strict=True):
+                found[epoch, one[0]] = one[1].tobytes() + one[2].tobytes()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:1 of 23 rows are left out")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"normalize": "zscore"},
+        {"normalize": "minmax", "augment": Augment.none(flip_rows=0.5, quarter_turns=0.5)},
+    ],
+)
+def test_ranks_and_batch_sizes_change_nothing(file, extra):
+    options = {"seed": 4, "remainder": "keep", "layout": "NHW", **extra}
+    options["patches"] = Patches((6, 6), foreground=0.5)
+    alone = by_row(Batches(file[0], batch_size=5, **options))
+    shared = {}
+    for rank in range(2):
+        shared |= by_row(Batches(file[0], batch_size=3, rank=rank, world_size=2, **options))
+    assert len(shared) >= 2 * (N - 1)
+    assert shared.items() <= alone.items()
+    assert len(set(alone.values())) > N
+
+
+def test_a_patch_is_normalised_as_its_image(file):
+    options = {"batch_size": N, "seed": 1, "layout": "NHW"}
+    whole = Batches(file[0], normalize="percentile", **options).next_batch()[0]
+    padded = Batches(
+        file[0], normalize="percentile", patches=Patches((H, W + 2), pad=True), **options
+    ).next_batch()[0]
+    assert padded[:, :, 1:-1].tobytes() == whole.tobytes()
+
+
+def test_with_padding_any_pixel_is_the_centre_of_a_patch(tmp_path):
+    path = tmp_path / "out.h5"
+    arrays = write_dataset(path, n=4, rows=6, columns=6)
+    options = {"batch_size": 4, "layout": "NHW", "patches": Patches((3, 3), pad=True)}
+    batches, centres = Batches(path, **options), set()
+    for _ in range(100):
+        images, _ = batches.next_batch()
+        centres |= {
+            tuple(np.argwhere(arrays["images"][row] == image[1, 1])[0])
+            for row, image in zip(batches.indices, images, strict=True)
+        }
+    assert len(centres) > 30
+
+
+@pytest.mark.parametrize("augment", [None, Augment.none(flip_rows=0.5)])
+def test_masks_of_patches_may_have_channels(file, augment):
+    options = {"batch_size": N, "layout": "NHW", "patches": Patches((5, 6), 0.5, pad=True)}
+    plain = Batches(file[0], augment=augment, **options)
+    found = Batches(file[0], augment=augment, mask_channels="uint8", **options).next_batch()[1]
+    expected = plain.dataset.mask_channels(plain.next_batch()[1], "uint8")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_row_drawn_twice_gives_two_patches(file):
+    weights = np.eye(N)[5]
+    batches = Batches(
+        file[0], batch_size=N, seed=3, layout="NHW", weights=weights, patches=Patches((5, 5), 0.5)
+    )
+    images, masks = batches.next_batch()
+    for copy, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        expected = patch_of(file[1], 5, 0, 3, (5, 5), 0.5, copy=copy)
+        np.testing.assert_array_equal(image, expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
+
+
+def test_a_state_goes_on_and_is_of_the_same_patches(file):
+    options = {
+        "batch_size": 4,
+        "seed": 2,
+        "remainder": "keep",
+        "patches": Patches((5, 5), foreground=0.3),
+    }
+    batches = Batches(file[0], **options)
+    batches.next_batch()
+    state, copied = batches.state_dict(), pickle.loads(pickle.dumps(batches))
+    expected = batches.next_batch()
+    following = Batches(file[0], **options)
+    following.load_state_dict(state)
+    for found in (following.next_batch(), copied.next_batch()):
+        np.testing.assert_array_equal(found[0], expected[0])
+    with pytest.raises(loader.LoaderError, match="patches"):
+        Batches(file[0], **options | {"patches": Patches((5, 5))}).load_state_dict(state)
+
+
+def test_rows_without_foreground_are_counted(tmp_path):
+    path = tmp_path / "out.h5"
+    write_dataset(path, n=6, manifest={"n_pixels_1": [0, 5, 0, 5, 5, 5]})
+    with pytest.warns(UserWarning, match="2 of 6 rows show no structure"):
+        Batches(path, batch_size=2, patches=Patches((2, 2), 0.5, ("i-contour",)))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("make", "error"),
     [
-        (((8, 8), (0, 4)), "size: expected an integer from 1"),
-        (((8, 8), (4,)), "size: expected .rows, columns."),
-        (((8, 8.0), (4, 4)), "shape: expected an integer"),
-        (((8, 8), (4, 6), 4), "overlap: expected an integer from 0 to 3, found 4"),
-        (((8, 8), (4, 4), -1), "overlap"),
+        (lambda: Patches((4, 4), foreground=1.5), "foreground: expected a share"),
+        (lambda: Patches((4, 4), foreground=float("nan")), "foreground: expected a share"),
+        (lambda: Patches((4, 4), foreground="1"), "foreground: expected a number"),
+        (lambda: Patches((0, 4)), "size"),
+        (lambda: Patches((4, 4), structures="i-contour"), "structures: expected names"),
+        (lambda: Patches((4, 4), pad=1), "pad"),
     ],
 )
-def test_a_grid_that_covers_nothing_is_refused(arguments, error):
+def test_bad_arguments_are_refused(make, error):
     with pytest.raises((TypeError, ValueError), match=error):
-        GridPatches(*arguments)
+        make()
 
 
-def test_other_images_and_patches_are_refused():
-    grid = GridPatches((8, 8), (4, 4))
-    with pytest.raises(ValueError, match=r"image: .* found \(8, 9\)"):
-        grid.cut(np.zeros((8, 9)))
-    for shape in [(3, 4, 4), (4, 4, 5), (4, 4)]:
-        with pytest.raises(ValueError, match=r"patches: expected \(4, ..., 4, 4\)"):
-            grid.stitch(np.zeros(shape))
-    with pytest.raises(TypeError, match="floating-point scores, found uint8"):
-        grid.stitch(np.zeros((4, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match="blend"):
-        grid.stitch(np.zeros((4, 4, 4)), blend="max")
+def test_patches_that_a_file_cannot_give_are_refused(file):
+    for patches, error in (
+        (Patches((H + 1, 4)), r"larger than the images \(expected at most \(12, 17\)"),
+        (Patches((4, 4), structures=("heart",)), "found heart"),
+    ):
+        with pytest.raises(loader.LoaderError, match=error):
+            Batches(file[0], batch_size=2, patches=patches)
+    with pytest.raises(TypeError, match="expected a loader"):
+        Batches(file[0], batch_size=2, patches=(4, 4))
