@@ -224,7 +224,7 @@ class Gatherer:
             images, masks = self._samples(rows, out, epoch, copies)
             return self._arrange(images), self._arrange(masks)
         # Where the transform keeps the sides, it works in the caller's buffers.
-        sides = (*self._channels, *self._sides), self._sides
+        sides = (*self._channels, *self._sides), self._mask_sides
         fits = out is not None and (out[0].shape[1:], out[1].shape[1:]) == sides
         samples = self._samples(rows, out if fits else None, epoch, copies)
         arrays = transform_samples(
