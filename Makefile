@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
 
-.PHONY: run test test-frameworks test-page torture check docs bench format clean
+.PHONY: run test test-frameworks test-page torture fuzz check docs bench format clean
 
 # One stamp a set of extras: reinstalled when the project's metadata or the pins change.
 $(VENV)/.installed-run $(VENV)/.installed-test $(VENV)/.installed-check $(VENV)/.installed-docs: $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -35,6 +35,11 @@ test-page: $(VENV)/.installed-test
 # Every failing call in every way, and hundreds of signals and kills: minutes.
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses auto --thorough tests/torture
+
+# Mutated files into every parser, each for SECONDS.
+SECONDS ?= 60
+fuzz: $(VENV)/.installed-test
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest --numprocesses auto -rP tests/fuzz/fuzz_parsers.py
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .

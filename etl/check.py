@@ -165,7 +165,7 @@ def _survey_links(
     work: Work[Sequence[str], list[ImageFacts | None]] = Work(
         run=functools.partial(survey, found.root),
         divide=lambda paths: [[path] for path in paths],
-        give_up=lambda paths: [None] * len(paths),
+        give_up=lambda paths, _why: [None] * len(paths),
         names=list,
     )
     paths = list(dict.fromkeys(link.frame.path for link in found.links))

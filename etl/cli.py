@@ -6,6 +6,7 @@ Heavy modules are imported by the command that needs them, so that --help is qui
 import contextlib
 import dataclasses
 import datetime
+import functools
 import io
 import math
 import os
@@ -693,6 +694,17 @@ def check(
     help="Go on with the rows that a killed build has left beside OUT, and parse only the rest; if "
     "this build is stopped, its rows stay for the next.",
 )
+@click.option(
+    "--sha256", is_flag=True, help="Also write OUT.sha256, which `sha256sum -c` checks OUT with."
+)
+@click.option(
+    "--file-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=60,
+    show_default=True,
+    help="Leave out a pair whose files take a worker process longer; 0: never.",
+)
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -744,6 +756,8 @@ def build(
     update: bool,
     paranoid: bool,
     resume: bool,
+    sha256: bool,
+    file_timeout: float,
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -809,9 +823,9 @@ def build(
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
-        _say_layout(data, layout, log, quiet=quiet)
         advice = f"--resume goes on with them; this build removes it when {out} is written"
         _say_left(out, advice, is_said=not resume)
+        say = functools.partial(_say_layout, log, quiet=quiet or layout != "auto")
         try:
             result = build_file(
                 data,
@@ -825,6 +839,9 @@ def build(
                 update=update,
                 paranoid=paranoid,
                 resume=resume,
+                on_layout=say,
+                sha256=sha256,
+                file_seconds=file_timeout,
             )
         except RejectedError as error:
             _list_findings(error.findings, log, verbose=verbose)
@@ -1520,15 +1537,11 @@ def _executor(scheduler: str | None, n_workers: int) -> "Iterator[tuple[Executor
         yield executor, n_tasks
 
 
-def _say_layout(data: Path, layout: str, log: "_Log", *, quiet: bool) -> None:
-    """Say which layout is found where none is given."""
-    from etl.sources.layouts import AUTO, choose
-
-    if layout == AUTO:
-        _, why = choose(data)
-        log.add(why)
-        if not quiet:
-            _print(why, err=True)
+def _say_layout(log: "_Log", why: str, *, quiet: bool) -> None:
+    """Say which layout is found; quietly where it was given."""
+    log.add(why)
+    if not quiet:
+        _print(why, err=True)
 
 
 def _say_left(out: Path, advice: str, *, is_said: bool) -> None:

@@ -172,7 +172,7 @@ def _try(
     work: Work[Sequence[Link], list[misfit.Fit]] = Work(
         run=functools.partial(fits, found.root, source.read_region, found.scheme, options),
         divide=lambda task: [[link] for link in task],
-        give_up=lambda _task: [],
+        give_up=lambda _task, _why: [],
         names=lambda task: [link.frame.path for link in task],
     )
     tasks = [links[first : first + 2] for first in range(0, len(links), 2)]

@@ -1,9 +1,26 @@
 """What stops a run, and what rejects one source file."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from etl.findings import Finding
+
+# What one source file may have at most; docs/reliability.md lists all. They bound the memory and
+# time that a file takes, whatever is in it, and are far above what real files have.
+MAX_IMAGE_BYTES: Final = 1 << 31
+MAX_ANNOTATION_BYTES: Final = 1 << 30  # of a structure set or segmentation
+MAX_TABLE_BYTES: Final = 1 << 28  # of link.csv, a table, a split file or a row list
+MAX_CONTOUR_BYTES: Final = 1 << 26  # of a text contour
+MAX_CONTOUR_POINTS: Final = 1_000_000  # of a text contour, or of one contour of a structure set
+MAX_POLYGONS: Final = 500  # of a text contour
+MAX_ELEMENTS: Final = 10_000  # of the outermost level of a header that pydicom reads
+MAX_ITEMS: Final = 500_000  # of all sequences of a file that pydicom reads, which takes 11 us each
+MAX_VALUE_BYTES: Final = 1 << 16  # of an attribute that is read
+MAX_NESTING: Final = 16  # of sequences that are stepped over; pydicom reads some deeper ones
+MAX_FRAMES: Final = 1 << 20  # that are looked for in a file
+MAX_OFFSET_TABLE_BYTES: Final = 1 << 24  # of encapsulated pixels
+MAX_INFLATED_HEADER_BYTES: Final = 1 << 25
+MAX_INFLATED_BYTES: Final = 1 << 28  # of a deflated data set with an unusual header
 
 
 class EtlError(Exception):

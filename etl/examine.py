@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -37,11 +37,10 @@ from etl.resampling.placing import check_cut, place, resampled_size
 from etl.sources.dicom_file import read_header
 from etl.sources.source import Discovery, Index, ReadRegion, Source
 from etl.spool import Spool
+from etl.workers import watchdog
 from etl.workers.chunks import chunks, interleaved, runs
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
-
-CRASHED: Final = "three workers crashed on it. Look at the file; is memory short?"
 
 
 def index_headers(
@@ -50,10 +49,12 @@ def index_headers(
     """Return the discovery with its final links; reads headers where the source wants them."""
     if source.resolve is None or source.index is None:
         return found
+    if not found.to_index:
+        return source.resolve(found, {}, options)
     work: Work[Sequence[str], list[object]] = Work(
         run=functools.partial(index_files, found.root, source.index),
         divide=lambda paths: [[path] for path in paths],
-        give_up=lambda paths: [SourceError("image-unreadable", CRASHED) for _ in paths],
+        give_up=lambda paths, why: [SourceError("image-unreadable", why) for _ in paths],
         names=list,
     )
     indexed: list[object] = []
@@ -78,7 +79,7 @@ def choose_size(
             accepted_sizes, found.root, source.read_region, found.scheme, options
         ),
         divide=lambda links: [[link] for link in links],
-        give_up=lambda _links: [],
+        give_up=lambda _links, _why: [],
         names=lambda links: [link.frame.path for link in links],
     )
     sizes: Counter[tuple[int, int]] = Counter()
@@ -156,6 +157,7 @@ def index_files(root: Path, index: Index, paths: Sequence[str]) -> list[object]:
     """Return what a source wants to know of files, or the error of each that cannot be read."""
     found: list[object] = []
     for path in paths:
+        watchdog.next_file()
         try:
             found.append(index(root, path))
         except SourceError as error:
@@ -191,6 +193,7 @@ def examine(
     findings: list[Finding] = []
     kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     for link in links:
+        watchdog.next_file()
         key = link.key
         instance: Instance | None = None
         is_sized = False
@@ -229,9 +232,9 @@ def examine(
     return _packed(len(links), samples, findings, scheme)
 
 
-def give_up(scheme: LabelScheme, links: Sequence[Link]) -> Examined:
-    """Return an empty result with one finding per link; for links whose workers crashed."""
-    findings = [Finding("image-unreadable", link.frame.path, CRASHED, link.key) for link in links]
+def give_up(scheme: LabelScheme, links: Sequence[Link], why: str) -> Examined:
+    """Return an empty result with one finding per link that tells why it is given up."""
+    findings = [Finding("image-unreadable", link.frame.path, why, link.key) for link in links]
     return _packed(len(links), [], findings, scheme)
 
 

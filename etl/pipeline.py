@@ -7,6 +7,7 @@ straight into the file.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,9 @@ from etl.diagnose import choose_audited, diagnose
 from etl.dicom.kept_tags import columns, kept_tags, notes_on
 from etl.errors import ReuseError
 from etl.examine import choose_size, examine_links, index_headers
+from etl.findings import counted
 from etl.options import BuildOptions
-from etl.output import target
+from etl.output import sidecar, target
 from etl.output.row_reader import WrittenRows
 from etl.output.split import check_split_file
 from etl.output.strata import check_stratify
@@ -31,6 +33,7 @@ from etl.sources.source import Discovery, Source
 from etl.spool import Spool
 from etl.update.journal import is_useful
 from etl.update.memory import Memory, for_update
+from etl.workers import watchdog
 from etl.workers.chunks import n_chunks
 from etl.workers.engine import Engine, engine_for, in_process
 
@@ -51,6 +54,9 @@ def build(
     update: bool = False,
     paranoid: bool = False,
     resume: bool = False,
+    on_layout: Callable[[str], object] | None = None,
+    sha256: bool = False,
+    file_seconds: float = watchdog.DEFAULT_SECONDS,
 ) -> BuildResult:
     """Parse every DICOM and annotation once and write one HDF5 file.
 
@@ -83,6 +89,13 @@ def build(
         Go on with the rows that a killed build to the same `out` has left beside it, and parse only
         the rest. If this build fails or is stopped, its rows stay for the next one. The file is the
         one that a full build would write.
+    on_layout : callable, optional
+        Called with a sentence that says which layout is built, and why.
+    sha256 : bool
+        Also write `out`.sha256, which `sha256sum -c` reads.
+    file_seconds : float
+        Time that one file may take a worker process of this machine, seconds; 0: any. A pair that
+        takes longer is left out, with a finding, and a note says so.
 
     Returns
     -------
@@ -105,7 +118,9 @@ def build(
     kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     check_split_file(options)
     check_row_list(options)
-    source, _ = layouts.choose(Path(data), options.layout)
+    source, why = layouts.choose(Path(data), options.layout)
+    if on_layout is not None:
+        on_layout(why)
     options = layouts.settle(source, options)
     found = source.discover(Path(data), options)
     check_stratify(options, found.scheme, columns(kept))
@@ -113,7 +128,9 @@ def build(
     notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
     with (
         target.replacing(out, force=force, notes=notes, left=left) as path,
-        engine_for(executor, workers, n_tasks, found.root / found.probe, path) as engine,
+        engine_for(
+            executor, workers, n_tasks, found.root / found.probe, path, file_seconds
+        ) as engine,
     ):
         make = functools.partial(
             _make, engine, source, options, out, path, memory, strict=strict, progress=progress
@@ -123,7 +140,14 @@ def build(
         except ReuseError as why:
             notes.append(memory.refused(why))
             result = make(source.discover(Path(data), options), is_reused=False)
-    notes += memory.write()
+        digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
+    notes += memory.write() + sidecar.write_sidecar(out, digest)
+    if engine.n_timed_out:
+        notes.append(
+            f"{counted(engine.n_timed_out, 'pair')} took longer than {file_seconds:g} s: this "
+            "build is not reproducible, because another machine may be quicker. Look at their "
+            "findings."
+        )
     return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 

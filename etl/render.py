@@ -20,7 +20,6 @@ from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
-from etl.examine import CRASHED
 from etl.findings import Finding
 from etl.geometry import SourceGrid
 from etl.labels import LabelScheme
@@ -38,6 +37,7 @@ from etl.resampling.regions import clear_padding, padding_of, region_on_grid
 from etl.sources.files import open_source, read_all, unchanged_since
 from etl.sources.source import Discovery
 from etl.spool import Spool
+from etl.workers import watchdog
 from etl.workers.chunks import chunk_length, interleaved
 from etl.workers.engine import Engine, Work
 from etl.workers.progress import bar
@@ -208,6 +208,7 @@ def render(
     files = _Files(root)
     with open_rows(plan) as file:
         for sample, painted in _painted(packed, scheme, options, plan.mask_dtype):
+            watchdog.next_file()
             row = _render_one(files, sample, painted, scheme, options, plan.image_dtype)
             findings += row.findings
             if row.image is not None:
@@ -233,10 +234,10 @@ def render(
     )
 
 
-def give_up(task: tuple[list[bytes], int]) -> Rendered:
-    """Return no row and one finding per sample; for samples whose workers crashed."""
+def give_up(task: tuple[list[bytes], int], why: str) -> Rendered:
+    """Return no row and one finding per sample that tells why it is given up."""
     links = [Sample.unpacked(one).link for one in task[0]]
-    findings = [Finding("image-unreadable", link.frame.path, CRASHED, link.key) for link in links]
+    findings = [Finding("image-unreadable", link.frame.path, why, link.key) for link in links]
     nothing = np.empty(0, MARKS), np.empty(0, SHAPES)
     return Rendered([False] * len(findings), {}, *nothing, findings)
 

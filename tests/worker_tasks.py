@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+from etl.workers import watchdog
+
 
 def square(numbers):
     return [number * number for number in numbers]
@@ -38,4 +40,13 @@ def square_or_die_answering(numbers):
     if min(numbers) < 0:
         threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return bytes(1 << 28)  # takes longer to send than that
+    return square(numbers)
+
+
+def square_or_hang(n_seconds, numbers):
+    """Take that long for each number that is negative; each is a file."""
+    for number in numbers:
+        watchdog.next_file()
+        if number < 0:
+            time.sleep(n_seconds)
     return square(numbers)

@@ -11,12 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from etl.errors import ContourError
+from etl.errors import MAX_CONTOUR_BYTES, MAX_CONTOUR_POINTS, MAX_POLYGONS, ContourError
 from etl.model import Vertices
-
-MAX_VERTICES: Final = 1_000_000
-MAX_POLYGONS: Final = 500
-MAX_BYTES: Final = 64 << 20
 
 # No possessive quantifiers: Python 3.11.2, which Debian 12 has, gets them wrong.
 _NUMBER: Final = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -54,7 +50,7 @@ def parse_contour(data: bytes) -> list[Vertices]:
     ContourError
         A line that is not two numbers, a number that is not finite, or too many lines.
     """
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_CONTOUR_BYTES:
         raise too_large(len(data))
     vertices = _plain(data)
     return _line_by_line(data) if vertices is None else [vertices]
@@ -70,7 +66,7 @@ def _plain(data: bytes) -> Vertices | None:
         data += b"\n"
     between = data.translate(None, _NUMBER_CHARACTERS)
     n_lines = between.count(b"\n")
-    if n_lines > MAX_VERTICES or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
+    if n_lines > MAX_CONTOUR_POINTS or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
         return None
     if b"\r" in between and data.count(b"\r\n") != n_lines:  # a number between the two
         return None
@@ -115,9 +111,10 @@ def _line_by_line(data: bytes) -> list[Vertices]:
                 f'line {number}: expected finite numbers, found "{shown}". {_MEND}',
             )
         vertices.append((x, y))
-        if len(vertices) > MAX_VERTICES:
+        if len(vertices) > MAX_CONTOUR_POINTS:
             raise ContourError(
-                "contour-too-large", f"has more than {MAX_VERTICES} points, expected at most that."
+                "contour-too-large",
+                f"has more than {MAX_CONTOUR_POINTS} points, expected at most that.",
             )
     points = np.array(vertices, np.float64).reshape(-1, _COLUMNS)
     borders = _borders(starts, len(points))
@@ -146,7 +143,8 @@ def _line_number(data: bytes, start: int) -> int:
 
 
 def too_large(n_bytes: int) -> ContourError:
-    """Return the error for a file of `n_bytes`, more than MAX_BYTES."""
+    """Return the error for a file of `n_bytes`, more than MAX_CONTOUR_BYTES."""
     return ContourError(
-        "contour-too-large", f"has {n_bytes} bytes, expected at most {MAX_BYTES}: no contour."
+        "contour-too-large",
+        f"has {n_bytes} bytes, expected at most {MAX_CONTOUR_BYTES}: no contour.",
     )

@@ -9,13 +9,12 @@ items (fragments) for each frame, then a sequence delimiter.
 import struct
 from typing import BinaryIO, Final, NamedTuple
 
-from etl.errors import ImageError
+from etl.errors import MAX_OFFSET_TABLE_BYTES, ImageError
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0"
 _HEADER_BYTES: Final = 8  # of an item: tag and length
 _UNDEFINED: Final = 0xFFFFFFFF
-_TABLE_LIMIT: Final = 1 << 24  # bytes of a basic offset table: four million frames
 _END_OF_IMAGE: Final = b"\xff\xd9"  # JPEG's, JPEG-LS's and JPEG 2000's last marker
 _TAIL_BYTES: Final = 10  # read at the end of a fragment: the marker, and padding behind it
 
@@ -85,7 +84,11 @@ def _items(file: BinaryIO, offset: int, size: int) -> list[Fragment]:
         if header[:4] == _DELIMITER and items:
             return items
         is_table = not items
-        if header[:4] != _ITEM or length == _UNDEFINED or (is_table and length > _TABLE_LIMIT):
+        if (
+            header[:4] != _ITEM
+            or length == _UNDEFINED
+            or (is_table and length > MAX_OFFSET_TABLE_BYTES)
+        ):
             raise ImageError(
                 "image-unreadable",
                 "the items of its encapsulated pixels cannot be followed. Export it again.",

@@ -20,12 +20,12 @@ from etl.dicom.elements import (
 )
 from etl.dicom.header import BIG_ENDIAN, Header, read_header
 from etl.dicom.quick_scan import PIXEL_DATA, Element
+from etl.errors import MAX_FRAMES
 from etl.geometry import ImagePlane
 
 # Every storage class begins so; the first one in a file is its own.
 _STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
-_HEAD_BYTES: Final = 4096
-_MOST_FRAMES: Final = 1 << 20
+CLASS_BYTES: Final = 4096  # of a file; its class is among the first
 _MARK: Final = slice(128, 132)
 
 
@@ -42,35 +42,36 @@ class ImageFacts(NamedTuple):
     planes: tuple[ImagePlane, ...]  # of each frame
 
 
-def object_class(file: BinaryIO) -> str:
-    """Return the SOP class UID of a DICOM object; empty where the file is none."""
-    file.seek(0)
-    head = file.read(_HEAD_BYTES)
-    found = _STORAGE_CLASS.search(head)
+def object_class(head: bytes) -> str:
+    """Return the SOP class UID of a DICOM object by its first bytes; empty where it is none."""
+    found = _STORAGE_CLASS.search(head, 0, CLASS_BYTES)
     return found[0].decode() if found else ""
 
 
-def is_dicom(file: BinaryIO) -> bool:
-    """Say whether a file has the mark of DICOM, or names an object of it."""
-    file.seek(0)
-    head = file.read(_HEAD_BYTES)
-    return head[_MARK] == b"DICM" or _STORAGE_CLASS.search(head) is not None
+def is_dicom(head: bytes) -> bool:
+    """Say whether a file's first bytes have the mark of DICOM, or name an object of it."""
+    return head[_MARK] == b"DICM" or _STORAGE_CLASS.search(head, 0, CLASS_BYTES) is not None
 
 
-def image_facts(file: BinaryIO) -> ImageFacts | None:
+def image_facts(file: BinaryIO, head: bytes = b"") -> ImageFacts | None:
     """Return what the header of an image says; None where the object has no pixels.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    head : bytes
+        Its first `HEAD_BYTES`, where they are read already.
 
     Raises
     ------
     ImageError
         It is no DICOM file, or its elements cannot be followed.
     """
-    header = read_header(file)
+    header = read_header(file, head=head)
     if PIXEL_DATA not in header.elements:
         return None
     values = Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN)
-    digits = values.text(NUMBER_OF_FRAMES)
-    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
     return ImageFacts(
         sop_instance_uid=values.uid(SOP_INSTANCE_UID),
         series_instance_uid=values.uid(SERIES_INSTANCE_UID),
@@ -79,8 +80,26 @@ def image_facts(file: BinaryIO) -> ImageFacts | None:
         instance_number=values.number(INSTANCE_NUMBER),
         rows=values.unsigned(ROWS) or 0,
         columns=values.unsigned(COLUMNS) or 0,
-        planes=_planes(header, min(max(n_frames, 1), _MOST_FRAMES)),
+        planes=_planes(header, _n_frames(values)),
     )
+
+
+def count_frames(file: BinaryIO) -> int:
+    """Return NumberOfFrames; 1 where there is none.
+
+    Raises
+    ------
+    ImageError
+        It is no DICOM file, or its elements cannot be followed.
+    """
+    header = read_header(file)
+    return _n_frames(Values(header.elements, is_big_endian=header.syntax == BIG_ENDIAN))
+
+
+def _n_frames(values: Values) -> int:
+    digits = values.text(NUMBER_OF_FRAMES)
+    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
+    return min(max(n_frames, 1), MAX_FRAMES)
 
 
 def _text(header: Header) -> str:
@@ -95,9 +114,10 @@ def _text(header: Header) -> str:
 
 def _planes(header: Header, n_frames: int) -> tuple[ImagePlane, ...]:
     groups = header.groups
-    if groups is None or not groups.per_frame:
-        shared = {} if groups is None else groups.shared
-        return (_plane({**header.elements, **shared}, header.syntax),) * n_frames
+    if groups is None:
+        return (_plane(header.elements, header.syntax),) * n_frames
+    if not groups.per_frame:
+        return (_plane({**header.elements, **groups.shared}, header.syntax),) * n_frames
     return tuple(
         _plane({**header.elements, **groups.of_frame(number)}, header.syntax)
         for number in range(1, len(groups.per_frame) + 1)

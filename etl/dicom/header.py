@@ -48,7 +48,7 @@ NATIVE: Final = {
 _MARK: Final = b"DICM"
 _META_GROUP: Final = 2
 _FIRST_GROUP: Final = 8  # of a data set of an image
-_HEAD_BYTES: Final = 16384  # most headers are shorter
+HEAD_BYTES: Final = 16384  # most headers are shorter
 _SCAN_LIMIT: Final = (
     64 << 20
 )  # bytes of a file whose header is longer, as with big private elements
@@ -75,7 +75,7 @@ class Header(NamedTuple):
     remarks: tuple[str, ...] = ()  # about its wrapper
 
 
-def read_header(file: BinaryIO, more: tuple[int, ...] = ()) -> Header:
+def read_header(file: BinaryIO, more: tuple[int, ...] = (), head: bytes = b"") -> Header:
     """Return the data elements of a DICOM file.
 
     Parameters
@@ -85,6 +85,8 @@ def read_header(file: BinaryIO, more: tuple[int, ...] = ()) -> Header:
     more : tuple of int
         Tags to read besides those of `KEYWORDS`, wherever the file or a frame has them. They are
         attributes to keep, and an image does not fail because one of them is damaged.
+    head : bytes
+        The first `HEAD_BYTES` of the file, where they are read already.
 
     Raises
     ------
@@ -94,8 +96,10 @@ def read_header(file: BinaryIO, more: tuple[int, ...] = ()) -> Header:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
-    file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    if not head:
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+    file.seek(len(head))
     found = None
     if head[META_OFFSET - len(_MARK) : META_OFFSET] == _MARK:
         found = _scan(head, size, more)

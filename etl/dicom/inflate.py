@@ -14,11 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from etl.dicom.pydicom_scan import truncated
-from etl.errors import ImageError
+from etl.errors import MAX_INFLATED_BYTES, MAX_INFLATED_HEADER_BYTES, ImageError
 
 _FIRST_BYTES: Final = 1 << 16  # inflated to find the pixels; then eight times as many, and so on
-_HEADER_LIMIT: Final = 1 << 25
-_WHOLE_LIMIT: Final = 1 << 28  # of a data set whose header is out of the ordinary
 _TRAILER: Final = struct.Struct("<2I")
 _STEP_BYTES: Final = 1 << 20
 _BEHIND_BYTES: Final = 1 << 16  # of elements or padding behind the pixels
@@ -30,12 +28,12 @@ def head(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
     n_bytes = _FIRST_BYTES
     inflated = _inflate(unpacker, data, n_bytes)
     while not unpacker.eof and unpacker.unconsumed_tail and not is_enough(inflated):
-        if n_bytes >= _HEADER_LIMIT:
+        if n_bytes >= MAX_INFLATED_HEADER_BYTES:
             raise ImageError(
                 "image-unreadable",
-                f"its deflated header unpacks to more than {_HEADER_LIMIT} bytes.",
+                f"its deflated header unpacks to more than {MAX_INFLATED_HEADER_BYTES} bytes.",
             )
-        more = min(8 * n_bytes, _HEADER_LIMIT) - n_bytes
+        more = min(8 * n_bytes, MAX_INFLATED_HEADER_BYTES) - n_bytes
         inflated += _inflate(unpacker, unpacker.unconsumed_tail, more)
         n_bytes += more
     return inflated
@@ -44,9 +42,9 @@ def head(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
 def whole(data: bytes) -> bytes:
     """Return an inflated data set, of a bounded size."""
     unpacker = _unpacker()
-    inflated = _inflate(unpacker, data, _WHOLE_LIMIT)
+    inflated = _inflate(unpacker, data, MAX_INFLATED_BYTES)
     if not unpacker.eof and unpacker.unconsumed_tail:
-        raise ImageError("image-unreadable", f"unpacks to more than {_WHOLE_LIMIT} bytes.")
+        raise ImageError("image-unreadable", f"unpacks to more than {MAX_INFLATED_BYTES} bytes.")
     _require_end(unpacker, zlib.crc32(inflated), len(inflated))
     return inflated
 

@@ -20,19 +20,17 @@ from etl.dicom.quick_scan import (
     UNDEFINED,
     Element,
 )
-from etl.errors import ImageError
+from etl.errors import MAX_ELEMENTS, MAX_ITEMS, MAX_VALUE_BYTES, ImageError, SourceError
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
 _LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
-_VALUE_LIMIT: Final = 65536  # bytes; no attribute that we read is longer, but for pixels
 # Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
 # is asked of them here.
 _VALUE_UNUSED: Final = frozenset(
     {MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
 )
-# Of the outermost level. Headers have some hundreds; pydicom takes each 8 bytes of padding for an
-# element and walks megabytes of it for many seconds.
-_MAX_ELEMENTS: Final = 10_000
+_ITEMS: Final = (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0")  # little and big endian
+_BLOCK_BYTES: Final = 1 << 22
 
 
 def elements(
@@ -72,30 +70,23 @@ def elements(
     """
     found: dict[int, Element] = {}
     end = file.tell()
+    if not meta and not encapsulated:  # else most items are fragments of pixels
+        _require_few_items(file, size)
     walk = _walk(file, implicit=implicit, little=little, meta=meta)
+    # pydicom takes each 8 bytes of padding for an element, and walks megabytes of it for seconds.
     for number, (tag, element) in enumerate(walk, 1):
-        if number > _MAX_ELEMENTS:
+        if number > MAX_ELEMENTS:
             raise ImageError(
                 "image-unreadable",
-                f"has more than {_MAX_ELEMENTS} data elements, or as much padding. "
-                "Export it again.",
+                f"has more than {MAX_ELEMENTS} data elements, or as much padding. Export it again.",
             )
         if element.offset + element.length > size and element.length != UNDEFINED:
             raise truncated()
         if tag in lenient:
-            is_usable = tag not in found and element.length <= _VALUE_LIMIT
+            is_usable = tag not in found and element.length <= MAX_VALUE_BYTES
             found[tag] = element if is_usable else Element("", b"", element.offset, 0)
         elif tag in keywords:
-            if tag in found:
-                raise ImageError(
-                    "image-unreadable", f"{keywords[tag]} stands in it twice. Export it again."
-                )
-            if element.length > _VALUE_LIMIT and tag not in _VALUE_UNUSED:
-                raise ImageError(
-                    "image-unreadable",
-                    f"{keywords[tag]} has {element.length} bytes, expected {_VALUE_LIMIT} at most. "
-                    "Export it again.",
-                )
+            _require_usable(tag, element, keywords[tag], is_second=tag in found)
             found[tag] = element
         end = file.tell()
     if not meta and _is_at_encapsulated_pixels(file):
@@ -108,6 +99,38 @@ def elements(
     else:
         _require_end(file, end, size, found, meta=meta)
     return found
+
+
+def require_few_items(data: bytes, code: str) -> None:
+    """Require no more items of sequences than pydicom reads in some seconds.
+
+    The tag of an item is four bytes that chance puts in pixels once in 4 GB.
+
+    Raises
+    ------
+    SourceError
+        With this code.
+    """
+    if max(map(data.count, _ITEMS)) > MAX_ITEMS:
+        raise SourceError(code, _too_many_items())
+
+
+def _require_few_items(file: BinaryIO, size: int) -> None:
+    """Require the same of the rest of a file, and leave it where it was."""
+    start = file.tell()
+    n_items = [0, 0]
+    end = b""
+    while file.tell() < size and (block := file.read(_BLOCK_BYTES)):
+        joined = end + block
+        n_items = [n + joined.count(item) for n, item in zip(n_items, _ITEMS, strict=True)]
+        if max(n_items) > MAX_ITEMS:
+            raise ImageError("image-unreadable", _too_many_items())
+        end = joined[-3:]
+    file.seek(start)
+
+
+def _too_many_items() -> str:
+    return f"has more than {MAX_ITEMS} items of sequences. Export it with fewer frames."
 
 
 def _require_end(
@@ -128,6 +151,18 @@ def _is_at_encapsulated_pixels(file: BinaryIO) -> bool:
     return start in {b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10"}
 
 
+def _require_usable(tag: int, element: Element, keyword: str, *, is_second: bool) -> None:
+    """Refuse an element that stands twice, or whose value is too long to read."""
+    if is_second:
+        raise ImageError("image-unreadable", f"{keyword} stands in it twice. Export it again.")
+    if element.length > MAX_VALUE_BYTES and tag not in _VALUE_UNUSED:
+        raise ImageError(
+            "image-unreadable",
+            f"{keyword} has {element.length} bytes, expected {MAX_VALUE_BYTES} at most. Export it "
+            "again.",
+        )
+
+
 def _walk(
     file: BinaryIO, *, implicit: bool, little: bool, meta: bool
 ) -> Iterator[tuple[int, Element]]:
@@ -140,7 +175,7 @@ def _walk(
             return tag >> 16 != 2  # noqa: PLR2004  the file meta group
         return tag == PIXEL_DATA and length == UNDEFINED
 
-    walk = data_element_generator(file, implicit, little, is_end, defer_size=_VALUE_LIMIT)
+    walk = data_element_generator(file, implicit, little, is_end, defer_size=MAX_VALUE_BYTES)
     while True:
         try:
             raw = next(walk)

@@ -16,6 +16,8 @@ from collections.abc import Container
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+from etl.errors import MAX_NESTING
+
 META_OFFSET: Final = 132  # behind the preamble and "DICM"
 PIXEL_DATA: Final = 0x7FE00010
 UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
@@ -33,7 +35,7 @@ _ALL: Final = range(1 << 32)
 _ITEM: Final = 0xFFFEE000
 _ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
 _SEQUENCE_END: Final = 0xFFFEE0DD
-_MAX_DEPTH: Final = 16  # of sequences in sequences
+_MAX_STEPS: Final = 1 << 20  # over items and the elements in them: about a second
 
 _BEYOND: Final = UNDEFINED  # farther than any value reaches
 _UNSURE: Final = -1  # in the place of an offset: not understood with certainty
@@ -254,13 +256,13 @@ class _Walk:
 
     def _skip_items(self, offset: int, end: int, depth: int) -> int:
         """Return where a sequence of undefined length ends (PS3.5 7.5)."""
-        while depth <= _MAX_DEPTH and offset + 8 <= end:
+        while depth <= MAX_NESTING and offset + 8 <= end:
             self._looked_at.append(slice(offset, offset + 8))
             group, number, length = _IMPLICIT(self._head, offset)
             tag, offset = group << 16 | number, offset + 8
             if tag == _SEQUENCE_END:
                 return offset if length == 0 else _UNSURE
-            if tag != _ITEM:
+            if tag != _ITEM or len(self._looked_at) > _MAX_STEPS:
                 return _UNSURE
             if length != UNDEFINED:
                 offset += length

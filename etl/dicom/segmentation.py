@@ -23,6 +23,7 @@ from etl.dicom.annotations import (
     plainly,
     text,
 )
+from etl.dicom.pydicom_scan import require_few_items
 from etl.errors import SourceError
 from etl.geometry import ImagePlane
 
@@ -235,6 +236,7 @@ def _numbers(dataset: "Dataset", keyword: str, n_values: int) -> tuple[float, ..
 def _parse(data: bytes) -> "Dataset":
     from pydicom import dcmread
 
+    require_few_items(data, _CODE)
     dataset = dcmread(io.BytesIO(data), force=True)
     if str(dataset.get("SOPClassUID", "")) not in SEGMENTATIONS or "PixelData" not in dataset:
         raise SourceError(_CODE, "is not a whole DICOM Segmentation. Export it again.")

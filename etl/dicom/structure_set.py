@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.dicom.annotations import AnnotationSet, Drawing, DrawnStructure, items, plainly, text
-from etl.errors import SourceError
+from etl.dicom.pydicom_scan import require_few_items
+from etl.errors import MAX_CONTOUR_POINTS, SourceError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 STRUCTURE_SET: Final = "1.2.840.10008.5.1.4.1.1.481.3"  # RT Structure Set Storage
 
 _CONTOUR_DATA: Final = 0x30060050
-_MAX_POINTS: Final = 1_000_000  # of one contour; drawn ones have hundreds
 _CODE: Final = "structure-set-unreadable"
 
 
@@ -82,6 +82,7 @@ def read_points(data: bytes) -> list[Points | None]:
 def _parse(data: bytes) -> "Dataset":
     from pydicom import dcmread
 
+    require_few_items(data, _CODE)
     dataset = dcmread(io.BytesIO(data), force=True)
     if str(dataset.get("SOPClassUID", "")) != STRUCTURE_SET:
         raise SourceError(_CODE, "is not a whole RT Structure Set. Export it again.")
@@ -122,8 +123,8 @@ def _points(item: "Dataset") -> tuple[Points | None, str]:
     if not isinstance(value, bytes):
         value = b"\\".join(str(one).encode() for one in (value if value is not None else ()))
     parts = value.split(b"\\")
-    if len(parts) > 3 * _MAX_POINTS:
-        return None, f"has more than {_MAX_POINTS} points"
+    if len(parts) > 3 * MAX_CONTOUR_POINTS:
+        return None, f"has more than {MAX_CONTOUR_POINTS} points"
     try:
         numbers = np.array(parts, np.float64) if b"_" not in value else np.array([np.nan])
     except ValueError:

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
@@ -356,6 +357,17 @@ def structure_set(one: Patient, kind: Kind = "rtstruct") -> Dataset:
             "ReferencedFrameOfReferenceSequence": [_item(frame)],
             "StructureSetROISequence": rois,
             "ROIContourSequence": drawn,
+            "RTROIObservationsSequence": [
+                _item(
+                    {
+                        "ObservationNumber": number,
+                        "ReferencedROINumber": number,
+                        "RTROIInterpretedType": "",
+                        "ROIInterpreter": "",
+                    }
+                )
+                for number in sorted(numbers.values())
+            ],
         },
     )
 
@@ -413,10 +425,8 @@ def segmentation(one: Patient, kind: str = "BINARY") -> Dataset:
             "SegmentationType": kind,
             **(fractional if kind == "FRACTIONAL" else {}),
             "NumberOfFrames": len(frames),
-            "SegmentSequence": [
-                _item({"SegmentNumber": number, "SegmentLabel": name})
-                for number, name in enumerate(names, 1)
-            ],
+            "SegmentSequence": [_segment(number, name) for number, name in enumerate(names, 1)],
+            **_dimensions(one, is_map=is_map),
             "SharedFunctionalGroupsSequence": [_item(shared)],
             "PerFrameFunctionalGroupsSequence": [
                 _segment_frame(one, place, number) for place, number, _ in frames
@@ -426,16 +436,58 @@ def segmentation(one: Patient, kind: str = "BINARY") -> Dataset:
     )
 
 
+def _segment(number: int, name: str) -> Dataset:
+    return _item(
+        {
+            "SegmentNumber": number,
+            "SegmentLabel": name,
+            "SegmentAlgorithmType": "AUTOMATIC",
+            "SegmentAlgorithmName": "dicom-etl phantom",
+            "SegmentedPropertyCategoryCodeSequence": [_code("91723000", "Anatomical structure")],
+            "SegmentedPropertyTypeCodeSequence": [_code("85756007", "Tissue")],
+        }
+    )
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    """Return a code of SNOMED CT."""
+    coded = {"CodeValue": value, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning}
+    return _item(coded)
+
+
+def _dimensions(one: Patient, *, is_map: bool) -> Fixed:
+    """Return by what the frames of a segmentation are ordered: segment, then position."""
+    uid = one.uid("dimensions")
+    pointers = [] if is_map else [("SegmentIdentificationSequence", "ReferencedSegmentNumber")]
+    pointers.append(("PlanePositionSequence", "ImagePositionPatient"))
+    return {
+        "DimensionOrganizationSequence": [_item({"DimensionOrganizationUID": uid})],
+        "DimensionIndexSequence": [
+            _item(
+                {
+                    "DimensionOrganizationUID": uid,
+                    "DimensionIndexPointer": tag_for_keyword(keyword),
+                    "FunctionalGroupPointer": tag_for_keyword(group),
+                }
+            )
+            for group, keyword in pointers
+        ],
+    }
+
+
 def _segment_frame(one: Patient, place: int, number: int) -> Dataset:
     """Return the functional groups of a frame; number 0: it shows all segments."""
     source = {
         "ReferencedSOPClassUID": CTImageStorage,
         "ReferencedSOPInstanceUID": one.uid("image", place),
+        "SpatialLocationsPreserved": "YES",
     }
     derivation = {"SourceImageSequence": [_item(source)]}
     position = {"ImagePositionPatient": _decimals(one.plane(place).position)}
+    indices = {"DimensionIndexValues": [number, place + 1] if number else [place + 1]}
     groups: dict[str, object] = {
         "DerivationImageSequence": [_item(derivation)],
+        "FrameContentSequence": [_item(indices)],
         "PlanePositionSequence": [_item(position)],
     }
     if number:

@@ -17,27 +17,23 @@ import numpy as np
 import xxhash
 
 from etl.dicom.annotations import CLOSED, POINT, AnnotationSet, Drawing
-from etl.dicom.facts import object_class
-from etl.errors import EtlError, SourceError
+from etl.errors import MAX_ANNOTATION_BYTES, EtlError, SourceError
 from etl.findings import Finding, SampleKey, counted
 from etl.model import AnnotationRef, FileStamp, Link
 from etl.options import ALL, NEWEST, BuildOptions
-from etl.sources import structures
+from etl.sources import archive, structures
 from etl.sources.archive import (
     Archive,
     Frame,
     Series,
     gather,
-    index_image,
     list_files,
     patient_of,
     without_annotation,
 )
-from etl.sources.dicom_file import with_file
 from etl.sources.files import open_source, read_all
 from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
 
-_MAX_BYTES: Final = 1 << 30
 _MAX_KEPT: Final = 2
 _EXAMPLES: Final = 3
 
@@ -121,19 +117,19 @@ def index_file(
         It cannot be read.
     """
 
-    def read(file: BinaryIO, stamp: FileStamp) -> AnnotationSet | None:
-        if object_class(file) not in classes:
+    def read(file: BinaryIO, stamp: FileStamp, uid: str) -> AnnotationSet | None:
+        if uid not in classes:
             return None
         _require_size(stamp.size, code)
         file.seek(0)
         return read_set(file.read())
 
-    return with_file(root, path, read) or index_image(root, path)
+    return archive.index_file(root, path, read)
 
 
 def _require_size(n_bytes: int, code: str) -> None:
-    if n_bytes > _MAX_BYTES:
-        raise SourceError(code, f"has {n_bytes} bytes, expected at most {_MAX_BYTES}.")
+    if n_bytes > MAX_ANNOTATION_BYTES:
+        raise SourceError(code, f"has {n_bytes} bytes, expected at most {MAX_ANNOTATION_BYTES}.")
 
 
 class Latest(Generic[T]):
@@ -241,18 +237,18 @@ def _series_of(
 ) -> tuple[Series, ...]:
     """Return the series of a set: of the images that it refers to, else of its own references."""
     n_times: Counter[tuple[str, str]] = Counter()
-    by_key = {series.key: series for series in archive.series}
     for contour in content.drawings:
         if contour.sop_instance_uid in archive.by_instance:
             n_times[archive.by_instance[contour.sop_instance_uid][0].key] += 1
     if n_times:
-        return tuple(by_key[key] for key, _ in n_times.most_common())
+        return tuple(archive.by_key[key] for key, _ in n_times.most_common())
     patient = patient_of(path, content.patient_id, options.patient_id)
-    named = [one for one in archive.series if one.uid in content.series]
+    named = [one for uid in set(content.series) for one in archive.by_uid.get(uid, ())]
     if not named:
         frames = {one.frame_of_reference_uid for one in content.structures}
         frames |= {content.frame_of_reference_uid}
-        named = [one for one in archive.series if one.frame_of_reference_uid in frames - {""}]
+        known = archive.by_frame_of_reference
+        named = [one for uid in frames - {""} for one in known.get(uid, ())]
     return tuple(sorted(named, key=lambda one: (one.patient_id != patient, one.key)))
 
 
@@ -437,7 +433,7 @@ def _other_frame_of_reference(
 ) -> Iterator[Finding]:
     """Warn where structures are in another frame of reference than their images."""
     of_name = {s.name: s.frame_of_reference_uid for s in one.content.structures}
-    of_series = {series.key: series.frame_of_reference_uid for series in archive.series}
+    of_series = {key: series.frame_of_reference_uid for key, series in archive.by_key.items()}
     differ = {
         contour.name
         for contour in placed

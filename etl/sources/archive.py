@@ -3,7 +3,7 @@
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from etl.dicom.facts import ImageFacts, image_facts, is_dicom, object_class
+from etl.dicom.facts import CLASS_BYTES, ImageFacts, image_facts, is_dicom, object_class
+from etl.dicom.header import HEAD_BYTES
 from etl.dicom.segmentation import SEGMENTATIONS
 from etl.errors import SourceError
 from etl.findings import Finding, SampleKey, counted
-from etl.geometry import Floats, ImagePlane
+from etl.geometry import Floats, ImagePlane, Planes
 from etl.model import FileStamp, FrameRef
 from etl.options import PatientId
 from etl.sources.dicom_file import with_file
@@ -54,12 +55,8 @@ class Series:
     @cached_property
     def _planes(self) -> tuple[Floats, Floats]:
         """Normals, shape (n, 3), and heights along them, mm, of all frames; NaN where unknown."""
-        normals = np.full((len(self.frames), 3), np.nan)
-        heights = np.full(len(self.frames), np.nan)
-        for row, frame in enumerate(self.frames):
-            if frame.plane.is_known:
-                normals[row], heights[row] = frame.plane.normal, frame.plane.height
-        return normals, heights
+        planes = Planes.of([frame.plane for frame in self.frames])
+        return planes.normals, planes.heights
 
     @cached_property
     def largest_gap(self) -> float:
@@ -77,13 +74,35 @@ class Series:
         return self.frames[place], float(distances[place])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Archive:
     """All series of an input, and what was found on the way."""
 
     series: list[Series]
     by_instance: Mapping[str, tuple[Series, list[Frame]]]  # SOPInstanceUID → its frames
     findings: list[Finding]
+
+    @cached_property
+    def by_key(self) -> Mapping[tuple[str, str], Series]:
+        """Patient and SeriesInstanceUID → series."""
+        return {series.key: series for series in self.series}
+
+    @cached_property
+    def by_uid(self) -> Mapping[str, list[Series]]:
+        """SeriesInstanceUID → series of it, one for each patient."""
+        return _grouped((series.uid, series) for series in self.series)
+
+    @cached_property
+    def by_frame_of_reference(self) -> Mapping[str, list[Series]]:
+        """FrameOfReferenceUID → series in it."""
+        return _grouped((series.frame_of_reference_uid, series) for series in self.series)
+
+
+def _grouped(pairs: Iterable[tuple[str, Series]]) -> dict[str, list[Series]]:
+    groups: dict[str, list[Series]] = {}
+    for key, series in pairs:
+        groups.setdefault(key, []).append(series)
+    return groups
 
 
 def list_files(root: Path) -> list[str]:
@@ -102,7 +121,7 @@ def classes_in(root: Path, wanted: frozenset[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in list_files(root):
         try:
-            one = with_file(root, path, lambda file, _: object_class(file))
+            one = with_file(root, path, lambda file, _: object_class(file.read(CLASS_BYTES)))
         except SourceError:  # the build says so
             continue
         if one in wanted:
@@ -110,8 +129,17 @@ def classes_in(root: Path, wanted: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def index_image(root: Path, path: str) -> ImageFacts | NotUsed:
-    """Return what the header of an image says.
+def index_file(
+    root: Path, path: str, read_set: Callable[[BinaryIO, FileStamp, str], object | None]
+) -> object:
+    """Return what a file says: its annotations, the facts of its image, or that it has neither.
+
+    The file is opened once, and its first bytes are read once: archives have thousands of files.
+
+    Parameters
+    ----------
+    read_set : callable
+        (file, stamp, SOP class UID) → what the file annotates; None where it is another object.
 
     Raises
     ------
@@ -119,10 +147,15 @@ def index_image(root: Path, path: str) -> ImageFacts | NotUsed:
         A DICOM file that cannot be read.
     """
 
-    def read(file: BinaryIO, _stamp: FileStamp) -> ImageFacts | NotUsed:
-        if not is_dicom(file) or object_class(file) in SEGMENTATIONS:
+    def read(file: BinaryIO, stamp: FileStamp) -> object:
+        head = file.read(HEAD_BYTES)
+        uid = object_class(head)
+        found = read_set(file, stamp, uid)
+        if found is not None:
+            return found
+        if not is_dicom(head) or uid in SEGMENTATIONS:
             return NotUsed()
-        return image_facts(file) or NotUsed()
+        return image_facts(file, head) or NotUsed()
 
     return with_file(root, path, read)
 
@@ -183,15 +216,18 @@ def _frames(key: tuple[str, str], files: Sequence[tuple[str, ImageFacts]]) -> li
         for path, facts in files
         for number, plane in enumerate(facts.planes, 1)
     ]
-    known = all(plane.is_known for *_, plane in flat)
-
-    def place(one: tuple[str, ImageFacts, int, ImagePlane]) -> tuple[float, float, str, int]:
-        path, facts, number, plane = one
-        instance = facts.instance_number
+    planes = Planes.of([plane for *_, plane in flat])
+    heights = [0.0] * len(flat)
+    if planes.is_known.all():
         # Along one normal for all, so that a series with a bent table of planes has an order too.
-        height = round(float(flat[0][3].normal @ np.array(plane.position)), 3) if known else 0.0
-        return height, math.inf if math.isnan(instance) else instance, path, number
+        heights = [round(height, 3) for height in (planes.positions @ planes.normals[0]).tolist()]
 
+    def place(number: int) -> tuple[float, float, str, int]:
+        path, facts, frame_number, _ = flat[number]
+        instance = facts.instance_number
+        return heights[number], math.inf if math.isnan(instance) else instance, path, frame_number
+
+    in_order = [flat[number] for number in sorted(range(len(flat)), key=place)]
     return [
         Frame(
             FrameRef(path, number if len(facts.planes) > 1 else None),
@@ -199,7 +235,7 @@ def _frames(key: tuple[str, str], files: Sequence[tuple[str, ImageFacts]]) -> li
             facts.sop_instance_uid,
             plane,
         )
-        for rank, (path, facts, number, plane) in enumerate(sorted(flat, key=place), 1)
+        for rank, (path, facts, number, plane) in enumerate(in_order, 1)
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from etl.errors import EtlError
+from etl.errors import MAX_TABLE_BYTES, EtlError
 from etl.sources.strays import find_near
 from loader.format import NO_FOLD, SPLITS
 
@@ -29,27 +29,7 @@ def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[
         The file is missing, not text, or lacks a required column.
     """
     expected = ",".join(required)
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
-            raise EtlError(
-                f"Table not usable: {path}: is a {found}, expected a file with the columns "
-                f"{expected}."
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise EtlError(
-            f"Table not usable: {path}: no such file. {_where_it_is(path)}Write one with the "
-            f"columns {expected}."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise EtlError(
-            f"Table not usable: {path}: not text, expected UTF-8. Save it as CSV (UTF-8)."
-        ) from error
-    except OSError as error:
-        reason = (error.strerror or "input/output error").lower()
-        raise EtlError(f"Table not usable: {path}: {reason}.") from error
+    text = _text(path, expected)
     if "\0" in text:
         raise EtlError(f"Table not usable: {path}: not text (NUL bytes). Save it as CSV (UTF-8).")
     lines = ((i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip())
@@ -70,6 +50,37 @@ def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[
         cells = _cells(line, separator)
         if any(cells):  # spreadsheets write empty rows as lone commas
             yield number, dict(zip(columns, cells, strict=False))
+
+
+def _text(path: Path, expected: str) -> str:
+    """Return the text of a table; `expected` are its columns, for messages."""
+    try:
+        status = path.stat()
+        mode = status.st_mode
+        if not stat.S_ISREG(mode):
+            found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
+            raise EtlError(
+                f"Table not usable: {path}: is a {found}, expected a file with the columns "
+                f"{expected}."
+            )
+        if status.st_size > MAX_TABLE_BYTES:
+            raise EtlError(
+                f"Table not usable: {path}: has {status.st_size} bytes, expected at most "
+                f"{MAX_TABLE_BYTES}."
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EtlError(
+            f"Table not usable: {path}: no such file. {_where_it_is(path)}Write one with the "
+            f"columns {expected}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise EtlError(
+            f"Table not usable: {path}: not text, expected UTF-8. Save it as CSV (UTF-8)."
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise EtlError(f"Table not usable: {path}: {reason}.") from error
 
 
 def _where_it_is(path: Path) -> str:

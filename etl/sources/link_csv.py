@@ -1,7 +1,7 @@
 """The link.csv layout: a folder → sorted links and findings. Lists folders, opens only link.csv.
 
 link.csv                                   patient_id,original_id
-dicoms/<patient_id>/<n>.dcm
+dicoms/<patient_id>/<n>.dcm                n = slice; or one file whose frames the contours number
 contourfiles/<original_id>/{i,o}-contours/IM-0001-<nnnn>-{i,o}contour-manual.txt
 """
 
@@ -9,11 +9,12 @@ import errno
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from etl.dicom.facts import count_frames
 from etl.errors import EtlError
 from etl.findings import Finding, SampleKey
 from etl.labels import cardiac_scheme
@@ -21,6 +22,7 @@ from etl.model import AnnotationRef, FrameRef, Link
 from etl.options import KINDS, BuildOptions, Kind
 from etl.sources.contour_file import read_region
 from etl.sources.csv_table import read_csv
+from etl.sources.dicom_file import with_file
 from etl.sources.names import (
     CONTOUR_FOLDER,
     CONTOUR_NAME,
@@ -57,6 +59,9 @@ class _Tally:
         )
     )
 
+    n_frames: Mapping[str, int] = field(default_factory=dict)  # of files that were looked into
+    to_index: list[str] = field(default_factory=list)  # files that may have several frames
+
     def add(
         self, code: str, path: str, message: str, key: SampleKey | None = None, label: int = 0
     ) -> None:
@@ -65,6 +70,9 @@ class _Tally:
 
 def discover(data: Path, options: BuildOptions) -> Discovery:
     """Return the links of an input folder, ordered by (patient_id, slice).
+
+    Where a patient has one DICOM file and contours of several numbers, `resolve` says whether they
+    count its frames.
 
     Parameters
     ----------
@@ -79,11 +87,32 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
     EtlError
         No such folder, or no usable link.csv.
     """
+    return _discover(data, options, {})
+
+
+def resolve(found: Discovery, indexed: Mapping[str, object], options: BuildOptions) -> Discovery:
+    """Return the discovery with a link for each frame that a contour's number names."""
+    n_frames = {path: n for path, n in indexed.items() if isinstance(n, int) and n > 1}
+    return _discover(found.root, options, n_frames) if n_frames else found
+
+
+def index(root: Path, path: str) -> int:
+    """Return how many frames a DICOM file has.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read.
+    """
+    return with_file(root, path, lambda file, _: count_frames(file))
+
+
+def _discover(data: Path, options: BuildOptions, n_frames: Mapping[str, int]) -> Discovery:
     if not os.path.isdir(data):  # as everywhere here: Path.is_dir raises for an overlong name
         why = "is a file" if os.path.exists(data) else "no such folder"
         raise EtlError(f"Input not usable: {data}: {why}. Give the folder that holds {LINK_FILE}.")
     kinds = _kinds(options)
-    tally = _Tally()
+    tally = _Tally(n_frames=n_frames)
     patients = _read_links(data, tally)
     tally.counts["patients"] = len(patients)
     links = [
@@ -101,6 +130,7 @@ def discover(data: Path, options: BuildOptions) -> Discovery:
         findings=tally.findings,
         counts=tally.counts,
         missing=_what_is_missing(data, tally.counts, kinds),
+        to_index=tuple(tally.to_index),
     )
 
 
@@ -198,11 +228,7 @@ def _link_patient(
     """Yield the links of one patient by slice; say what does not pair."""
     dicom_folder = f"{DICOM_FOLDER}/{patient.patient_id}"
     contour_folder = f"{CONTOUR_FOLDER}/{patient.original_id}"
-    for folder in (dicom_folder, contour_folder):
-        if not os.path.isdir(root / folder):
-            who = f"line {patient.line}: patient {patient.patient_id!r}"
-            message = f"{who} has no folder {folder}. {_what_to_do(root, folder)}"
-            tally.add("link-unknown-patient", LINK_FILE, message)
+    _look_for_folders(root, patient, (dicom_folder, contour_folder), tally)
     place = home(patient.patient_id, patient.original_id)
     dicoms = _list_dicoms(root, dicom_folder, tally, place.expected)
     listed = {
@@ -211,13 +237,19 @@ def _link_patient(
     }
     contours = {kind: listed[kind] for kind in kinds}
     _list_beside_contours(root, place, tally)
+    frames = _frames(dicoms, {n for found in listed.values() for n in found}, tally)
+    if frames is None:
+        _leave_out(dicoms, contours, tally)
+        return
+    dicoms = frames or dicoms
     if len(kinds) > 1 and os.path.isdir(root / contour_folder):
         for kind in kinds:
             folder = f"{contour_folder}/{kind}-contours"
             if not os.path.isdir(root / folder):
                 tally.add("contour-missing", folder, f"the patient has no folder {kind}-contours.")
     for number in sorted(dicoms.keys() | {n for found in contours.values() for n in found}):
-        key = SampleKey(patient.patient_id, "", number)
+        frame_number = number if frames else None
+        key = SampleKey(patient.patient_id, "", number, frame_number or 1)
         paths = {kind: contours[kind].get(number, []) for kind in kinds}
         link = _link_slice(key, dicoms.get(number, []), paths, tally)
         if link is None:
@@ -231,7 +263,57 @@ def _link_patient(
         annotations = tuple(
             AnnotationRef(_code(kind, kinds), link[kind]) for kind in kinds if kind in link
         )
-        yield Link(key, patient.original_id, FrameRef(link["dicom"]), annotations)
+        yield Link(key, patient.original_id, FrameRef(link["dicom"], frame_number), annotations)
+
+
+def _frames(
+    dicoms: dict[int, list[str]], numbers: set[int], tally: _Tally
+) -> dict[int, list[str]] | None:
+    """Return frame number → path of the one file whose frames the contours number.
+
+    Empty where they number slices; None where the file has frames and the numbers do not tell.
+    """
+    if len(dicoms) != 1 or not numbers or dicoms.keys() == numbers:
+        return {}
+    ((own, paths),) = dicoms.items()
+    if len(paths) > 1:
+        return {}
+    tally.to_index.append(paths[0])
+    n_frames = tally.n_frames.get(paths[0], 1)
+    if n_frames == 1:
+        return {}
+    # A file 7.dcm with a contour 7 may be slice 7, of which nobody knows the frame.
+    if not 1 <= min(numbers) <= max(numbers) <= n_frames or (own != 1 and own in numbers):
+        return None
+    return dict.fromkeys(range(1, n_frames + 1), paths)
+
+
+def _leave_out(
+    dicoms: dict[int, list[str]], contours: dict[Kind, dict[int, list[str]]], tally: _Tally
+) -> None:
+    """Say that nobody knows which frames of a file the contours are drawn on."""
+    ((path,),) = dicoms.values()
+    numbers = {number for found in contours.values() for number in found}
+    shown = f"{min(numbers)} to {max(numbers)}" if numbers else "of the other kind"
+    message = (
+        f"has {tally.n_frames[path]} frames, and the numbers of the contours, {shown}, do not say "
+        "which: frames count from 1, and the number of the file itself must not be one of them, "
+        "but for 1.dcm. Number the contours by frames, or name the frames in a table."
+    )
+    tally.add("image-multiframe", path, message)
+    kinds = tuple(contours)
+    for kind, found in contours.items():
+        for contour in (one for paths in found.values() for one in paths):
+            why = f"its frame is not clear: {path} has {tally.n_frames[path]}."
+            tally.add("contour-no-image", contour, why, None, _code(kind, kinds))
+
+
+def _look_for_folders(root: Path, patient: _Patient, folders: Iterable[str], tally: _Tally) -> None:
+    for folder in folders:
+        if not os.path.isdir(root / folder):
+            who = f"line {patient.line}: patient {patient.patient_id!r}"
+            message = f"{who} has no folder {folder}. {_what_to_do(root, folder)}"
+            tally.add("link-unknown-patient", LINK_FILE, message)
 
 
 def _what_to_do(root: Path, folder: str) -> str:
@@ -376,4 +458,6 @@ SOURCE: Final = Source(
     discover=discover,
     read_region=read_region,
     has_text_contours=True,
+    index=index,
+    resolve=resolve,
 )

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from etl.verify.problem import Problem
-from etl.verify.rows import check_rows, give_up
+from etl.verify.rows import check_rows, forget, give_up
 from etl.verify.sources import compare_rows, find_sources, new_sources, rebuild_rows
 from etl.verify.tables import check_tables
 from etl.workers.engine import Work, local_engine
 from etl.workers.progress import bar
 from loader import open_dataset
 
-_ROWS_PER_TASK = 64
+_ROWS_PER_TASK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ def verify(
                 for (first, stop), part in zip(stretches, engine.run(work, stretches), strict=True):
                     problems += part
                     shown(stop - first)
+    forget()
     return Verification(len(dataset), problems)
 
 

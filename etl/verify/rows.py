@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -26,22 +27,38 @@ _STATISTICS = ("minimum", "maximum", "mean", "std", "p01", "p99")
 
 def check_rows(path: Path, stretch: tuple[int, int]) -> list[Problem]:
     """Return the problems of the rows from the first to before the second of `stretch`."""
-    dataset = open_dataset(path)
-    return [problem for row in range(*stretch) for problem in _check_row(dataset, row)]
+    status = path.stat()
+    dataset = _opened(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    return [
+        Problem(place_of(dataset, row), message)
+        for row in range(*stretch)
+        for message in _messages(dataset, row)
+    ]
 
 
-def give_up(stretch: tuple[int, int]) -> list[Problem]:
-    """Return a problem for rows whose workers crashed."""
+@lru_cache(1)
+def _opened(path: Path, *_stamp: int) -> Dataset:
+    """Return a file that this process need not open and map for each of its tasks."""
+    return open_dataset(path)
+
+
+def forget() -> None:
+    """Close the file that the last task of this process has opened."""
+    _opened.cache_clear()
+
+
+def give_up(stretch: tuple[int, int], why: str) -> list[Problem]:
+    """Return a problem for rows that workers could not check."""
     first, last = stretch[0], stretch[1] - 1
-    return [Problem(f"rows {first} to {last}", "three workers crashed on them.")]
+    return [Problem(f"rows {first} to {last}", why)]
 
 
-def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
+def _messages(dataset: Dataset, row: int) -> Iterator[str]:
+    """Yield what is wrong with a row."""
     manifest, (image, mask) = dataset.manifest.stored, dataset[row]
-    place = place_of(dataset, row)
     found = row_digest(key_of(dataset, row), image, mask)
     if found != int(manifest["row_xxh3"][row]):
-        yield Problem(place, "image, mask or key differ from the row's digest (row_xxh3).")
+        yield "image, mask or key differ from the row's digest (row_xxh3)."
     padding = None
     if "padding_minimum" in manifest and not math.isnan(manifest["padding_minimum"][row]):
         padding = float(manifest["padding_minimum"][row]), float(manifest["padding_maximum"][row])
@@ -49,21 +66,29 @@ def _check_row(dataset: Dataset, row: int) -> Iterator[Problem]:
     for name in (*_STATISTICS, *["n_padding"] * ("n_padding" in manifest)):
         expected, value = getattr(statistics, name), float(manifest[name][row])
         if expected != value:
-            yield Problem(place, f"{name} is {value!r} in the manifest, {expected!r} in the image.")
+            yield f"{name} is {value!r} in the manifest, {expected!r} in the image."
+    n_known = 0
     for structure in sorted(dataset.structures, key=lambda one: one.code):
-        name, n_pixels = f"n_pixels_{structure.code}", int(structure.covers(mask).sum())
+        name, n_pixels = f"n_pixels_{structure.code}", _count(structure.covers(mask))
+        n_known += n_pixels
         expected = int(manifest[name][row])
         if n_pixels != expected:
-            yield Problem(place, f"{name} is {expected} in the manifest, {n_pixels} in the mask.")
-    if n_unknown := int(np.count_nonzero(_is_unknown(dataset, mask))):
-        what = "bit" if dataset.has_bits else "code"
-        yield Problem(place, f"{n_unknown} pixels of the mask have a {what} of no structure.")
+            yield f"{name} is {expected} in the manifest, {n_pixels} in the mask."
+    if dataset.has_bits:
+        what, n_unknown = "bit", _count(_has_unknown_bits(dataset, mask))
+    else:
+        what = "code"
+        n_unknown = mask.size - n_known - _count(mask == 0) - _count(mask == IGNORE)
+    if n_unknown:
+        yield f"{n_unknown} pixels of the mask have a {what} of no structure."
 
 
-def _is_unknown(dataset: Dataset, mask: BitMask) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a mask say something that the attributes do not explain."""
-    if not dataset.has_bits:
-        return ~np.isin(mask, [0, IGNORE, *(structure.code for structure in dataset.structures)])
+def _count(flags: npt.NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(flags))
+
+
+def _has_unknown_bits(dataset: Dataset, mask: BitMask) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a bit mask say something that the attributes do not explain."""
     bits = sum(1 << structure.bit for structure in dataset.structures if structure.bit is not None)
     is_unknown: npt.NDArray[np.bool_] = mask & ~mask.dtype.type(bits) != 0
     return is_unknown

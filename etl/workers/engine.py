@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
 
 from etl.errors import EtlError
-from etl.workers import local_pool
+from etl.workers import local_pool, watchdog
 from loader.format import VERSION
 
 _IN_FLIGHT: Final = 4  # tasks submitted ahead, per worker
 _SHOWN: Final = 5
 _CONNECT_SECONDS: Final = 30
+_CRASHED: Final = "three workers crashed on it. Look at the file; is memory short?"
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -29,7 +30,7 @@ class Work(Generic[_Task, _Result]):
 
     run: Callable[[_Task], _Result]  # travels to the workers
     divide: Callable[[_Task], list[_Task]]  # into tasks of one pair each
-    give_up: Callable[[_Task], _Result]  # the result for a pair whose workers crashed
+    give_up: Callable[[_Task, str], _Result]  # the result for a pair, and why it is given up
     names: Callable[[_Task], list[str]]  # of the pairs of a task, for messages
 
 
@@ -37,7 +38,8 @@ class Engine:
     """Runs work in order on an executor.
 
     A task whose worker dies is done again; if another worker dies of it too, its pairs are done one
-    by one, and a pair that a third dies of is given up. So one bad pair costs no other.
+    by one, and a pair that a third dies of is given up. So one bad pair costs no other. A task that
+    a file takes too long is done pair by pair at once.
 
     Parameters
     ----------
@@ -47,9 +49,20 @@ class Engine:
         How many tasks it does at a time.
     goes_on : bool
         Whether the executor works on after a death; if not, the run stops there.
+    file_seconds : float
+        Time that one file may take, for messages.
+
+    Attributes
+    ----------
+    n_timed_out : int
+        Pairs that were given up because they took longer.
     """
 
-    def __init__(self, executor: Executor, n_workers: int, *, goes_on: bool) -> None:
+    def __init__(
+        self, executor: Executor, n_workers: int, *, goes_on: bool, file_seconds: float = 0
+    ) -> None:
+        self.n_timed_out = 0
+        self.file_seconds = file_seconds
         self._executor = executor
         # A task that runs at once gains nothing from a place in the queue.
         self._n_ahead = 1 if isinstance(executor, InProcess) else _IN_FLIGHT * n_workers
@@ -82,7 +95,7 @@ class Engine:
             if not self._goes_on:
                 raise self._stopped(work, waiting) from error
             waiting.popleft()
-            yield from self._again(work, task)
+            yield from self._again(work, task, error)
         else:
             waiting.popleft()
             yield result
@@ -108,22 +121,38 @@ class Engine:
             "Look at these files; is memory short?"
         )
 
-    def _again(self, work: Work[_Task, _Result], task: _Task) -> Iterator[_Result]:
+    def _again(
+        self, work: Work[_Task, _Result], task: _Task, death: Exception
+    ) -> Iterator[_Result]:
         """Yield the results of a task that a worker has died of."""
-        found = self._try(work, task)
-        if found is not None:
-            yield found
-            return
+        if not isinstance(death, local_pool.TimedOutError):
+            found = self._try(work, task)
+            if not isinstance(found, Exception):
+                yield from found
+                return
         for part in work.divide(task):
             found = self._try(work, part)
-            yield work.give_up(part) if found is None else found
+            if isinstance(found, Exception):
+                yield work.give_up(part, self._why(found))
+            else:
+                yield from found
 
-    def _try(self, work: Work[_Task, _Result], task: _Task) -> _Result | None:
-        """Return the result of a task, None where its worker dies."""
+    def _try(self, work: Work[_Task, _Result], task: _Task) -> list[_Result] | Exception:
+        """Return the one result of a task, or the error where its worker dies."""
         try:
-            return self._executor.submit(work.run, task).result()
-        except _deaths():
-            return None
+            return [self._executor.submit(work.run, task).result()]
+        except _deaths() as error:
+            return error
+
+    def _why(self, death: Exception) -> str:
+        """Return why a pair is given up, and count those that took too long."""
+        if not isinstance(death, local_pool.TimedOutError):
+            return _CRASHED
+        self.n_timed_out += 1
+        return (
+            f"it took a worker longer than {self.file_seconds:g} s, with what is drawn on it, and "
+            "is left out. Look at the files, or give them more time with --file-timeout."
+        )
 
 
 class InProcess(Executor):
@@ -140,7 +169,12 @@ class InProcess(Executor):
 
 @contextmanager
 def engine_for(
-    executor: Executor | None, n_workers: int, n_tasks: int, probe: Path, out: Path
+    executor: Executor | None,
+    n_workers: int,
+    n_tasks: int,
+    probe: Path,
+    out: Path,
+    file_seconds: float,
 ) -> Iterator[Engine]:
     """Yield an engine on the caller's executor, or on processes of this machine where it has none.
 
@@ -150,6 +184,8 @@ def engine_for(
         Of the longest stage: more processes of this machine would have nothing to do.
     probe, out : Path
         A file of the input, and the new output file, which all workers must see.
+    file_seconds : float
+        Time that one file may take a process of this machine.
 
     Raises
     ------
@@ -157,21 +193,24 @@ def engine_for(
         The executor's workers do not see them, or run another version of dicom-etl.
     """
     if executor is None:
-        with local_engine(min(n_workers, n_tasks)) as engine:
+        with local_engine(min(n_workers, n_tasks), file_seconds) as engine:
             yield engine
     else:
         yield foreign_engine(executor, n_workers, probe, out)
 
 
 @contextmanager
-def local_engine(n_workers: int) -> Iterator[Engine]:
+def local_engine(
+    n_workers: int, file_seconds: float = watchdog.DEFAULT_SECONDS
+) -> Iterator[Engine]:
     """Yield an engine of `n_workers` processes on this machine; one worker is this process.
 
-    Whatever ends the block, the tasks not begun are dropped and no process is left.
+    Whatever ends the block, the tasks not begun are dropped and no process is left. Only other
+    processes can be kept from taking more than `file_seconds` for a file.
     """
-    executor = local_pool.LocalPool(n_workers) if n_workers > 1 else InProcess()
+    executor = local_pool.LocalPool(n_workers, file_seconds) if n_workers > 1 else InProcess()
     with executor:
-        yield Engine(executor, n_workers, goes_on=True)
+        yield Engine(executor, n_workers, goes_on=True, file_seconds=file_seconds)
 
 
 def in_process() -> Engine:

@@ -26,6 +26,7 @@ from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from etl.errors import EtlError
 from etl.signals import stop_deferred
+from etl.workers import watchdog
 
 # Never a fork of this process itself, which may have threads.
 _START_METHOD: Final = "forkserver" if sys.platform == "linux" else "spawn"
@@ -47,6 +48,10 @@ class WorkerDiedError(BrokenExecutor):
     """The process that worked on the task has died."""
 
 
+class TimedOutError(WorkerDiedError):
+    """One file has taken the worker more time than a file may take."""
+
+
 class LocalPool(Executor):
     """So many processes; to be used by one thread, as a context manager.
 
@@ -54,9 +59,12 @@ class LocalPool(Executor):
     ----------
     n_workers : int
         At least 1; each is started when a call waits and no other worker is free.
+    file_seconds : float
+        Time that one file may take a worker; 0: any.
     """
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, file_seconds: float = 0) -> None:
+        self._file_seconds = file_seconds
         self._context = _context()
         self._waiting: deque[_Pending[object]] = deque()
         self._has_begun = False  # whether any worker ever did
@@ -109,7 +117,10 @@ class LocalPool(Executor):
             message = worker.pipe.recv()
         except (EOFError, OSError):  # also in the middle of an answer
             self._n_false_starts += not worker.is_ready
-            worker.release().set_exception(WorkerDiedError("a worker process has died"))
+            worker.process.join(_STOP_SECONDS)
+            is_late = watchdog.has_struck(worker.process.exitcode)
+            death = TimedOutError if is_late else WorkerDiedError
+            worker.release().set_exception(death("a worker process has died"))
             self._replace(worker)
             return
         if isinstance(message, str):
@@ -147,7 +158,9 @@ class LocalPool(Executor):
     def _start(self) -> "_Worker":
         for _ in range(_MOST_FALSE_STARTS):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+            process = self._context.Process(
+                target=_work, args=(theirs, self._file_seconds), daemon=True
+            )
             try:
                 with _same_modules(), _interrupt_blocked():
                     process.start()
@@ -209,8 +222,9 @@ def start_early(n_workers: int) -> None:
         _context()
 
 
-def _work(pipe: "Connection[_Message, bytes]") -> None:
+def _work(pipe: "Connection[_Message, bytes]", file_seconds: float) -> None:
     """Answer calls until the pipe ends, as it does when the coordinator is gone."""
+    watchdog.arm(file_seconds)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to answer
     with contextlib.suppress(OSError):
         pipe.send(_READY)
@@ -223,6 +237,7 @@ def _work(pipe: "Connection[_Message, bytes]") -> None:
             answer: _Answer = fn(*args, **kwargs), None
         except Exception as error:  # noqa: BLE001  it is the caller's to judge
             answer = None, error
+        watchdog.rest()
         try:
             pipe.send(answer)
         except OSError:

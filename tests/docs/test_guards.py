@@ -121,6 +121,7 @@ OTHERS = {
     "--help",
     "--version",
     "--raw",  # gdcmconv
+    *("--files", "--series"),  # bench/
     *("--shm-size", "--ipc"),  # docker
     *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
@@ -133,7 +134,7 @@ def test_no_page_names_an_option_that_does_not_exist():
     named = {
         (page.name, name)
         for page in HAND_WRITTEN
-        for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text())
+        for name in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text())
     }
     assert [pair for pair in sorted(named) if pair[1] not in existing] == []
     assert {name for _, name in named} >= OTHERS

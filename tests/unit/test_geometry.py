@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.geometry import ImagePlane, heights, offsets_in_plane
+from etl.geometry import ImagePlane, Planes, heights, offsets_in_plane
 
 AXIAL = ImagePlane((-10.0, 20.0, 5.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (2.0, 0.5))
 SAGITTAL = ImagePlane((7.0, -3.0, 40.0), (0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.5, 0.75))
@@ -99,3 +99,29 @@ def test_many_planes_at_once_give_what_each_gives():
     assert heights(orientation, position) == pytest.approx([plane.height for plane in each])
     expected = [[np.dot(plane.position, axis) for axis in plane[1:3]] for plane in each]
     assert offsets_in_plane(orientation, position) == pytest.approx(np.array(expected))
+
+
+def test_many_planes_are_what_each_of_them_is():
+    rng = np.random.default_rng(5)
+    planes = []
+    for _ in range(40):
+        row, column = np.linalg.qr(rng.normal(size=(3, 3)))[0][:2]
+        planes.append(
+            ImagePlane(tuple(rng.normal(size=3) * 50), tuple(row), tuple(column), (0.7, 1.3))
+        )
+    odd = [
+        planes[0]._replace(position=(math.nan, 0.0, 0.0)),
+        planes[0]._replace(spacing=(0.0, 1.0)),
+        planes[0]._replace(row=(0.5, 0.0, 0.0)),
+        planes[0]._replace(column=planes[0].row),
+        planes[0]._replace(row=(math.nan,) * 3, column=(math.nan,) * 3),
+    ]
+    found = Planes.of([*planes, *odd])
+    assert found.is_known.tolist() == [one.is_known for one in (*planes, *odd)]
+    assert found.is_known.sum() == 40
+    for number, plane in enumerate(planes):
+        assert found.normals[number] == pytest.approx(plane.normal)
+        assert found.heights[number] == pytest.approx(plane.height)
+    assert np.isnan(found.normals[40:]).all()
+    assert np.isnan(found.heights[40:]).all()
+    assert len(Planes.of([]).heights) == 0

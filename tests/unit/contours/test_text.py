@@ -3,8 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from etl.contours.text import MAX_VERTICES, parse_contour
-from etl.errors import ContourError
+from etl.contours.text import parse_contour
+from etl.errors import MAX_CONTOUR_POINTS, ContourError
 
 
 def test_vertices_are_x_then_y_as_written():
@@ -77,9 +77,9 @@ def test_lines_that_only_look_plain_are_refused(text):
 
 
 def test_a_million_points_are_read_and_one_more_is_too_many():
-    text = b"1.25 2.5\n" * MAX_VERTICES
+    text = b"1.25 2.5\n" * MAX_CONTOUR_POINTS
     began = time.process_time()
-    assert [len(part) for part in parse_contour(text)] == [MAX_VERTICES]
+    assert [len(part) for part in parse_contour(text)] == [MAX_CONTOUR_POINTS]
     with pytest.raises(ContourError) as caught:
         parse_contour(text + b"1 2\n")
     assert caught.value.code == "contour-too-large"

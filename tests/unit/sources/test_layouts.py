@@ -1,14 +1,19 @@
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import COLUMNS, ROWS, SQUARE, dicom_bytes, gradient, instance, write_tree
+from click.testing import CliRunner
 from PIL import Image
 
 import etl
 from etl.cli import cli
 from etl.errors import EtlError
+from etl.options import BuildOptions
+from etl.phantom.objects import write_shapes
 from etl.sources import layouts
 from loader import open_dataset
 
@@ -99,3 +104,28 @@ def test_a_source_of_ones_own_with_masks(tmp_path, monkeypatch, workers):
     errors = {f.code: f.path for f in result.findings if f.severity == "error"}
     assert errors == {"mask-size": "P1/1.png", "contour-unreadable": "P2/2.png"}
     assert sum(f.code == "image-no-contour" for f in result.findings) == 4
+
+
+def test_a_command_looks_for_the_layout_once_and_opens_each_file_once_for_its_index(
+    tmp_path, monkeypatch
+):
+    write_shapes(tmp_path / "data", "rtstruct", patients=1, slices=4)
+    opened, real = Counter(), os.open
+
+    def note(path, *arguments, **keywords):
+        if str(path).endswith(".dcm"):
+            opened[Path(path).name] += 1
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", note)
+    source, _ = layouts.choose(tmp_path / "data")
+    found = source.discover(tmp_path / "data", BuildOptions())
+    for path in found.to_index:
+        if path.endswith(".dcm"):
+            source.index(found.root, path)
+    assert set(opened.values()) == {2}  # to find the layout, and for the index
+    opened.clear()
+    out = str(tmp_path / "out.h5")
+    result = CliRunner().invoke(cli, ["build", str(tmp_path / "data"), out, "--workers", "1"])
+    assert result.exit_code == 0
+    assert max(opened[f"{n}.dcm"] for n in (1, 2, 3, 4)) == 4  # and to be examined and rendered

@@ -130,6 +130,19 @@ def test_pixels_of_another_size_or_place_are_refused(root):
         build(root)
 
 
+def test_half_a_pixel_is_another_place(root):
+    def shifted(dataset):
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            plane = group.PlanePositionSequence[0]
+            position = np.array(plane.ImagePositionPatient, float)
+            row = ONE.orientation[:3] * ONE.spacing[1] / 2
+            plane.ImagePositionPatient = [f"{value:.4f}" for value in position + row]
+
+    change(root, shifted)
+    with pytest.raises(EtlError, match=r"mask-grid.*up to 0\.5 pixels off"):
+        build(root)
+
+
 def test_an_image_of_another_size_is_one_mistake(root):
     with pytest.raises(EtlError) as caught:
         build(root, rows=44)

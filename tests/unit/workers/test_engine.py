@@ -1,14 +1,17 @@
+import dataclasses
 import functools
 import hashlib
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import worker_tasks
 from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
@@ -29,7 +32,7 @@ def work(run):
     return Work(
         run=run,
         divide=lambda task: [[number] for number in task],
-        give_up=lambda task: [("given up", number) for number in task],
+        give_up=lambda task, _why: [("given up", number) for number in task],
         names=lambda task: [f"file {number}" for number in task],
     )
 
@@ -224,3 +227,61 @@ def test_a_worker_killed_while_it_starts_blames_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", broken)
     with pytest.raises(EtlError, match="no worker process starts"):
         etl.build(root, tmp_path / "out.h5", OPTIONS, workers=2)
+
+
+def late(n_seconds):
+    """Return work in which a negative number takes for ever, and why each was given up."""
+    reasons = []
+
+    def give_up(task, why):
+        reasons.append(why)
+        return [("given up", number) for number in task]
+
+    run = functools.partial(worker_tasks.square_or_hang, n_seconds)
+    return dataclasses.replace(work(run), give_up=give_up), reasons
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
+def test_a_file_that_takes_too_long_is_given_up_and_no_other():
+    tasks = [*TASKS[:10], [30, -1, 32], *TASKS[11:20]]
+    what, reasons = late(60)
+    with local_engine(2, file_seconds=0.5) as found:
+        values = results(found.run(what, tasks))
+    assert [value for value in values if isinstance(value, tuple)] == [("given up", -1)]
+    assert len(values) == 60
+    assert found.n_timed_out == 1
+    assert reasons[0].startswith("it took a worker longer than 0.5 s")
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
+def test_the_time_is_that_of_one_file_not_of_a_task_and_not_of_waiting():
+    what, _ = late(0.3)
+    with local_engine(2, file_seconds=1.2) as found:
+        run = found.run(what, [[-1] * 8, [-1] * 8])  # 2.4 s each
+        assert len(next(run)) == 8
+        time.sleep(1.5)  # the other worker waits, and no timer strikes it
+        assert len(results(run)) == 8
+    assert found.n_timed_out == 0
+
+
+def test_without_a_limit_nothing_is_given_up():
+    what, _ = late(0.3)
+    with local_engine(2, file_seconds=0) as found:
+        assert results(found.run(what, [[-1], [2], [3]])) == [1, 4, 9]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
+def test_a_build_in_which_the_limit_strikes_says_that_it_is_not_reproducible(tmp_path):
+    root = write_tree(tmp_path / "data", slices=range(1, 50))
+    angles = np.linspace(0, 2 * np.pi, 900_000)
+    slow = "".join(
+        f"{5 + 4 * c}  {5 + 4 * s}\n" for c, s in zip(np.cos(angles), np.sin(angles), strict=True)
+    )
+    write_contour(root, "A1", 7, text=slow)  # two blanks: read line by line
+    result = etl.build(root, tmp_path / "out.h5", OPTIONS, workers=2, file_seconds=0.7)
+    assert result.n_rows == 48
+    assert [(one.code, one.path) for one in result.findings if one.severity == "error"] == [
+        ("image-unreadable", "dicoms/P1/7.dcm")
+    ]
+    assert "1 pair took longer than 0.7 s: this build is not reproducible" in result.notes[-1]
