@@ -86,9 +86,9 @@ def parsed(monkeypatch):
     paths = []
     header = examine.read_header
 
-    def note(root, ref):
+    def note(root, ref, *kept):
         paths.append(ref.path)
-        return header(root, ref)
+        return header(root, ref, *kept)
 
     monkeypatch.setattr(examine, "read_header", note)
     return paths
