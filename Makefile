@@ -52,6 +52,8 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/build.py --pairs 1000 --rounds 3
 	$(BIN)/python bench/update.py --pairs 1000 --rounds 3
+	$(BIN)/python bench/resume.py --pairs 1000 --rounds 3
+	$(BIN)/python bench/verify.py --pairs 1000 --rounds 3
 	$(BIN)/python bench/loader.py --rows 500 --rounds 1
 	$(BIN)/python bench/augment.py --rows 500 --rounds 1
 	$(BIN)/python bench/page.py --pairs 500

@@ -41,7 +41,10 @@ def make_tree(folder: Path, n_pairs: int) -> None:
 
 
 def seconds_of_build(tree: Path, out: Path, code: str) -> tuple[float, float]:
-    """Return the time from start to end of a build, and the processor time of all its processes."""
+    """Return the time from start to end of a build, and the processor time of its main process.
+
+    Workers are no children of the process that waits, and write no journal.
+    """
     before = os.times()
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, "build", tree, out, "--quiet"], check=True)

@@ -156,9 +156,6 @@ class BuildOptions:
     contours: tuple[Kind, ...] | None = None
     rows: int = 256
     columns: int = 256
-    size: Size = "exact"
-    resample: tuple[float, float] | None = None
-    fit_about: FitAbout = "image"
     rasterizer: Rasterizer = "center"
     contour_origin: int = 0
     contour_transform: tuple[str, ...] = ()
@@ -188,6 +185,9 @@ class BuildOptions:
     segment_threshold: float = 0.5
     keep_tags: tuple[str, ...] = ()
     keep_tags_anyway: bool = False
+    size: Size = "exact"  # behind what version 1 had, so that positions mean what they did
+    resample: tuple[float, float] | None = None
+    fit_about: FitAbout = "image"
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.

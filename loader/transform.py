@@ -256,7 +256,9 @@ def _as_type(where: _Place, name: str, values: Array, dtype: np.dtype[np.generic
         if dtype.kind == "f" or np.array_equal(converted, values):
             return converted
     is_mask = name.startswith("mask")
-    expected = f"{dtype}, as masks are" if is_mask else f"{dtype}, as the file stores images"
+    expected = (
+        f"values that {dtype} holds exactly" if is_mask else f"{dtype}, as the file stores images"
+    )
     raise where.refused(
         f"it returned a {name} of {values.dtype} (expected {expected})",
         "Move masks by the nearest pixel." if is_mask else 'Give dtype="float32".',

@@ -13,7 +13,7 @@ import etl
 import loader
 from etl.cli import cli
 from etl.phantom.objects import write_shapes
-from etl.report.page.contents import contents
+from etl.report.page.contents import Subject, contents
 from etl.report.summary import summarise
 from etl.report.text import summary_text
 from etl.verify.file import verify
@@ -105,8 +105,8 @@ def test_the_report_shows_the_values(root, tmp_path):
         "keyword": "EchoTime", "values": [["1.1", 3], ["1.2", 3], ["1.3", 3]], "n_values": 3,
         "n_unknown": 3, "minimum": 1.1, "maximum": 1.3,
     }  # fmt: skip
-    assert len(contents(data, summary, [], 0)["tags"]) == 3
-    assert contents(data, summary, [], 0, pseudonyms=True)["tags"] == []
+    assert len(contents(Subject(data, summary, []), 0)["tags"]) == 3
+    assert contents(Subject(data, summary, [], pseudonyms=True), 0)["tags"] == []
 
 
 def test_many_values_of_the_report_are_a_range(root, tmp_path):

@@ -75,11 +75,7 @@ def elements(
     walk = _walk(file, implicit=implicit, little=little, meta=meta)
     # pydicom takes each 8 bytes of padding for an element, and walks megabytes of it for seconds.
     for number, (tag, element) in enumerate(walk, 1):
-        if number > MAX_ELEMENTS:
-            raise ImageError(
-                "image-unreadable",
-                f"has more than {MAX_ELEMENTS} data elements, or as much padding. Export it again.",
-            )
+        _require_few_elements(number)
         if element.offset + element.length > size and element.length != UNDEFINED:
             raise truncated()
         if tag in lenient:
@@ -99,6 +95,14 @@ def elements(
     else:
         _require_end(file, end, size, found, meta=meta)
     return found
+
+
+def _require_few_elements(number: int) -> None:
+    if number > MAX_ELEMENTS:
+        raise ImageError(
+            "image-unreadable",
+            f"has more than {MAX_ELEMENTS} data elements, or as much padding. Export it again.",
+        )
 
 
 def require_few_items(data: bytes, code: str) -> None:

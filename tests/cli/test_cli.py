@@ -169,6 +169,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     assert seen == {
         "data": Path("DATA"), "out": Path("OUT"), "workers": 3, "force": True, "strict": True,
         "progress": False, "executor": None, "update": False, "paranoid": False,
+        "resume": False, "sha256": False, "file_seconds": 60.0,
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,
             split=(60, 20, 20), split_seed=7, folds=4, same_person="separate",

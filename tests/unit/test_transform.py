@@ -197,6 +197,18 @@ def test_buffers_may_be_used_again(path, prefetch, transform):
             batches.next_batch(out=wrong)
 
 
+def test_masks_with_channels_stay_in_the_callers_buffers(path):
+    options = OPTIONS | {"layout": "NCHW", "mask_channels": "float32", "transform": add_number}
+    batches = loader.Batches(path, **options)
+    expected = [masks.copy() for _, masks in loader.Batches(path, **options)]
+    out = batches.next_batch()
+    for masks in expected[1:]:
+        found = batches.next_batch(out=out)
+        assert found[1].shape == (4, 2, ROWS, COLUMNS)
+        assert np.shares_memory(found[1], out[1])
+        np.testing.assert_array_equal(found[1], masks)
+
+
 @pytest.mark.parametrize("dtype", ["?", "u1", "i8", "f4", "f8"])
 def test_labels_of_any_type_that_are_whole_numbers_stay_exact(path, dtype):
     plain, other = (
@@ -238,7 +250,7 @@ def test_float32_images_take_values_of_any_type(path, dtype):
         ),
         (
             lambda image, mask, *_: (image, mask - 0.5),
-            r"mask of float64 \(expected uint8, as masks are",
+            r"mask of float64 \(expected values that uint8 holds",
         ),
         (lambda image, mask, *_: (image, mask + np.int64(256)), r"mask of int64 .*nearest pixel"),
         (lambda image, mask, *_: (image.astype("M8[s]"), mask), r"image of datetime64"),

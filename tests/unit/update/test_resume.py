@@ -86,9 +86,9 @@ def parsed(monkeypatch):
     paths = []
     header = examine.read_header
 
-    def note(root, ref, *kept):
+    def note(root, ref, *more):
         paths.append(ref.path)
-        return header(root, ref, *kept)
+        return header(root, ref, *more)
 
     monkeypatch.setattr(examine, "read_header", note)
     return paths
