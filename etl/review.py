@@ -99,7 +99,8 @@ def review(
     bad: list[int] = []
     if unwanted.structures and render is not None:
         again = render({places[row]: codes for row, codes in unwanted.structures.items()})
-        findings += again.findings
+        known = set(findings)  # what is said of the structures that stay is said again
+        findings += [one for one in again.findings if one not in known]
         bad = _replace_rows(manifest, list(unwanted.structures), again)
     is_good[is_good] = _drop([*unwanted.rows, *bad], manifest)
     lost = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loader
-from loader import Augment, Batches, LoaderError, Patches
+from loader import Augment, Batches, LoaderError, Neighbours, Patches, PerBatch
 from loader.channels import Unpacker
 from loader.format import Structure
 
@@ -147,6 +147,75 @@ def test_a_batch_is_filled_again(file, layout, prefetch):
             batches.next_batch(out=(kept[0], other[1]))
         with pytest.raises(ValueError, match="out: expected room for 4 samples of"):
             batches.next_batch(out=(kept[0], kept[1][:-1] if layout == "HWN" else kept[1][:, 1:]))
+
+
+def darken(images, masks, _manifest, _generator):
+    """Change both in place; the last channel becomes empty."""
+    images[...] = 7
+    masks[..., -1, :, :] = 0
+    return images, masks
+
+
+def turn(images, masks, _manifest, _generator):
+    """Exchange rows and columns, so that batches have another shape."""
+    return images.swapaxes(-1, -2), masks.swapaxes(-1, -2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["HWN", "NCHW"])
+@pytest.mark.parametrize("wrap", [lambda one: one, PerBatch], ids=["sample", "batch"])
+def test_a_transform_gets_channels(file, dtype, layout, wrap):
+    path, structures, masks = file
+    expected = expected_of(masks, structures, dtype)
+    options = {"batch_size": N, "layout": layout, "mask_channels": dtype, "shuffle": False}
+    back = (3, 2, 0, 1) if layout == "HWN" else (0, 1, 2, 3)
+    images, found = Batches(path, transform=wrap(turn), **options).next_batch()
+    np.testing.assert_array_equal(found.transpose(back), expected.swapaxes(-1, -2))
+    batches = Batches(path, transform=wrap(darken), **options)
+    expected[:, -1] = 0
+    kept = batches.next_batch()
+    images, found = batches.next_batch(out=kept)
+    assert np.shares_memory(found, kept[1])
+    assert (images == 7).all()
+    np.testing.assert_array_equal(found.transpose(back), expected)
+
+
+def test_a_transform_works_in_the_buffers_of_masks_with_channels(file):
+    path, structures, _ = file
+    seen = []
+
+    def look(images, masks, _manifest, _generators):
+        seen.append(masks)
+        return images, masks
+
+    options = {"batch_size": 3, "layout": "NCHW", "mask_channels": "float32"}
+    batches = Batches(path, transform=PerBatch(look), **options)
+    kept = batches.next_batch()
+    batches.next_batch(out=kept)
+    assert np.shares_memory(seen[1], kept[1])
+    assert seen[1].shape == (3, len(structures), H, W)
+
+
+@pytest.mark.parametrize("layout", ["HWN", "NHW", "NCHW"])
+@pytest.mark.parametrize("augment", [None, Augment.none(flip_rows=0.5)])
+def test_images_with_neighbours_have_masks_with_channels(tmp_path, layout, augment):
+    path, structures = tmp_path / "out.h5", with_bits(CARDIAC)
+    stack = {"patient_id": [b"P"] * N, "series": [b"S"] * N, "series_instance_uid": [b"S"] * N}
+    write_dataset(path, n=N, rows=H, columns=W, structures=structures, manifest=stack)
+    options = {"batch_size": 3, "layout": layout, "augment": augment}
+    options["neighbours"] = Neighbours(1, along="number")
+    plain = Batches(path, **options)
+    batches = Batches(path, mask_channels="uint8", **options)
+    kept = None
+    for _ in range(4):
+        images, masks = plain.next_batch()
+        same, found = batches.next_batch(out=kept)
+        kept = same, found
+        np.testing.assert_array_equal(same, images)
+        words = masks.transpose(2, 0, 1) if layout == "HWN" else masks.reshape(3, H, W)
+        expected = expected_of(words, structures, "uint8")
+        expected = expected.transpose(2, 3, 1, 0) if layout == "HWN" else expected
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_state_belongs_to_its_kind_of_masks(file):

@@ -563,3 +563,16 @@ def test_errors_name_the_arguments_of_python_and_findings_come_with_them(root, t
         build(root, tmp_path / "new.h5", strict=True)
     assert str(caught.value).endswith("has all in its attribute `findings`.")
     assert [one.code for one in caught.value.findings] == ["contour-unreadable"]
+
+
+def test_what_is_wrong_with_a_structure_that_stays_is_said_once(tmp_path):
+    """The row that loses the other one is written and checked a second time."""
+    root = write_tree(tmp_path / "data", slices=(1, 2))
+    write_contour(root, "A1", 2, "i", "2 2\n9 9\n9 2\n2 9\n3 9.5\n")
+    write_contour(root, "A1", 2, "o", "1 1\n11 10\n11 1\n1 10\n1 10.5\n11 9.5\n")
+    flagged = {"exclude_flagged": ("inner-outside-outer",), "exclude_structures": True}
+    options = BuildOptions(("i", "o"), ROWS, COLUMNS, partial=True, **flagged)
+    result = etl.build(root, tmp_path / "out.h5", options)
+    assert "structure-excluded" in {one.code for one in result.findings}
+    assert "contour-self-crossing" in {one.code for one in result.findings if one.label == 2}
+    assert len(set(result.findings)) == len(result.findings)
