@@ -389,8 +389,8 @@ def test_structures_of_dicom_objects_that_overlap_are_whole(tmp_path, kind, monk
     """The phantom's shapes, of which the box is moved onto the sphere."""
     drawn = shapes.draw_shapes
 
-    def over_each_other(random):
-        found = drawn(random)
+    def over_each_other(random, number):
+        found = drawn(random, number)
         x, y, z = found["sphere"].centre
         found["box"] = replace(found["box"], centre=(x + 6, y - 4, z))
         return found

@@ -80,7 +80,7 @@ class Patient:
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         """What is in the patient, by name."""
-        return draw_shapes(np.random.default_rng([self.seed, self.number, 1]))
+        return draw_shapes(np.random.default_rng([self.seed, self.number, 1]), self.number)
 
     @property
     def spacing(self) -> tuple[float, float]:

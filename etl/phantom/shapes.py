@@ -4,6 +4,7 @@ They stand in the frame of a series: u along a row, v along a column, w along th
 millimetres from the centre of its stack. So they look the same in any orientation.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
+_PLACES: Final = ((-47.0, -31.0), (38.0, -32.0), (-44.0, 31.0), (38.0, 31.0))  # mm
+_STEP: Final = 7  # of 24 orders, so that the next patient's is quite another one
 _N_VERTICES: Final = 256  # of a circle: a polygon of them has 0.9999 of its area
 
 
@@ -149,15 +152,17 @@ def _circle(centre: Sequence[float], radius: float) -> Floats:
     return np.stack([np.cos(turns), np.sin(turns)], axis=1) * radius + centre[:2]
 
 
-def draw_shapes(rng: np.random.Generator) -> dict[str, Shape]:
+def draw_shapes(rng: np.random.Generator, number: int) -> dict[str, Shape]:
     """Return the shapes of one patient, side by side in a field of 170 x 130 mm.
 
-    Bodies with straight walls lean, so that no two planes of them have the same outline, which
-    would be suspicious.
+    Bodies with straight walls lean, so that no two planes of them have the same outline, and each
+    of 24 patients has another arrangement: equal outlines and images would be suspicious.
     """
+    orders = list(itertools.permutations(_PLACES))
+    places = iter(orders[number * _STEP % len(orders)])
 
-    def near(*place: float) -> tuple[float, float, float]:
-        x, y, z = place + rng.uniform(-2.5, 2.5, 3)
+    def near(height: float) -> tuple[float, float, float]:
+        x, y, z = (*next(places), height, *rng.uniform(-2.5, 2.5, 3))
         return float(x), float(y), float(z)
 
     def lean() -> tuple[float, float]:
@@ -165,8 +170,8 @@ def draw_shapes(rng: np.random.Generator) -> dict[str, Shape]:
         return float(u), float(v)
 
     return {
-        "sphere": Sphere(near(-47, -31, 1), 22.7),
-        "box": Box(near(38, -32, -1), (43.3, 31.7, 33.1), lean()),
-        "torus": Ring(near(-44, 31, 0), 18.2, 7.6),
-        "cylinder": Ring(near(38, 31, 1), 15.4, 6.3, 36.3, lean()),
+        "sphere": Sphere(near(1), 22.7),
+        "box": Box(near(-1), (43.3, 31.7, 33.1), lean()),
+        "torus": Ring(near(0), 18.2, 7.6),
+        "cylinder": Ring(near(1), 15.4, 6.3, 36.3, lean()),
     }
