@@ -162,7 +162,7 @@ def draw_shapes(rng: np.random.Generator, number: int) -> dict[str, Shape]:
     places = iter(orders[number * _STEP % len(orders)])
 
     def near(height: float) -> tuple[float, float, float]:
-        x, y, z = (*next(places), height, *rng.uniform(-2.5, 2.5, 3))
+        x, y, z = np.array([*next(places), height]) + rng.uniform(-2.5, 2.5, 3)
         return float(x), float(y), float(z)
 
     def lean() -> tuple[float, float]:
