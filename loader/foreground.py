@@ -28,6 +28,7 @@ class Foreground:
     """
 
     def __init__(self, dataset: Dataset, structures: Sequence[Structure]) -> None:
+        self._file = dataset.file
         self._masks = dataset.masks
         n, n_lines, self._n_columns = self._masks.shape
         codes = self._codes = [structure.code for structure in structures]
@@ -55,7 +56,13 @@ class Foreground:
             Where in `rows` those with such pixels are.
         pixels : int64 array, shape (k, 2)
             Line and column.
+
+        Raises
+        ------
+        LoaderError
+            The file was written to or cut short: the counts are of other masks.
         """
+        self._file.check()
         ends = self._ends_of(rows)
         totals = ends[:, -1].astype(np.int64) - 1
         found = np.flatnonzero(totals)

@@ -132,7 +132,8 @@ def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path
             totals[name][3] += area / (between_rows * between_columns)
     for n_exact, n_found, n_common, area in totals.values():
         assert n_common / (n_exact + n_found) >= 0.98
-        assert n_found == pytest.approx(area, rel=0.01)
+        # The pixels of a mask are sampled a second time, in between their centres.
+        assert n_found == pytest.approx(area, rel=0.015 if kind == "seg" else 0.01)
 
 
 @pytest.mark.parametrize("kind", ["rtstruct", "seg", "table"])
