@@ -60,11 +60,10 @@ def image_hash(image: Image) -> Hash:
     """
     if min(image.shape) < _HASHED:
         return NO_HASH
-    averages = _stretched(_averages(image, _HASHED))
+    averages = _clipped(_averages(image, _HASHED))
     if averages is None:
         return NO_HASH
-    whole = np.rint(averages * _N_LEVELS)
-    spectrum = (_COSINES @ whole @ _COSINES.T).ravel()[_LOWEST]
+    spectrum = (_COSINES @ averages.astype(np.float64) @ _COSINES.T).ravel()[_LOWEST]
     bits = spectrum > np.partition(spectrum, len(spectrum) // 2)[len(spectrum) // 2]
     # Each byte has low and high ones: in a byte of the lowest, all images would be alike.
     mixed = np.packbits(bits.reshape(-1, _N_BYTES).T).tobytes()
@@ -102,15 +101,17 @@ def _sampled(size: int, n_cells: int) -> _Integers:
     return (np.arange(n_cells * n_samples) * 2 + 1) * size // (2 * n_cells * n_samples)
 
 
-def _stretched(averages: _Integers) -> _Floats | None:
-    """Return averages from 0 to 1, their ends cut off; None where they are all alike."""
+def _clipped(averages: _Integers) -> _Integers | None:
+    """Return averages from 0 on, their ends cut off; None where they are all alike."""
     n_cut = round(_CLIPPED * averages.size)
     ordered = np.partition(averages.ravel(), [n_cut, averages.size - 1 - n_cut])
     low, high = ordered[n_cut], ordered[averages.size - 1 - n_cut]
     if low == high:
         return None
-    clipped = np.minimum(np.maximum(averages, low), high)
-    return np.asarray((clipped - low) / (high - low), np.float32)
+    clipped: _Integers = np.maximum(averages, low)
+    np.minimum(clipped, high, out=clipped)
+    clipped -= low
+    return clipped
 
 
 def _cosines(n_frequencies: int, n_values: int) -> _Floats:
@@ -267,9 +268,11 @@ def similarity(one: Image, other: Image) -> float:
 
     Tried are zooms about the centre and shifts; only until it is `MIN_CORRELATION`.
     """
-    first, second = (_stretched(_averages(image, _GRID)) for image in (one, other))
-    if first is None or second is None:
+    clipped = [_clipped(_averages(image, _GRID)) for image in (one, other)]
+    parts = [part for part in clipped if part is not None]
+    if len(parts) < len(clipped):
         return 0.0
+    first, second = (np.asarray(part / part.max(), np.float32) for part in parts)
     details = _details(first, 1.0)
     best = float((details * _details(second, 1.0)).sum())
     if best >= MIN_CORRELATION:
