@@ -122,6 +122,7 @@ OTHERS = {
     "--version",
     "--raw",  # gdcmconv
     *("--files", "--series"),  # bench/
+    *("--epochs", "--fold", "--patch"),  # examples/train_unet.py
     *("--shm-size", "--ipc"),  # docker
     *("--pairs", "--rounds", "--rows", "--cold-rows", "--minutes", "--seconds"),  # bench/
 }
