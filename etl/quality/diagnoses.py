@@ -410,7 +410,9 @@ def _rows(findings: Iterable[FindingRow]) -> tuple[int, ...]:
 def _diagnosis(
     findings: Sequence[FindingRow], patient: Patient, text: str, remedy: str
 ) -> Diagnosis:
-    severity = next(one for one in SEVERITY_ORDER if one in {found.severity for found in findings})
+    found = {one.severity for one in findings}
+    # A damaged file may have a severity that is none of them.
+    severity = next((one for one in SEVERITY_ORDER if one in found), findings[0].severity)
     code = findings[0].code
     return Diagnosis(severity, code, *patient, text, remedy, len(findings), _rows(findings))
 

@@ -198,3 +198,8 @@ def test_near_duplicates_of_two_patients_are_one_diagnosis_which_tells_the_leak(
     )
     assert one.remedy == "Exclude with --exclude-flagged near-duplicate:A."
     assert (one.rows, one.n_findings) == ((0, 1, 3), 3)
+
+
+def test_a_finding_of_a_damaged_file_with_an_unknown_severity_is_told():
+    (one,) = diagnosed(finding("area-jump", 0, severity="severe"))
+    assert (one.severity, one.rows) == ("severe", (0,))
