@@ -425,7 +425,8 @@ def test_a_workers_end_of_an_epoch_is_no_start_for_another_batch_size(path):
 def overwrite(path):
     other = path.with_name("other.h5")
     write_dataset(other, n=N, offset=100)
-    path.write_bytes(other.read_bytes())
+    with path.open("r+b") as file:  # never empty between: a worker may look at any moment
+        file.write(other.read_bytes())
 
 
 def cut_short(path):

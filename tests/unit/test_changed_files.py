@@ -32,10 +32,15 @@ def path(tmp_path):
 
 
 def overwrite(path):
-    """Do what `cp other.h5 out.h5` does: the same file, other bytes, the same size."""
-    n_bytes = path.stat().st_size
-    path.write_bytes(path.with_name("other.h5").read_bytes())
-    assert path.stat().st_size == n_bytes
+    """Write other bytes of the same size into the same file, as `rsync --inplace` does.
+
+    Not as `cp` does, which empties the file first: a thread that prepares batches could see that
+    moment, and its message would be another one.
+    """
+    data = path.with_name("other.h5").read_bytes()
+    assert path.stat().st_size == len(data)
+    with path.open("r+b") as file:
+        file.write(data)
 
 
 def write_one_byte(path):
