@@ -20,6 +20,7 @@ ROOMS = {
     "etl.__main__": "command",
     "etl.check": "command",
     "etl.cli": "command",
+    "etl.commands": "command",
     "etl.pipeline": "command",
     "etl.errors": "records",
     "etl.findings": "records",

@@ -15,7 +15,7 @@ import pytest
 from builders import COLUMNS, ROWS, contour_path, write_contour, write_dicom, write_tree
 from click.testing import CliRunner
 
-import etl.cli
+import etl.commands.log
 import etl.output.target
 import etl.pipeline
 import loader
@@ -302,7 +302,7 @@ def test_a_log_that_fails_late_is_a_note(root, tmp_path, monkeypatch, when):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     log = Full()
-    monkeypatch.setattr(etl.cli, "_open_log", lambda _path: log)
+    monkeypatch.setattr(etl.commands.log, "_open_log", lambda _path: log)
     monkeypatch.setattr(Full, when, fail)
     result = run("build", root, tmp_path / "out.h5", *SIZE, "--log-file", tmp_path / "log")
     assert result.exit_code == 0
@@ -545,12 +545,12 @@ def test_a_reader_that_has_gone_makes_no_failure_of_a_file_that_is_whole(root, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_after_the_file_is_whole_changes_nothing(root, tmp_path, number):
     code = (
-        "import os, sys, etl.cli\n"
-        "list_findings = etl.cli._list_findings\n"
+        "import os, sys, etl.cli, etl.commands.build as command\n"
+        "list_findings = command._list_findings\n"
         "def listed(*arguments, **keywords):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "    list_findings(*arguments, **keywords)\n"
-        "etl.cli._list_findings = listed\n"
+        "command._list_findings = listed\n"
         "etl.cli.main()\n"
     )
     out = tmp_path / "out.h5"

@@ -1,0 +1,1 @@
+"""The commands: each module parses one command, calls one function, and prints."""

@@ -1,0 +1,51 @@
+"""`dicom-etl verify`."""
+
+from pathlib import Path
+
+import click
+
+from etl import signals
+from etl.commands.content import WORKERS
+from etl.commands.terminal import print_line
+from etl.errors import EtlError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), default="out.h5")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="Also say which of the sources in DATA are missing, changed or new.",
+)
+@click.option(
+    "--rebuild-check",
+    is_flag=True,
+    help="With --source: parse every source again by other, plainer code; compare each pixel.",
+)
+@WORKERS
+def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | None) -> None:
+    """Prove that FILE is whole: every row and column against its digest and the others.
+
+    FILE is what `dicom-etl build` wrote; out.h5 where it is not given. Exit status 1 on any
+    difference.
+    """
+    if rebuild_check and source is None:
+        raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
+    with signals.stop_deferred():
+        from etl.verify.file import verify as verify_file
+        from etl.workers import local_pool
+
+    result = verify_file(
+        file,
+        source=source,
+        rebuild=rebuild_check,
+        workers=workers or local_pool.available_cores(),
+        progress=True,
+    )
+    for problem in result.problems:
+        click.echo(str(problem))
+    if result.problems:
+        n = len(result.problems)
+        raise EtlError(f"Not as it was built: {file}: {n} difference{'s' * (n != 1)}.")
+    print_line(f"Verified {file}: {result.n_rows} rows, no difference.")
