@@ -75,8 +75,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "structure-ambiguous": FindingCode(
         "error",
-        "two structures of one file mean one of `--structures`; neither is taken",
-        "name one of them in `--structures`",
+        "two structures of one file mean one of `--structures`, or two of a structure set have one "
+        "name; neither is taken",
+        "name one of them in `--structures`, or give them names of their own",
     ),
     "contour-off-plane": FindingCode(
         "error",
@@ -144,13 +145,15 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "slice-ambiguous": FindingCode(
         "error",
-        "two files have one slice number (`48.dcm`, `048.dcm`); neither is taken",
-        "keep one of them",
+        "two files have one slice number (`48.dcm`, `048.dcm`), or several images lie in the plane "
+        "of a drawing that refers to none of them; none is taken",
+        "keep one of them, or export the drawings with their references",
     ),
     "contour-unreadable": FindingCode(
         "error",
-        "a line is not two plain decimal numbers",
-        "repair the line",
+        "a line is not two plain decimal numbers, or a drawing of a structure set or segmentation "
+        "cannot be read",
+        "repair the line, or export the drawing again",
     ),
     "contour-too-few-points": FindingCode(
         "error",

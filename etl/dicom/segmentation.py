@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from etl.dicom.annotations import (
     SEGMENT,
+    SEGMENTATION,
     AnnotationSet,
     Drawing,
     DrawnStructure,
@@ -78,7 +79,7 @@ class Segmentation:
             groups = list(items(dataset, "PerFrameFunctionalGroupsSequence"))
             strengths = [self._strength(one) for one in self.drawings]
             return AnnotationSet(
-                what="segmentation",
+                what=SEGMENTATION,
                 sop_instance_uid=text(dataset, "SOPInstanceUID"),
                 patient_id=text(dataset, "PatientID"),
                 label=text(dataset, "ContentLabel"),

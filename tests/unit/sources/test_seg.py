@@ -110,7 +110,48 @@ def test_frames_between_planes_are_left_out(root):
             group.PlanePositionSequence[0].ImagePositionPatient = [f"{v:.4f}" for v in position]
 
     change(root, moved)
-    assert "2 frames of sphere" in only(build(root)[0], "contour-off-plane").message
+    result, data = build(root)
+    told = [one for one in result.findings if one.code == "contour-off-plane"]
+    assert ["up to 2 mm off the plane of its image" in one.message for one in told] == [True, True]
+    assert len(data) == SLICES - len({one.key for one in told})
+
+
+@pytest.mark.parametrize("lost", ["place", "tilt"])
+def test_a_frame_that_lies_elsewhere_costs_its_row(root, lost):
+    """The row would show background there; a plane that is tilted by 2 degrees meets its corner."""
+
+    def change_one(dataset):
+        group = dataset.PerFrameFunctionalGroupsSequence[2]
+        if lost == "place":
+            del group.PlanePositionSequence
+        else:
+            turn = pydicom.Dataset()
+            turn.ImageOrientationPatient = ["1", "0", "0", "0", "0.99939083", "0.0348995"]
+            group.PlaneOrientationSequence = [turn]
+
+    _, before = build(root)
+    paths, masks = before.manifest["dicom_path"], before.masks.copy()
+    change(root, change_one)
+    result, after = build(root)
+    found = only(result, "contour-unreadable" if lost == "place" else "contour-off-plane")
+    assert found.key is not None
+    assert found.key.slice == 3
+    kept = paths != "images/SHAPES001/3.dcm"
+    assert np.array_equal(after.masks, masks[kept])
+
+
+def test_segments_of_one_name_add_up(root):
+    def renamed(dataset):
+        for item in dataset.SegmentSequence:
+            item.SegmentLabel = "solid"
+
+    change(root, renamed)
+    _, data = build(root)
+    exact = [
+        np.any([ONE.mask(name, place - 1) for name in ONE.shapes], axis=0)
+        for place in data.manifest["slice"].tolist()
+    ]
+    assert np.array_equal(data.masks == 1, np.stack(exact))
 
 
 def test_pixels_of_another_size_or_place_are_refused(root):
