@@ -60,7 +60,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "segmentation-unreadable": FindingCode(
         "error",
-        "a DICOM Segmentation is damaged, or its pixels cannot be decoded",
+        "a DICOM Segmentation is damaged or contradicts itself, or its pixels cannot be decoded",
         "export it again",
     ),
     "mask-grid": FindingCode(
@@ -183,8 +183,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "mask-empty": FindingCode(
         "error",
-        "no pixel centre is inside the contour",
-        "draw it again",
+        "no pixel centre is inside the contour, or a fractional segment reaches "
+        "`--segment-threshold` nowhere",
+        "draw it again, or lower the threshold",
     ),
     "annotation-duplicate": FindingCode(
         "error",

@@ -8,7 +8,7 @@ plane, it belongs to the image of the series in whose plane it lies.
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar, get_args
@@ -322,12 +322,15 @@ def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) 
     left: list[_Left] = []
     kinds: Counter[tuple[str, str]] = Counter()
     unread: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    weak: defaultdict[str, list[float]] = defaultdict(list)
     moved: list[float] = []
     for place, contour in enumerate(one.content.drawings):
         name = names.get(contour.number)
-        if name is None or contour.strength < options.segment_threshold:
+        if name is None or contour.strength == 0:
             continue
-        if contour.kind not in CLOSED:
+        if contour.strength < options.segment_threshold:
+            weak[name].append(contour.strength)
+        elif contour.kind not in CLOSED:
             kinds[name, contour.kind] += 1
         elif contour.problem:
             if (referred := _referred(contour, archive)) is not None:
@@ -349,6 +352,7 @@ def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) 
         n = counted(len(places), drawing)
         message = f"{name!r}: {n} cannot be read: the first {problem}. Export it again."
         findings.append(Finding("contour-unreadable", one.path, message))
+    findings += _too_weak(one, weak, {contour.name for contour in placed}, options)
     findings += _other_kinds(one, kinds)
     findings += _left_over(one, left, drawing)
     findings += _by_place(one, moved, drawing)
@@ -369,8 +373,11 @@ def _names(one: _Set) -> tuple[dict[str, str], list[Finding]]:
     for number, n_times in n_contours.items():
         if number in twice or number not in names:
             what = "two structures" if number in twice else "no structure"
-            n = counted(n_times, "contour")
-            message = f"{n} of ROINumber {number!r}, which {what} of the set has; not read."
+            n, of = counted(n_times, "contour"), "ROINumber"
+            if one.content.what == SEGMENTATION:
+                what = what.replace("structure", "segment")
+                n, of = counted(n_times, "frame"), "segment number"
+            message = f"{n} of {of} {number!r}, which {what} of the file has; not read."
             findings.append(Finding("structure-number-invalid", one.path, message))
     return {number: name for number, name in names.items() if number not in twice}, findings
 
@@ -423,6 +430,21 @@ def _is_in_plane(frame: Frame, contour: Drawing, tolerance: float) -> bool:
     """Say whether a contour may be where it says; of an image without place nothing tells."""
     centre = np.array([contour.centre])
     return not frame.plane.is_known or bool(abs(frame.plane.distances(centre)[0]) <= tolerance)
+
+
+def _too_weak(
+    one: _Set, weak: Mapping[str, Sequence[float]], found: Container[str], options: BuildOptions
+) -> Iterator[Finding]:
+    """Say which fractional segments reach the threshold nowhere, so that no mask shows them."""
+    for name, strengths in sorted(weak.items()):
+        if name not in found:
+            n = counted(len(strengths), "frame")
+            message = (
+                f"{name!r}: its {n} reach {max(strengths):.1%} of MaximumFractionalValue at most, "
+                f"and --segment-threshold is {options.segment_threshold:g}; not read. Lower it, or "
+                "export the segmentation again."
+            )
+            yield Finding("mask-empty", one.path, message)
 
 
 def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Finding]:

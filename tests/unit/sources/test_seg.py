@@ -1,3 +1,4 @@
+import copy
 import gzip
 import os
 import shutil
@@ -87,6 +88,124 @@ def test_the_threshold_decides_on_fractions(root, threshold, is_written):
     else:
         with pytest.raises(EtlError, match="Nothing to build"):
             build(root, segment_threshold=threshold)
+
+
+def write(root, dataset):
+    dataset.save_as(root / "annotations" / "SHAPES001.dcm", enforce_file_format=True)
+
+
+def fractional(edit):
+    """Return a fractional segmentation whose values, by frame, are changed."""
+    dataset = segmentation(ONE, "FRACTIONAL")
+    n_bytes = dataset.NumberOfFrames * ROWS * COLUMNS
+    values = np.frombuffer(dataset.PixelData, np.uint8)[:n_bytes].reshape(-1, ROWS, COLUMNS).copy()
+    numbers = [
+        group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for group in dataset.PerFrameFunctionalGroupsSequence
+    ]
+    edit(values, np.array(numbers))
+    dataset.PixelData = values.tobytes() + b"\0" * (n_bytes % 2)
+    return dataset
+
+
+def test_a_segment_that_reaches_the_threshold_nowhere_is_told(root):
+    def weaken(values, numbers):
+        values[numbers == 1] //= 4
+        values[np.flatnonzero(numbers == 2)[0]] //= 4  # the others of it reach the threshold
+
+    write(root, fractional(weaken))
+    result, data = build(root)
+    first, second, *_ = ONE.shapes
+    message = only(result, "mask-empty").message
+    assert message.startswith(f"{first!r}: its ")
+    assert (
+        "reach 25.0% of MaximumFractionalValue at most, and --segment-threshold is 0.5" in message
+    )
+    assert first not in [one.name for one in data.structures]
+    assert second in [one.name for one in data.structures]
+
+
+def padded_frames():
+    """Return a segmentation each frame of which is filled up to whole bytes."""
+    dataset = segmentation(ONE)
+    bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+    frames = bits[: dataset.NumberOfFrames * ROWS * COLUMNS].reshape(-1, ROWS * COLUMNS)
+    data = b"".join(np.packbits(one, bitorder="little").tobytes() for one in frames)
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    return dataset
+
+
+def without(kind, keyword):
+    dataset = segmentation(ONE, kind)
+    del dataset[keyword]
+    return dataset
+
+
+def set_to(kind, keyword, value):
+    dataset = segmentation(ONE, kind)
+    setattr(dataset, keyword, value)
+    return dataset
+
+
+def graded():
+    def halve(values, _):
+        values[:, ::2] //= 2
+
+    dataset = fractional(halve)
+    dataset.SegmentationType = "BINARY"
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            padded_frames,
+            r"PixelData has \d+ bytes, expected \d+ for \d+ frames of 43 x 57 pixels of 1",
+        ),
+        (lambda: without("BINARY", "SegmentationType"), "SegmentationType is ''"),
+        (lambda: set_to("FRACTIONAL", "SegmentationType", "OTHER"), "SegmentationType is 'OTHER'"),
+        (lambda: without("FRACTIONAL", "MaximumFractionalValue"), "no MaximumFractionalValue"),
+        (lambda: set_to("FRACTIONAL", "MaximumFractionalValue", 0), "no MaximumFractionalValue"),
+        (lambda: set_to("FRACTIONAL", "MaximumFractionalValue", 100), "pixels of 200, but Max"),
+        (graded, "is BINARY, but its pixels have more than two values"),
+    ],
+    ids=["filled frames", "no type", "other type", "no maximum", "maximum 0", "above it", "graded"],
+)
+def test_a_segmentation_that_contradicts_itself_is_refused(root, make, words):
+    write(root, make())
+    with pytest.raises(EtlError, match=rf"segmentation-unreadable(.|\n)*{words}"):
+        build(root)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_number_that_no_segment_has_is_told(root, kind):
+    dataset = segmentation(ONE, kind)
+    names = list(ONE.shapes)
+    n_frames = sum(ONE.mask(names[1], place).any() for place in range(SLICES))
+    del dataset.SegmentSequence[1]
+    write(root, dataset)
+    result, data = build(root)
+    message = only(result, "structure-number-invalid").message
+    assert message.startswith(f"{n_frames} frames of segment number '2', which no segment of the")
+    assert sorted(one.name for one in data.structures) == sorted({*names} - {names[1]})
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_background_of_a_label_map_may_have_any_value(root, is_named):
+    dataset = segmentation(ONE, "LABELMAP")
+    values = np.frombuffer(dataset.PixelData, np.uint8).copy()
+    values[values == 0] = 255
+    dataset.PixelData = values.tobytes()
+    dataset.add_new("PixelPaddingValue", "US", 255)
+    if is_named:
+        item = copy.deepcopy(dataset.SegmentSequence[0])
+        item.SegmentNumber, item.SegmentLabel = 255, "Background"
+        dataset.SegmentSequence.append(item)
+    write(root, dataset)
+    result, data = build(root)
+    assert [one.name for one in data.structures] == ["box", "cylinder", "sphere", "torus"]
+    assert not [one for one in result.findings if one.severity != "info"]
 
 
 def test_without_references_the_plane_tells(root):
