@@ -272,14 +272,15 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "contour-self-crossing": FindingCode(
         "warning",
-        "the contour winds round 1 square pixel or more twice or backwards; touching is not "
-        "crossing",
+        "the contour winds round 1 square pixel or more twice or backwards, or two polygons of one "
+        "structure share over 5 % of the smaller one; touching is not crossing",
         "draw it again",
         flag=2,
     ),
     "contour-repeated-points": FindingCode(
         "warning",
-        "3 points or more, and over 5 % of them, repeat others; closing by hand is fine",
+        "3 points or more, and over 5 % of them, repeat others, or a structure has one polygon "
+        "twice; closing by hand is fine",
         "remove what is drawn twice",
         flag=3,
     ),
@@ -298,8 +299,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "identical-contour": FindingCode(
         "warning",
-        "contours on different images have the same points, to 0.01 pixel, whatever their "
-        "start, direction and format",
+        "contours on different images, or of a structure and of the one that it lies in, have the "
+        "same points, to 0.01 pixel, whatever their start, direction and format",
         "check which one is a copy",
         flag=5,
     ),
