@@ -60,7 +60,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "segmentation-unreadable": FindingCode(
         "error",
-        "a DICOM Segmentation is damaged, or its pixels cannot be decoded",
+        "a DICOM Segmentation is damaged or contradicts itself, or its pixels cannot be decoded",
         "export it again",
     ),
     "mask-grid": FindingCode(
@@ -75,8 +75,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "structure-ambiguous": FindingCode(
         "error",
-        "two structures of one file mean one of `--structures`; neither is taken",
-        "name one of them in `--structures`",
+        "two structures of one file mean one of `--structures`, or two of a structure set have one "
+        "name; neither is taken",
+        "name one of them in `--structures`, or give them names of their own",
     ),
     "contour-off-plane": FindingCode(
         "error",
@@ -144,13 +145,15 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "slice-ambiguous": FindingCode(
         "error",
-        "two files have one slice number (`48.dcm`, `048.dcm`); neither is taken",
-        "keep one of them",
+        "two files have one slice number (`48.dcm`, `048.dcm`), or several images lie in the plane "
+        "of a drawing that refers to none of them; none is taken",
+        "keep one of them, or export the drawings with their references",
     ),
     "contour-unreadable": FindingCode(
         "error",
-        "a line is not two plain decimal numbers",
-        "repair the line",
+        "a line is not two plain decimal numbers, or a drawing of a structure set or segmentation "
+        "cannot be read",
+        "repair the line, or export the drawing again",
     ),
     "contour-too-few-points": FindingCode(
         "error",
@@ -180,8 +183,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "mask-empty": FindingCode(
         "error",
-        "no pixel centre is inside the contour",
-        "draw it again",
+        "no pixel centre is inside the contour, or a fractional segment reaches "
+        "`--segment-threshold` nowhere",
+        "draw it again, or lower the threshold",
     ),
     "annotation-duplicate": FindingCode(
         "error",
@@ -268,14 +272,15 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "contour-self-crossing": FindingCode(
         "warning",
-        "the contour winds round 1 square pixel or more twice or backwards; touching is not "
-        "crossing",
+        "the contour winds round 1 square pixel or more twice or backwards, or two polygons of one "
+        "structure share over 5 % of the smaller one; touching is not crossing",
         "draw it again",
         flag=2,
     ),
     "contour-repeated-points": FindingCode(
         "warning",
-        "3 points or more, and over 5 % of them, repeat others; closing by hand is fine",
+        "3 points or more, and over 5 % of them, repeat others, or a structure has one polygon "
+        "twice; closing by hand is fine",
         "remove what is drawn twice",
         flag=3,
     ),
@@ -294,8 +299,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "identical-contour": FindingCode(
         "warning",
-        "contours on different images have the same points, to 0.01 pixel, whatever their "
-        "start, direction and format",
+        "contours on different images, or of a structure and of the one that it lies in, have the "
+        "same points, to 0.01 pixel, whatever their start, direction and format",
         "check which one is a copy",
         flag=5,
     ),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 POINT: Final = "POINT"
 # The second one says what several contours of the first do as well: even-odd together.
 CLOSED: Final = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "SEGMENT"})
+SEGMENTATION: Final = "segmentation"
 SEGMENT: Final = "SEGMENT"  # our own word for a frame of a segmentation
 
 
@@ -39,7 +40,7 @@ class Drawing(NamedTuple):
 class AnnotationSet(NamedTuple):
     """What a file that annotates says; drawings in the order of the file."""
 
-    what: str  # it is: "structure set" or "segmentation"
+    what: str  # it is: "structure set" or SEGMENTATION
     sop_instance_uid: str
     patient_id: str
     label: str

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from etl.dicom.annotations import (
     SEGMENT,
+    SEGMENTATION,
     AnnotationSet,
     Drawing,
     DrawnStructure,
@@ -36,6 +37,7 @@ SEGMENTATIONS: Final = frozenset(
         "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation Storage
     }
 )
+BINARY: Final = "BINARY"
 LABELMAP: Final = "LABELMAP"
 FRACTIONAL: Final = "FRACTIONAL"
 
@@ -69,6 +71,8 @@ class Segmentation:
             self._kind = text(self._dataset, "SegmentationType")
             self._size = int(self._dataset.Rows), int(self._dataset.Columns)
             self._n_frames = int(self._dataset.get("NumberOfFrames") or 1)
+            self._highest = _highest(self._dataset, self._kind)
+            self._require_length()
             self.drawings = list(self._drawings())
 
     def contents(self) -> AnnotationSet:
@@ -76,9 +80,10 @@ class Segmentation:
         with plainly(_CODE):
             dataset = self._dataset
             groups = list(items(dataset, "PerFrameFunctionalGroupsSequence"))
-            strengths = [self._strength(one) for one in self.drawings]
+            drawings = [*self.drawings, *self._unknown()]
+            strengths = [self._strength(one) for one in drawings]
             return AnnotationSet(
-                what="segmentation",
+                what=SEGMENTATION,
                 sop_instance_uid=text(dataset, "SOPInstanceUID"),
                 patient_id=text(dataset, "PatientID"),
                 label=text(dataset, "ContentLabel"),
@@ -98,7 +103,7 @@ class Segmentation:
                 ),
                 drawings=tuple(
                     _drawing(one, groups[one.frame] if groups else dataset, strength)
-                    for one, strength in zip(self.drawings, strengths, strict=True)
+                    for one, strength in zip(drawings, strengths, strict=True)
                 ),
             )
 
@@ -119,18 +124,63 @@ class Segmentation:
                 return np.asarray(values.astype(np.float64) >= threshold * self._highest)
             return np.asarray(values != 0)
 
-    @property
-    def _highest(self) -> float:
-        return float(self._dataset.get("MaximumFractionalValue") or 255)
-
     def _strength(self, one: SegmentFrame) -> float:
         """Return the highest share of a segment in a frame; 0 where the frame has none of it."""
         values = self._frame(one.frame)
-        if self._kind == FRACTIONAL:
-            return float(values.max(initial=0)) / self._highest
         if self._kind == LABELMAP:
             return float((values == one.number).any())
-        return float((values != 0).any())
+        highest = values.max(initial=0)
+        if self._kind == FRACTIONAL:
+            if highest > self._highest:
+                raise SourceError(
+                    _CODE,
+                    f"has pixels of {highest}, but MaximumFractionalValue is {self._highest:g}. "
+                    "Export it again.",
+                )
+            return float(highest) / self._highest
+        if ((values != 0) & (values != highest)).any():
+            raise SourceError(
+                _CODE, "is BINARY, but its pixels have more than two values. Export it again."
+            )
+        return float(highest != 0)
+
+    def _unknown(self) -> Iterator[SegmentFrame]:
+        """Yield what a label map shows under numbers that no segment has; background apart."""
+        if self._kind != LABELMAP:
+            return
+        known = {one.number for one in self.drawings} | self._background
+        for frame, plane in {one.frame: one.plane for one in self.drawings}.items():
+            for number in np.unique(self._frame(frame)).tolist():
+                if number not in known:
+                    yield SegmentFrame(frame, number, plane)
+
+    @property
+    def _background(self) -> set[int]:
+        """Values of a label map that are no segment: 0, and PixelPaddingValue."""
+        padding = self._dataset.get("PixelPaddingValue")
+        return {0} if padding is None else {0, int(padding)}
+
+    def _require_length(self) -> None:
+        """Require as many bytes of native pixels as the frames have, but for one of padding.
+
+        More tell that frames do not begin where they should: some programs fill the last byte of
+        each frame of an odd size.
+        """
+        dataset = self._dataset
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            return
+        rows, columns = self._size
+        bits = int(dataset.BitsAllocated)
+        expected = -(-self._n_frames * rows * columns * bits // 8)
+        found = len(dataset.PixelData)
+        if found < expected:
+            raise SourceError(_CODE, "ends before its pixels do. Copy it again.")
+        if found > expected + 1:
+            raise SourceError(
+                _CODE,
+                f"PixelData has {found} bytes, expected {expected} for {self._n_frames} frames of "
+                f"{rows} x {columns} pixels of {bits} bits. Export it again.",
+            )
 
     def _drawings(self) -> Iterator[SegmentFrame]:
         dataset = self._dataset
@@ -147,7 +197,8 @@ class Segmentation:
             groups = [*per_frame[frame : frame + 1], shared, dataset]
             plane = _plane(groups)
             if self._kind == LABELMAP:
-                yield from (SegmentFrame(frame, number, plane) for number in numbers if number)
+                segments = [number for number in numbers if number not in self._background]
+                yield from (SegmentFrame(frame, number, plane) for number in segments)
             else:
                 named = _group(groups, "SegmentIdentificationSequence")
                 yield SegmentFrame(frame, int(named.ReferencedSegmentNumber), plane)
@@ -162,8 +213,6 @@ class Segmentation:
 
             return np.asarray(pixel_array(dataset, index=frame)).reshape(rows, columns)
         data = dataset.PixelData
-        if len(data) * 8 < self._n_frames * n_pixels * bits:
-            raise SourceError(_CODE, "ends before its pixels do. Copy it again.")
         if bits > 1:
             dtype = np.dtype(f"<u{bits // 8}")
             values = np.frombuffer(data, dtype, n_pixels, frame * n_pixels * dtype.itemsize)
@@ -172,6 +221,24 @@ class Segmentation:
         some = np.frombuffer(data, np.uint8)[first // 8 : (first + n_pixels + 7) // 8]
         unpacked = np.unpackbits(some, bitorder="little")[first % 8 :]
         return unpacked[:n_pixels].reshape(rows, columns)
+
+
+def _highest(dataset: "Dataset", kind: str) -> float:
+    """Return the value of a pixel that wholly belongs to its segment."""
+    if kind not in {BINARY, FRACTIONAL, LABELMAP}:
+        raise SourceError(
+            _CODE,
+            f"SegmentationType is {kind!r}, expected {BINARY}, {FRACTIONAL} or {LABELMAP}. "
+            "Export it again.",
+        )
+    if kind != FRACTIONAL:
+        return 1.0
+    highest = float(dataset.get("MaximumFractionalValue") or 0)
+    if highest <= 0:
+        raise SourceError(
+            _CODE, "is FRACTIONAL, but has no MaximumFractionalValue. Export it again."
+        )
+    return highest
 
 
 def _drawing(one: SegmentFrame, group: "Dataset", strength: float) -> Drawing:

@@ -67,16 +67,17 @@ def read_structure_set(data: bytes) -> AnnotationSet:
         )
 
 
-def read_points(data: bytes) -> list[Points | None]:
+def read_points(data: bytes) -> list[Points | str]:
     """Return the points of each contour, in the order of `AnnotationSet.drawings`; mm.
 
     Returns
     -------
-    list of float64 array, shape (n_points, 3), or None
-        None where they cannot be read.
+    list of float64 array, shape (n_points, 3), or str
+        A string says why they cannot be read.
     """
     with plainly(_CODE):
-        return [_points(item)[0] for _, item in _contours(_parse(data))]
+        found = [_points(item) for _, item in _contours(_parse(data))]
+    return [problem if points is None else points for points, problem in found]
 
 
 def _parse(data: bytes) -> "Dataset":

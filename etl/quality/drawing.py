@@ -4,6 +4,7 @@ They look at a region while a worker has it in memory, and keep of it what the c
 need.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.contours.polygon import nested_areas
+from etl.contours.polygon import area, nested_areas
+from etl.contours.rasterise import rasterise
 from etl.findings import Remark, counted
 from etl.model import Mask, Region, Vertices
 from loader.format import Structure
@@ -37,6 +39,9 @@ MIN_OUTSIDE: Final = 4  # pixels: of a small contour a single one is more than t
 SHARED_SHARE: Final = 0.05  # of the smaller structure's pixels
 MIN_SHARED: Final = 4  # pixels
 _MAX_PAIRS: Final = 3  # of structures that a message names
+_MAX_COMPARED: Final = 1000  # pairs of polygons of one region
+_OFF_GRID: Final = 0.31
+_MAX_CELLS: Final = 1 << 20  # where two polygons are compared: larger ones more coarsely
 
 _LINES: Final = 4  # scan lines to a pixel where a contour's loops are measured
 _MAX_CROSSINGS: Final = 1 << 18  # of lines with edges: a contour of huge edges gets fewer lines
@@ -70,6 +75,7 @@ def check_region(region: Region) -> tuple[Shape, list[Remark]]:
         shapes.append(shape)
         which = f"its polygon {number} of {len(region.polygons)}"
         remarks += [Remark(remark.code, f"{which}: {remark.message}") for remark in found]
+    remarks += _between(region.polygons, [shape.digest for shape in shapes])
     return _joined(shapes, nested_areas(region.polygons)), remarks
 
 
@@ -81,6 +87,53 @@ def _joined(shapes: Sequence[Shape], areas: Sequence[float]) -> Shape:
     x = sum(weight * shape.x for weight, shape in zip(weights, shapes, strict=True))
     y = sum(weight * shape.y for weight, shape in zip(weights, shapes, strict=True))
     return Shape(digest, x, y)
+
+
+def _between(polygons: Sequence[Vertices], digests: Sequence[int]) -> Iterator[Remark]:
+    """Yield what is wrong with two polygons of one region, of which even-odd makes a hole.
+
+    A part lies apart from another one, and a hole in it. Two that are equal enclose nothing, and of
+    two that cross each other the piece that both have is cut out.
+    """
+    lows = np.stack([vertices.min(axis=0) for vertices in polygons])
+    highs = np.stack([vertices.max(axis=0) for vertices in polygons])
+    n_compared = 0
+    for one, vertices in enumerate(polygons):
+        meets = ((lows <= highs[one]) & (highs >= lows[one])).all(axis=1)
+        for other in (np.flatnonzero(meets[one + 1 :]) + one + 1).tolist():
+            n_compared += 1
+            if n_compared > _MAX_COMPARED:
+                return
+            which = f"its polygons {one + 1} and {other + 1} of {len(polygons)}"
+            if digests[one] == digests[other]:
+                yield Remark(
+                    "contour-repeated-points",
+                    f"{which} have the same points: together they enclose nothing. Remove one.",
+                )
+            elif shared := _crossing(vertices, polygons[other]):
+                yield Remark(
+                    "contour-self-crossing",
+                    f"{which} cross each other: {shared:.0f} square pixels are in both, and count "
+                    "as outside. Draw them as one.",
+                )
+
+
+def _crossing(one: Vertices, other: Vertices) -> float:
+    """Return the square pixels that are in both of two polygons which cross; 0: they do not."""
+    small, large = sorted((one, other), key=area)
+    low = np.floor(small.min(axis=0)) - 1
+    extent = np.ceil(small.max(axis=0)) + 1 - low
+    # Finer than pixels, and off their grid: a border on pixel centres would be in or out whole.
+    scale = min(float(_LINES), math.sqrt(_MAX_CELLS / float(extent.prod())))
+    columns, rows = np.ceil(extent * scale).astype(int).tolist()
+    in_small, in_large = (
+        rasterise((vertices - low) * scale + _OFF_GRID, rows, columns)
+        for vertices in (small, large)
+    )
+    n_small, n_shared = np.count_nonzero(in_small), np.count_nonzero(in_small & in_large)
+    least = max(MIN_SHARED * scale**2, SHARED_SHARE * n_small)
+    crosses = n_shared > least and n_small - n_shared > least
+    return n_shared / scale**2 if crosses else 0.0
 
 
 def _mask_shape(mask: Mask) -> Shape:
@@ -154,12 +207,12 @@ def _is_star(cross: _Floats, y: _Floats) -> bool:
 
 
 def _self_crossing(vertices: Vertices) -> Iterator[Remark]:
-    area = _loops(vertices)
-    if area >= MIN_LOOP:
+    looped = _loops(vertices)
+    if looped >= MIN_LOOP:
         yield Remark(
             "contour-self-crossing",
-            f"crosses itself: its loops have {area:.1f} square pixels, which it winds round twice "
-            "or backwards. Draw it again.",
+            f"crosses itself: its loops have {looped:.1f} square pixels, which it winds round "
+            "twice or backwards. Draw it again.",
         )
 
 

@@ -5,6 +5,7 @@ sorted and grouped, never all against all. `drawing` looks at one row by itself,
 compares neighbouring slices and phases.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
@@ -182,6 +183,27 @@ def _identical_contours(rows: Rows) -> Iterator[Finding]:
         yield from _twin_findings(rows, twins, verdict)
 
 
+def _one_drawing_twice(rows: Rows) -> Iterator[Finding]:
+    """Warn where a structure that lies in another one is drawn as that one: on one image.
+
+    Other structures that share their pixels overlap, which `drawing` tells.
+    """
+    scheme = rows.scheme
+    for places in _equal(rows.shapes["digest"]):
+        alike = rows.shapes[places]
+        order = np.argsort(alike["row"], kind="stable")
+        drawn = list(zip(alike["row"][order].tolist(), alike["code"][order].tolist(), strict=True))
+        for (row, code), (other_row, other) in itertools.pairwise(drawn):
+            if row != other_row or (code, other) not in scheme.kin:
+                continue
+            for mine, twin in ((code, other), (other, code)):
+                message = (
+                    f"is drawn as the {scheme[twin].name} of this image is, so that nothing lies "
+                    "between them. Is one of them a copy?"
+                )
+                yield rows.about_region("identical-contour", row, scheme[mine], message)
+
+
 def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Iterator[Finding]:
     """Yield a finding for each of equal contours, but for the one that the others are copies of."""
     places = [(f"{one.structure.stem}_path", one.row) for one in twins]
@@ -334,6 +356,7 @@ CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _identical_images,
     _near_copies,
     _identical_contours,
+    _one_drawing_twice,
     _area_outliers,
     _geometry_changes,
     _missing_geometry,

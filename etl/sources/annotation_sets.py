@@ -8,21 +8,22 @@ plane, it belongs to the image of the series in whose plane it lies.
 import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Final, Generic, NamedTuple, TypeVar
+from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import xxhash
 
-from etl.dicom.annotations import CLOSED, POINT, AnnotationSet, Drawing
+from etl.dicom.annotations import CLOSED, POINT, SEGMENTATION, AnnotationSet, Drawing
 from etl.errors import MAX_ANNOTATION_BYTES, EtlError, SourceError
 from etl.findings import Finding, SampleKey, counted
 from etl.model import AnnotationRef, FileStamp, Link
 from etl.options import ALL, NEWEST, BuildOptions
 from etl.sources import archive, structures
 from etl.sources.archive import (
+    SAME_PLACE,
     Archive,
     Frame,
     Series,
@@ -294,12 +295,24 @@ def _not_chosen(one: _Set, instead: _Set) -> Finding:
 # ------------------------------------------------------------------------------ contours and frames
 
 
+_Why = Literal["between", "beyond", "several"]
+
+
+class _Spot(NamedTuple):
+    """Where a drawing belongs: on a frame, or on none, and why."""
+
+    frame: Frame | None
+    distance: float | None = None  # of the nearest plane, mm; None where a reference is right
+    why: _Why = "beyond"  # without a frame
+
+
 class _Left(NamedTuple):
-    """A contour that belongs to no frame, and how far the nearest plane is, mm."""
+    """A drawing that belongs to no frame."""
 
     name: str
-    distance: float
-    is_between: bool  # two planes of the series
+    place: int  # among the drawings of its file
+    distance: float  # of the nearest plane, mm
+    why: _Why
 
 
 def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) -> _Drawn:
@@ -309,27 +322,37 @@ def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) 
     left: list[_Left] = []
     kinds: Counter[tuple[str, str]] = Counter()
     unread: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    weak: defaultdict[str, list[float]] = defaultdict(list)
     moved: list[float] = []
     for place, contour in enumerate(one.content.drawings):
         name = names.get(contour.number)
-        if name is None or contour.strength < options.segment_threshold:
+        if name is None or contour.strength == 0:
             continue
-        if contour.kind not in CLOSED:
+        if contour.strength < options.segment_threshold:
+            weak[name].append(contour.strength)
+        elif contour.kind not in CLOSED:
             kinds[name, contour.kind] += 1
         elif contour.problem:
-            unread[name, contour.problem].append(place)
-        else:
-            frame, distance = _frame_of(contour, one.series, archive, options.plane_tolerance)
-            if isinstance(frame, Frame):
-                placed.append(_Placed(frame, name, place))
-                if distance is not None:
-                    moved.append(distance)
+            if (referred := _referred(contour, archive)) is not None:
+                placed.append(_Placed(referred, name, place))  # its row says what is wrong
             else:
-                left.append(_Left(name, distance or 0.0, frame))
+                unread[name, contour.problem].append(place)
+        else:
+            spot = _spot_of(contour, one.series, archive, options.plane_tolerance)
+            if spot.frame is not None:
+                placed.append(_Placed(spot.frame, name, place))
+                if spot.distance is not None:
+                    moved.append(spot.distance)
+            else:
+                left.append(_Left(name, place, spot.distance or 0.0, spot.why))
+    placed += _missing(one, placed, left, archive)
+    lost = {contour.place for contour in placed}
+    left = [contour for contour in left if contour.place not in lost]
     for (name, problem), places in unread.items():
         n = counted(len(places), drawing)
         message = f"{name!r}: {n} cannot be read: the first {problem}. Export it again."
         findings.append(Finding("contour-unreadable", one.path, message))
+    findings += _too_weak(one, weak, {contour.name for contour in placed}, options)
     findings += _other_kinds(one, kinds)
     findings += _left_over(one, left, drawing)
     findings += _by_place(one, moved, drawing)
@@ -350,40 +373,78 @@ def _names(one: _Set) -> tuple[dict[str, str], list[Finding]]:
     for number, n_times in n_contours.items():
         if number in twice or number not in names:
             what = "two structures" if number in twice else "no structure"
-            n = counted(n_times, "contour")
-            message = f"{n} of ROINumber {number!r}, which {what} of the set has; not read."
+            n, of = counted(n_times, "contour"), "ROINumber"
+            if one.content.what == SEGMENTATION:
+                what = what.replace("structure", "segment")
+                n, of = counted(n_times, "frame"), "segment number"
+            message = f"{n} of {of} {number!r}, which {what} of the file has; not read."
             findings.append(Finding("structure-number-invalid", one.path, message))
     return {number: name for number, name in names.items() if number not in twice}, findings
 
 
-def _frame_of(
-    contour: Drawing, series: tuple[Series, ...], archive: Archive, tolerance: float
-) -> tuple[Frame | bool, float | None]:
-    """Return the frame of a contour, and how far it lies off its plane if only the place tells.
+def _missing(
+    one: _Set, placed: Sequence[_Placed], left: Sequence[_Left], archive: Archive
+) -> Iterator[_Placed]:
+    """Yield drawings that lie in no plane on the frames that they refer to, if nothing else is.
 
-    Without a frame: whether it lies between two planes, and how far it is from the nearest.
+    Such a frame would show background where its structure was drawn: its row is left out instead,
+    because the points are off its plane.
     """
-    referred: Frame | None = None
-    if contour.sop_instance_uid in archive.by_instance:
-        _, frames = archive.by_instance[contour.sop_instance_uid]
-        number = contour.frame_number or 1
-        if number <= len(frames):
-            referred = frames[number - 1]
+    drawn = {(contour.frame.key, contour.name) for contour in placed}
+    for contour in left:
+        referred = _referred(one.content.drawings[contour.place], archive)
+        if referred is not None and (referred.key, contour.name) not in drawn:
+            yield _Placed(referred, contour.name, contour.place)
+
+
+def _referred(contour: Drawing, archive: Archive) -> Frame | None:
+    """Return the frame that a drawing refers to, if it is there."""
+    if contour.sop_instance_uid not in archive.by_instance:
+        return None
+    _, frames = archive.by_instance[contour.sop_instance_uid]
+    if contour.frame_number == 0 and len(frames) > 1:
+        return None  # of several frames none is named
+    number = contour.frame_number or 1
+    return frames[number - 1] if number <= len(frames) else None
+
+
+def _spot_of(
+    contour: Drawing, series: tuple[Series, ...], archive: Archive, tolerance: float
+) -> _Spot:
+    """Return where a drawing belongs: where it refers to, else where its place is."""
+    referred = _referred(contour, archive)
     if referred is not None and _is_in_plane(referred, contour, tolerance):
-        return referred, None
+        return _Spot(referred)
     near = [(one, *found) for one in series if (found := one.nearest(contour.centre)) is not None]
     if not near:
-        return False, None
-    nearest, frame, distance = min(near, key=lambda found: found[2])
-    if distance <= tolerance:
-        return frame, distance
-    return distance < nearest.largest_gap, distance
+        return _Spot(None)
+    nearest, _, distance = min(near, key=lambda found: found[2])
+    if distance > tolerance:
+        return _Spot(None, distance, "between" if distance < nearest.largest_gap else "beyond")
+    here = [frame for _, frames, off in near if off <= distance + SAME_PLACE for frame in frames]
+    # Phases of a cine, or two scans of one place: nobody knows which of them it was drawn on.
+    return _Spot(here[0], distance) if len(here) == 1 else _Spot(None, distance, "several")
 
 
 def _is_in_plane(frame: Frame, contour: Drawing, tolerance: float) -> bool:
     """Say whether a contour may be where it says; of an image without place nothing tells."""
     centre = np.array([contour.centre])
     return not frame.plane.is_known or bool(abs(frame.plane.distances(centre)[0]) <= tolerance)
+
+
+def _too_weak(
+    one: _Set, weak: Mapping[str, Sequence[float]], found: Container[str], options: BuildOptions
+) -> Iterator[Finding]:
+    """Say which fractional segments reach the threshold nowhere, so that no mask shows them."""
+    for name, strengths in sorted(weak.items()):
+        if name not in found:
+            n = counted(len(strengths), "frame")
+            message = (
+                f"{name!r}: its {n} reach {max(strengths):.1%} of MaximumFractionalValue at most, "
+                f"and --segment-threshold is {options.segment_threshold:g}; not read. Lower it, or "
+                "export the segmentation again."
+            )
+            yield Finding("mask-empty", one.path, message)
 
 
 def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Finding]:
@@ -400,13 +461,20 @@ def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Fi
 
 def _left_over(one: _Set, left: Sequence[_Left], drawing: str) -> Iterator[Finding]:
     """Say which contours lie on no image: one finding of each kind."""
-    for is_between in (True, False):
-        some = [contour for contour in left if contour.is_between == is_between]
+    for why in get_args(_Why):
+        some = [contour for contour in left if contour.why == why]
         if not some:
             continue
         n = counted(len(some), drawing)
         names = ", ".join(sorted({contour.name for contour in some})[:_EXAMPLES])
-        if is_between:
+        if why == "several":
+            message = (
+                f"{n} of {names} refer to no image that is in their plane, and several images are "
+                "in it; none is guessed. Export them with their references, or leave one image "
+                "of each plane."
+            )
+            yield Finding("slice-ambiguous", one.path, message)
+        elif why == "between":
             nearest = min(contour.distance for contour in some)
             message = (
                 f"{n} of {names} between the planes of the images, {nearest:.3g} mm or more from "
@@ -526,21 +594,35 @@ def _ambiguous(
     one: _Drawn, chosen: structures.Chosen
 ) -> dict[tuple[tuple[str, str], int], Finding]:
     """Return what two structures of a set mean, by series and code, and a finding on each."""
-    names: defaultdict[tuple[tuple[str, str], int], set[str]] = defaultdict(set)
+    drawings, is_mask = one.of.content.drawings, one.of.content.what == SEGMENTATION
+    found: defaultdict[tuple[tuple[str, str], int], set[tuple[str, str]]] = defaultdict(set)
     for placed in one.placed:
         if (code := chosen.codes.get(placed.name)) is not None:
-            names[placed.frame.key[:2], code].add(placed.name)
+            # Masks of one name add up. Contours would cut holes into each other.
+            number = "" if is_mask else drawings[placed.place].number
+            found[placed.frame.key[:2], code].add((placed.name, number))
     return {
         key: Finding(
             "structure-ambiguous",
             one.of.path,
-            f"{' and '.join(map(repr, sorted(found)))} both mean {chosen.scheme[key[1]].name!r}; "
-            "neither is taken. Name one of them in --structures.",
+            _both_mean(sorted(some), chosen.scheme[key[1]].name),
             label=key[1],
         )
-        for key, found in names.items()
-        if len(found) > 1
+        for key, some in found.items()
+        if len(some) > 1
     }
+
+
+def _both_mean(some: Sequence[tuple[str, str]], meant: str) -> str:
+    names = sorted({name for name, _ in some})
+    if len(names) > 1:
+        which = " and ".join(map(repr, names))
+        return f"{which} both mean {meant!r}; neither is taken. Name one of them in --structures."
+    numbers = " and ".join(number for _, number in some)
+    return (
+        f"{len(some)} structures have the name {names[0]!r} (ROINumber {numbers}); none of them is "
+        "taken. Give them names of their own."
+    )
 
 
 def _drawn_twice(one: _Set, others: Mapping[str, int]) -> Iterator[Finding]:

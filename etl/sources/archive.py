@@ -23,6 +23,7 @@ from etl.sources.dicom_file import with_file
 from etl.sources.names import is_litter
 
 _EXAMPLES: Final = 3
+SAME_PLACE: Final = 0.01  # mm: headers round positions
 
 
 class NotUsed:
@@ -64,14 +65,18 @@ class Series:
         heights = np.unique(self._planes[1][~np.isnan(self._planes[1])])
         return float(np.diff(heights).max()) if len(heights) > 1 else 0.0
 
-    def nearest(self, point: tuple[float, float, float]) -> tuple[Frame, float] | None:
-        """Return the frame whose plane is nearest to a point, and how far that is, mm."""
+    def nearest(self, point: tuple[float, float, float]) -> tuple[list[Frame], float] | None:
+        """Return the frames whose plane is nearest to a point, and how far that is, mm.
+
+        Several frames have one plane in a cine, or where a scan was repeated.
+        """
         normals, heights = self._planes
         distances = np.abs(normals @ np.array(point) - heights)
         if np.isnan(distances).all():
             return None
-        place = int(np.nanargmin(distances))
-        return self.frames[place], float(distances[place])
+        least = float(np.nanmin(distances))
+        places = np.flatnonzero(distances <= least + SAME_PLACE).tolist()
+        return [self.frames[place] for place in places], least
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def read_region(
         contour = points[place] if place < len(points) else None
         if contour is None:
             raise SourceError("image-changed", "changed during the build. Build again.")
+        if isinstance(contour, str):
+            raise ContourError("contour-unreadable", f"its contour {contour}. Export it again.")
         distance = float(np.abs(plane.distances(contour)).max())
         if distance > options.plane_tolerance:
             raise ContourError(

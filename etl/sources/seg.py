@@ -64,21 +64,36 @@ def read_region(
         part = segmentation.mask(place, options.segment_threshold)
         if part.shape != mask.shape:
             return Region(annotation.code, (), digest, part)  # the check of sizes says so
-        _require_grid(segmentation.drawings[place].plane, instance.plane, part.shape)
+        drawn = segmentation.drawings[place].plane
+        _require_grid(drawn, instance.plane, part.shape, options.plane_tolerance)
         mask |= part
     return Region(annotation.code, (), digest, mask)
 
 
-def _require_grid(drawn: ImagePlane, image: ImagePlane, size: tuple[int, ...]) -> None:
+def _require_grid(
+    drawn: ImagePlane, image: ImagePlane, size: tuple[int, ...], tolerance: float
+) -> None:
     """Require that the pixels of two planes of one size are at the same places.
 
     Where the image has no place, its segmentation names it, and nothing speaks against it.
     """
+    if not drawn.is_known:
+        raise ContourError(
+            "contour-unreadable", "its frame has no place in the patient. Export it again."
+        )
     if not image.is_known:
         return
     rows, columns = size
     corners = np.array([(0, 0), (columns - 1, 0), (0, rows - 1)], np.float64)
-    off = np.abs(image.to_pixels(drawn.to_patient(corners)) - corners).max()
+    places = drawn.to_patient(corners)
+    distance = float(np.abs(image.distances(places)).max())
+    if distance > tolerance:
+        raise ContourError(
+            "contour-off-plane",
+            f"has pixels up to {distance:.3g} mm off the plane of its image, expected at most "
+            f"{tolerance:g} mm. Is it another series'?",
+        )
+    off = np.abs(image.to_pixels(places) - corners).max()
     if off > _TOLERANCE:
         raise ContourError(
             "mask-grid",

@@ -199,6 +199,40 @@ def test_what_is_wrong_with_a_part_is_said_of_that_part():
     assert remarks[0].message.startswith("its polygon 2 of 2: crosses itself")
 
 
+@pytest.mark.parametrize(
+    ("second", "code", "words"),
+    [
+        (square(6, 6, 10), "contour-self-crossing", "polygons 1 and 2 of 2 cross each other: 16"),
+        (square(0, 0, 10), "contour-repeated-points", "polygons 1 and 2 of 2 have the same points"),
+        (square(0, 0, 10)[::-1], "contour-repeated-points", "have the same points"),
+        (square(2, 2, 6), "", ""),  # a hole
+        (square(2, 2, 8.1), "", ""),  # a hole whose border is not quite in
+        (square(10, 0, 10), "", ""),  # shares an edge
+        (square(9.8, 0, 10), "", ""),  # by a hand that trembles
+        (square(30, 0, 10), "", ""),
+        (square(-90000, -90000, 90006), "contour-self-crossing", "cross each other: 36"),
+    ],
+    ids=[
+        "crosses",
+        "twice",
+        "backwards",
+        "hole",
+        "at the border",
+        "edge",
+        "sliver",
+        "apart",
+        "huge",
+    ],
+)
+def test_two_polygons_that_cut_each_other_out_are_told(second, code, words):
+    region = Region(1, (square(0, 0, 10), second), "")
+    _, remarks = check_region(region)
+    assert [remark.code for remark in remarks] == [code] * bool(code)
+    assert all(words in remark.message for remark in remarks)
+    _, other_way = check_region(Region(1, region.polygons[::-1], ""))
+    assert [remark.code for remark in other_way] == [code] * bool(code)
+
+
 def test_a_mask_has_a_digest_and_a_centre():
     mask = np.zeros((6, 7), bool)
     mask[2:4, 5] = True

@@ -259,6 +259,16 @@ def test_a_copied_contour_is_identical(copy, place):
     assert two.contour_path("i") in messages[one.contour_path("i")]
 
 
+def test_an_inner_contour_that_is_the_outer_one_is_identical():
+    rows = study()
+    one = next(row for row in rows if "o" in row.contours)
+    one.contours["i"] = one.contours["o"][::-1]
+    same = [finding for finding in check(rows) if finding.code == "identical-contour"]
+    assert [finding.path for finding in same] == [one.contour_path("i"), one.contour_path("o")]
+    assert same[0].message.startswith("is drawn as the o-contour of this image is, ")
+    assert same[1].message.startswith("is drawn as the i-contour of this image is, ")
+
+
 @pytest.mark.parametrize("shift", [0.02, 0.5])
 def test_a_contour_moved_a_little_is_not_identical(shift):
     rows = study()

@@ -1,3 +1,4 @@
+import copy
 import math
 import shutil
 from collections import Counter
@@ -46,6 +47,22 @@ def change(root, edit, name="SHAPES001"):
 
 def contours(dataset, place=0):
     return dataset.ROIContourSequence[place].ContourSequence
+
+
+def drawn(dataset, name):
+    """Return the contours of a structure."""
+    (number,) = (s.ROINumber for s in dataset.StructureSetROISequence if s.ROIName == name)
+    items = dataset.ROIContourSequence
+    return next(one.ContourSequence for one in items if one.ReferencedROINumber == number)
+
+
+def move(contour, x=0.0, z=0.0):
+    points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array([x, 0, z])
+    contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+
+def numbered(contour, n_points):
+    contour.NumberOfContourPoints = n_points
 
 
 def codes(result):
@@ -244,16 +261,63 @@ class TestMistakes:
         assert only(result, "contour-by-position").message.startswith("1 contour ")
         assert np.array_equal(before.masks, after.masks)
 
-    def test_contours_between_planes_are_left_out(self, root):
+    def test_contours_between_planes_without_reference_are_left_out(self, root):
         def between(dataset):
             for contour in contours(dataset)[:2]:
-                points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array([0, 0, 1.5])
-                contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+                move(contour, z=1.5)
+                del contour.ContourImageSequence
 
         change(root, between)
         message = only(build(root)[0], "contour-off-plane").message
         assert message.startswith("2 contours of torus between the planes of the images, 1.5 mm ")
         assert codes(build(root, plane_tolerance=1.6)[0])["contour-off-plane"] == 0
+
+    def test_contours_between_planes_beside_one_on_the_image_cost_no_row(self, root):
+        def added(dataset):
+            contour = copy.deepcopy(drawn(dataset, "box")[1])
+            move(contour, z=1.5)
+            drawn(dataset, "box").append(contour)
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, added)
+        result, after = build(root)
+        assert "1 contour of box between the planes" in only(result, "contour-off-plane").message
+        assert np.array_equal(before.masks, after.masks)
+
+    @pytest.mark.parametrize(
+        ("name", "damage", "code", "words"),
+        [
+            ("box", lambda one: move(one, z=1.5), "contour-off-plane", "up to 1.5 mm off the"),
+            ("box", lambda one: numbered(one, 9), "contour-unreadable", "NumberOfContourPoints"),
+            ("torus", lambda one: numbered(one, 9), "contour-unreadable", "its contour has"),
+        ],
+        ids=["off its plane", "unreadable", "one of two parts is unreadable"],
+    )
+    def test_a_lost_contour_costs_its_row_which_would_show_background(
+        self, root, name, damage, code, words
+    ):
+        path = ""
+
+        def lose(dataset):
+            nonlocal path
+            contour = drawn(dataset, name)[1]
+            uid = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+            one = Patient(0, ROWS, COLUMNS, SLICES, 0)
+            (place,) = (k for k in range(SLICES) if one.uid("image", k) == uid)
+            path = f"images/SHAPES001/{place + 1}.dcm"
+            damage(contour)
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, lose)
+        result, after = build(root)
+        found = only(result, code)
+        assert found.message.startswith(f"on {path}: ")
+        assert words in found.message
+        assert found.key is not None
+        kept = before.manifest["dicom_path"] != path
+        assert np.array_equal(after.masks, before.masks[kept])
+        _, others = build(root, root.parent / "others.h5", structures=("sphere",))
+        assert path in others.manifest["dicom_path"].tolist()
 
     def test_a_tilted_contour_costs_its_row_and_says_why(self, root):
         def tilt(dataset):
@@ -320,6 +384,93 @@ class TestMistakes:
         old = contours(dataset)[0].get_item("ContourData").value
         path.write_bytes(path.read_bytes().replace(old, value + b" " * (len(old) - len(value))))
         assert words in only(build(root)[0], "contour-unreadable").message
+
+    @pytest.mark.parametrize("is_on_several", [True, False])
+    def test_an_image_is_not_guessed_among_several_in_one_plane(self, root, is_on_several):
+        """As phases of a cine are; the other planes have one image each."""
+        image = root / "images" / "SHAPES001" / "6.dcm"
+        later = pydicom.dcmread(image)
+        later.SOPInstanceUID = later.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        later.InstanceNumber = 100
+        later.PixelData = bytes(len(later.PixelData))
+        later.save_as(image.with_name("100.dcm"))
+        mine = Patient(0, ROWS, COLUMNS, SLICES, 0).uid("image", 5)
+
+        def unnamed(dataset):
+            for place in range(4):
+                for contour in contours(dataset, place):
+                    uid = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+                    if (uid == mine) == is_on_several:
+                        del contour.ContourImageSequence
+
+        change(root, unnamed)
+        result, data = build(root)
+        is_there = "images/SHAPES001/6.dcm" in data.manifest["dicom_path"].tolist()
+        assert is_there != is_on_several
+        assert "images/SHAPES001/100.dcm" not in data.manifest["dicom_path"].tolist()
+        if is_on_several:
+            message = only(result, "slice-ambiguous").message
+            assert message.startswith("6 contours of box, cylinder, sphere refer to no image")
+            assert codes(result)["contour-by-position"] == 0
+        else:
+            assert codes(result)["slice-ambiguous"] == 0
+            assert codes(result)["contour-by-position"] == 1
+
+    @pytest.mark.parametrize("numbers", [(0, 0), (None, None), (1, 2)])
+    def test_a_frame_is_not_guessed_where_all_have_one_plane(self, tmp_path, numbers):
+        write_shapes(
+            tmp_path / "data", "enhanced", patients=1, slices=2, rows=ROWS, columns=COLUMNS
+        )
+        image = tmp_path / "data" / "images" / "SHAPES001" / "1.dcm"
+        dataset = pydicom.dcmread(image)
+        first, second = dataset.PerFrameFunctionalGroupsSequence
+        second.PlanePositionSequence = first.PlanePositionSequence
+        dataset.save_as(image)
+        place = first.PlanePositionSequence[0].ImagePositionPatient
+
+        def numbered(dataset):
+            for roi in dataset.ROIContourSequence:
+                for contour in roi.ContourSequence:
+                    reference = contour.ContourImageSequence[0]
+                    number = numbers[reference.ReferencedFrameNumber - 1]
+                    del reference.ReferencedFrameNumber
+                    if number is not None:
+                        reference.ReferencedFrameNumber = number
+                    points = np.array(contour.ContourData, float).reshape(-1, 3)
+                    points[:, 2] = float(place[2])
+                    contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+        change(tmp_path / "data", numbered)
+        if numbers == (1, 2):
+            assert build(tmp_path / "data")[1].manifest["frame_number"].tolist() == [1, 2]
+        else:
+            with pytest.raises(EtlError, match="slice-ambiguous"):
+                build(tmp_path / "data")
+
+    def test_two_structures_with_the_same_name_are_not_joined(self, root):
+        """The second is drawn over the first: even-odd, both would be holes in each other."""
+
+        def twin(dataset):
+            roi = copy.deepcopy(dataset.StructureSetROISequence[0])
+            (item,) = (
+                one
+                for one in dataset.ROIContourSequence
+                if one.ContourSequence is drawn(dataset, "box")
+            )
+            again = copy.deepcopy(item)
+            roi.ROIName, roi.ROINumber, again.ReferencedROINumber = "box", 77, 77
+            for contour in again.ContourSequence:
+                move(contour, x=6)
+            dataset.StructureSetROISequence.append(roi)
+            dataset.ROIContourSequence.append(again)
+
+        change(root, twin)
+        result, data = build(root)
+        message = only(result, "structure-ambiguous").message
+        assert message.startswith("2 structures have the name 'box' (ROINumber ")
+        assert "77" in message
+        assert data.manifest["drawn_1"].tolist() == [0] * len(data)
+        assert not (data.masks == 1).any()
 
     def test_two_structures_of_one_name_are_not_guessed(self, root):
         result, data = build(root, structures={"round": ["sphere", "torus"], "box": "box"})

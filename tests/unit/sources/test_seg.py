@@ -1,3 +1,4 @@
+import copy
 import gzip
 import os
 import shutil
@@ -89,6 +90,124 @@ def test_the_threshold_decides_on_fractions(root, threshold, is_written):
             build(root, segment_threshold=threshold)
 
 
+def write(root, dataset):
+    dataset.save_as(root / "annotations" / "SHAPES001.dcm", enforce_file_format=True)
+
+
+def fractional(edit):
+    """Return a fractional segmentation whose values, by frame, are changed."""
+    dataset = segmentation(ONE, "FRACTIONAL")
+    n_bytes = dataset.NumberOfFrames * ROWS * COLUMNS
+    values = np.frombuffer(dataset.PixelData, np.uint8)[:n_bytes].reshape(-1, ROWS, COLUMNS).copy()
+    numbers = [
+        group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for group in dataset.PerFrameFunctionalGroupsSequence
+    ]
+    edit(values, np.array(numbers))
+    dataset.PixelData = values.tobytes() + b"\0" * (n_bytes % 2)
+    return dataset
+
+
+def test_a_segment_that_reaches_the_threshold_nowhere_is_told(root):
+    def weaken(values, numbers):
+        values[numbers == 1] //= 4
+        values[np.flatnonzero(numbers == 2)[0]] //= 4  # the others of it reach the threshold
+
+    write(root, fractional(weaken))
+    result, data = build(root)
+    first, second, *_ = ONE.shapes
+    message = only(result, "mask-empty").message
+    assert message.startswith(f"{first!r}: its ")
+    assert (
+        "reach 25.0% of MaximumFractionalValue at most, and --segment-threshold is 0.5" in message
+    )
+    assert first not in [one.name for one in data.structures]
+    assert second in [one.name for one in data.structures]
+
+
+def padded_frames():
+    """Return a segmentation each frame of which is filled up to whole bytes."""
+    dataset = segmentation(ONE)
+    bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+    frames = bits[: dataset.NumberOfFrames * ROWS * COLUMNS].reshape(-1, ROWS * COLUMNS)
+    data = b"".join(np.packbits(one, bitorder="little").tobytes() for one in frames)
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    return dataset
+
+
+def without(kind, keyword):
+    dataset = segmentation(ONE, kind)
+    del dataset[keyword]
+    return dataset
+
+
+def set_to(kind, keyword, value):
+    dataset = segmentation(ONE, kind)
+    setattr(dataset, keyword, value)
+    return dataset
+
+
+def graded():
+    def halve(values, _):
+        values[:, ::2] //= 2
+
+    dataset = fractional(halve)
+    dataset.SegmentationType = "BINARY"
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            padded_frames,
+            r"PixelData has \d+ bytes, expected \d+ for \d+ frames of 43 x 57 pixels of 1",
+        ),
+        (lambda: without("BINARY", "SegmentationType"), "SegmentationType is ''"),
+        (lambda: set_to("FRACTIONAL", "SegmentationType", "OTHER"), "SegmentationType is 'OTHER'"),
+        (lambda: without("FRACTIONAL", "MaximumFractionalValue"), "no MaximumFractionalValue"),
+        (lambda: set_to("FRACTIONAL", "MaximumFractionalValue", 0), "no MaximumFractionalValue"),
+        (lambda: set_to("FRACTIONAL", "MaximumFractionalValue", 100), "pixels of 200, but Max"),
+        (graded, "is BINARY, but its pixels have more than two values"),
+    ],
+    ids=["filled frames", "no type", "other type", "no maximum", "maximum 0", "above it", "graded"],
+)
+def test_a_segmentation_that_contradicts_itself_is_refused(root, make, words):
+    write(root, make())
+    with pytest.raises(EtlError, match=rf"segmentation-unreadable(.|\n)*{words}"):
+        build(root)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_number_that_no_segment_has_is_told(root, kind):
+    dataset = segmentation(ONE, kind)
+    names = list(ONE.shapes)
+    n_frames = sum(ONE.mask(names[1], place).any() for place in range(SLICES))
+    del dataset.SegmentSequence[1]
+    write(root, dataset)
+    result, data = build(root)
+    message = only(result, "structure-number-invalid").message
+    assert message.startswith(f"{n_frames} frames of segment number '2', which no segment of the")
+    assert sorted(one.name for one in data.structures) == sorted({*names} - {names[1]})
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_background_of_a_label_map_may_have_any_value(root, is_named):
+    dataset = segmentation(ONE, "LABELMAP")
+    values = np.frombuffer(dataset.PixelData, np.uint8).copy()
+    values[values == 0] = 255
+    dataset.PixelData = values.tobytes()
+    dataset.add_new("PixelPaddingValue", "US", 255)
+    if is_named:
+        item = copy.deepcopy(dataset.SegmentSequence[0])
+        item.SegmentNumber, item.SegmentLabel = 255, "Background"
+        dataset.SegmentSequence.append(item)
+    write(root, dataset)
+    result, data = build(root)
+    assert [one.name for one in data.structures] == ["box", "cylinder", "sphere", "torus"]
+    assert not [one for one in result.findings if one.severity != "info"]
+
+
 def test_without_references_the_plane_tells(root):
     def unknown(dataset):
         for group in dataset.PerFrameFunctionalGroupsSequence:
@@ -110,7 +229,48 @@ def test_frames_between_planes_are_left_out(root):
             group.PlanePositionSequence[0].ImagePositionPatient = [f"{v:.4f}" for v in position]
 
     change(root, moved)
-    assert "2 frames of sphere" in only(build(root)[0], "contour-off-plane").message
+    result, data = build(root)
+    told = [one for one in result.findings if one.code == "contour-off-plane"]
+    assert ["up to 2 mm off the plane of its image" in one.message for one in told] == [True, True]
+    assert len(data) == SLICES - len({one.key for one in told})
+
+
+@pytest.mark.parametrize("lost", ["place", "tilt"])
+def test_a_frame_that_lies_elsewhere_costs_its_row(root, lost):
+    """The row would show background there; a plane that is tilted by 2 degrees meets its corner."""
+
+    def change_one(dataset):
+        group = dataset.PerFrameFunctionalGroupsSequence[2]
+        if lost == "place":
+            del group.PlanePositionSequence
+        else:
+            turn = pydicom.Dataset()
+            turn.ImageOrientationPatient = ["1", "0", "0", "0", "0.99939083", "0.0348995"]
+            group.PlaneOrientationSequence = [turn]
+
+    _, before = build(root)
+    paths, masks = before.manifest["dicom_path"], before.masks.copy()
+    change(root, change_one)
+    result, after = build(root)
+    found = only(result, "contour-unreadable" if lost == "place" else "contour-off-plane")
+    assert found.key is not None
+    assert found.key.slice == 3
+    kept = paths != "images/SHAPES001/3.dcm"
+    assert np.array_equal(after.masks, masks[kept])
+
+
+def test_segments_of_one_name_add_up(root):
+    def renamed(dataset):
+        for item in dataset.SegmentSequence:
+            item.SegmentLabel = "solid"
+
+    change(root, renamed)
+    _, data = build(root)
+    exact = [
+        np.any([ONE.mask(name, place - 1) for name in ONE.shapes], axis=0)
+        for place in data.manifest["slice"].tolist()
+    ]
+    assert np.array_equal(data.masks == 1, np.stack(exact))
 
 
 def test_pixels_of_another_size_or_place_are_refused(root):
