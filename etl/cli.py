@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 import click
 
 from etl import signals
-from etl.errors import EtlError
+from etl.errors import LIMITS, EtlError
 from loader.format import VERSION
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ _NEEDS: Final = (  # option, options of which it needs one, why
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
 _OF_PREDICTIONS: Final = "disagrees-with-model"  # the code of a finding
 _STDOUT: Final = Path("-")
+_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
 
@@ -232,6 +233,38 @@ class _Flags(click.ParamType[tuple[str, ...]]):
             if separator and not patient:
                 self.fail(f"expected a patient after {entry!r}", param, ctx)
         return tuple(given)
+
+
+class _Limit(click.ParamType[tuple[str, int]]):
+    """NAME=VALUE → a limit and its value; bytes may have a unit, as 4GiB."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self,
+        value: str | tuple[str, int],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, int]:
+        from etl.options import MOST_OF_A_LIMIT
+
+        if isinstance(value, tuple):
+            return value
+        limit, _, number = value.partition("=")
+        if limit not in LIMITS:
+            self.fail(f"expected some of {', '.join(LIMITS)}, found {limit!r}", param, ctx)
+        units = _UNITS if limit.endswith("-bytes") else {}
+        unit = next((one for one in units if number.endswith(one)), "")
+        digits = number.removesuffix(unit)
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= len(str(1 << 53))):
+            known = f", with {', '.join(units)} or without" if units else ""
+            self.fail(
+                f"expected a whole number after {limit}={known}, found {number!r}", param, ctx
+            )
+        found = int(digits) * units.get(unit, 1)
+        if not 1 <= found <= MOST_OF_A_LIMIT:
+            self.fail(f"{limit} is 1 to {MOST_OF_A_LIMIT}, found {number!r}", param, ctx)
+        return limit, found
 
 
 class _Structures(click.ParamType[object]):
@@ -454,6 +487,16 @@ _MASKS: Final = click.option(
     help="One code a pixel, of the structure painted last; or a bit of each structure, so that "
     "none covers another.",
 )
+_LIMITS: Final = click.option(
+    "--limit",
+    "limits",
+    type=_Limit(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What one source file may have at most, such as contour-points=2000000 or "
+    "image-bytes=4GiB; may be given several times. The message of a file that was left out names "
+    "its limit.",
+)
 _WORKERS: Final = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -479,6 +522,7 @@ _WORKERS: Final = click.option(
 @_CONTOUR_TRANSFORM
 @_PARTIAL
 @_MASKS
+@_LIMITS
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
 )
@@ -509,6 +553,7 @@ def check(
     contour_transform: tuple[str, ...] | None,
     partial: bool,
     masks: "MaskKind",
+    limits: tuple[tuple[str, int], ...],
     full: bool,
     as_json: bool,
     csv_file: Path | None,
@@ -549,6 +594,7 @@ def check(
         contour_transform=contour_transform or (),
         partial=partial,
         masks=masks,
+        limits=limits,
     )
     found = check_input(data, options, workers=n_workers, full=full, progress=True)
     if csv_file is not None:
@@ -705,6 +751,7 @@ def check(
     show_default=True,
     help="Leave out a pair whose files take a worker process longer; 0: never.",
 )
+@_LIMITS
 @click.option("--strict", is_flag=True, help="Fail, and write nothing, on any error finding.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is an HDF5 file or empty.")
 @click.option(
@@ -758,6 +805,7 @@ def build(
     resume: bool,
     sha256: bool,
     file_timeout: float,
+    limits: tuple[tuple[str, int], ...],
     strict: bool,
     force: bool,
     log_file: Path | None,
@@ -820,6 +868,7 @@ def build(
         exclude_flagged=exclude_flagged or (),
         exclude_file=str(exclude_file) if exclude_file else None,
         exclude_structures=exclude_structures,
+        limits=limits,
     )
     with _log(log_file, out) as log, _executor(scheduler, n_workers) as (executor, n_workers):
         log.begin(f"build {data} {out}", {**dataclasses.asdict(options), "strict": strict})
@@ -1501,6 +1550,9 @@ def _check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and len(_CONTOURS[context.params["contours"] or "i"]) == 1:
         raise click.UsageError("--partial needs two contours: use --contours i,o.")
+    names = [name for name, _ in context.params["limits"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise click.UsageError(f"--limit {twice[0]} is given twice: give it once.")
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)
