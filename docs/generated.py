@@ -20,6 +20,7 @@ from etl.cli import cli
 from etl.dicom.codecs import CODECS
 from etl.dicom.header import NATIVE
 from etl.dicom.kept_tags import SAFE
+from etl.errors import LIMITS
 from etl.findings import CODES, FLAG_CODES
 
 _HERE: Final = Path(__file__).parent
@@ -87,6 +88,27 @@ def encodings() -> str:
 def kept_tags() -> str:
     """Return the attributes that `--keep-tags` takes, in alphabetical order."""
     return ", ".join(f"`{keyword}`" for keyword in sorted(SAFE, key=str.lower)) + "."
+
+
+def limits() -> str:
+    """Return the table of the limits that `--limit` changes."""
+    rows = (
+        (f"`{name}`", _amount(one.value, name), f"{one.what} of {one.of}")
+        for name, one in LIMITS.items()
+    )
+    return "\n".join(_table("name", "default", "counts", rows=rows))
+
+
+def _amount(value: int, name: str) -> str:
+    """Return a limit's value, and that of bytes with its unit as well."""
+    if not name.endswith("-bytes"):
+        return f"{value:,}"
+    unit, size = next(
+        (unit, size)
+        for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+        if value >= size
+    )
+    return f"{value:,} ({value // size} {unit})"
 
 
 def finding_pages() -> dict[str, str]:

@@ -17,7 +17,7 @@ from etl.dicom.codecs import CODECS
 from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
 from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
 from etl.dicom.pixels import image_dtype
-from etl.errors import SourceError
+from etl.errors import SourceError, limited
 from etl.examine import choose_size, examine_links, index_headers
 from etl.findings import Finding
 from etl.labels import LabelScheme
@@ -98,42 +98,45 @@ def check(
     EtlError
         The input is not usable at all.
     """
-    source, why = layouts.choose(data, options.layout)
-    options = layouts.settle(source, options)
-    found = source.discover(data, options)
-    n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
-    with (
-        contextlib.closing(Spool()) as spool,
-        local_engine(min(workers, max(n_tasks, 1))) as engine,
-    ):
-        found = index_headers(engine, source, found, options, progress=progress)
-        spool.findings += found.findings
-        options = choose_size(engine, source, found, options, progress=progress)
-        mask_dtype = found.scheme.mask_dtype(options.masks)
-        images = _survey_links(engine, found, options, progress=progress)
-        chosen = choose_audited(source, found, options) if full else []
-        examine_links(engine, source, found, options, spool, progress=progress)
-        reviewed = None
-        if full and len(spool):
-            plan = _nowhere(spool, options, mask_dtype)
-            rendered = render_samples(engine, spool, found, options, plan, progress=progress)
-            diagnosis = diagnose(engine, source, found, options, chosen, spool.findings, rendered)
-            reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
-        elif full:
-            spool.findings += diagnose(
-                engine, source, found, options, chosen, spool.findings
-            ).findings
-        dtype = image_dtype(spool.values)
-        rows = _rows(spool, reviewed)
-        summary = _summary(found, images, rows, dtype, options)
-        findings = spool.findings if reviewed is None else reviewed.findings
-        findings = findings + _same_people(rows, spool, reviewed, options)
-        findings = sorted(findings, key=finding_order)
-        diagnoses: list[Cause] = []
-        if full:
-            manifest = reviewed.manifest if reviewed is not None else {}
-            diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
-        return Checked(str(data), why, full, summary, findings, diagnoses)
+    with limited(options.limits):
+        source, why = layouts.choose(data, options.layout)
+        options = layouts.settle(source, options)
+        found = source.discover(data, options)
+        n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
+        with (
+            contextlib.closing(Spool()) as spool,
+            local_engine(min(workers, max(n_tasks, 1))) as engine,
+        ):
+            found = index_headers(engine, source, found, options, progress=progress)
+            spool.findings += found.findings
+            options = choose_size(engine, source, found, options, progress=progress)
+            mask_dtype = found.scheme.mask_dtype(options.masks)
+            images = _survey_links(engine, found, options, progress=progress)
+            chosen = choose_audited(source, found, options) if full else []
+            examine_links(engine, source, found, options, spool, progress=progress)
+            reviewed = None
+            if full and len(spool):
+                plan = _nowhere(spool, options, mask_dtype)
+                rendered = render_samples(engine, spool, found, options, plan, progress=progress)
+                diagnosis = diagnose(
+                    engine, source, found, options, chosen, spool.findings, rendered
+                )
+                reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
+            elif full:
+                spool.findings += diagnose(
+                    engine, source, found, options, chosen, spool.findings
+                ).findings
+            dtype = image_dtype(spool.values)
+            rows = _rows(spool, reviewed)
+            summary = _summary(found, images, rows, dtype, options)
+            findings = spool.findings if reviewed is None else reviewed.findings
+            findings = findings + _same_people(rows, spool, reviewed, options)
+            findings = sorted(findings, key=finding_order)
+            diagnoses: list[Cause] = []
+            if full:
+                manifest = reviewed.manifest if reviewed is not None else {}
+                diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
+            return Checked(str(data), why, full, summary, findings, diagnoses)
 
 
 def survey(root: Path, paths: Sequence[str]) -> list[ImageFacts | None]:

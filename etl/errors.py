@@ -1,26 +1,15 @@
-"""What stops a run, and what rejects one source file."""
+"""What stops a run, what rejects one source file, and what one file may have at most."""
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from etl.findings import Finding
 
-# What one source file may have at most; docs/reliability.md lists all. They bound the memory and
-# time that a file takes, whatever is in it, and are far above what real files have.
-MAX_IMAGE_BYTES: Final = 1 << 31
-MAX_ANNOTATION_BYTES: Final = 1 << 30  # of a structure set or segmentation
-MAX_TABLE_BYTES: Final = 1 << 28  # of link.csv, a table, a split file or a row list
-MAX_CONTOUR_BYTES: Final = 1 << 26  # of a text contour
-MAX_CONTOUR_POINTS: Final = 1_000_000  # of a text contour, or of one contour of a structure set
-MAX_POLYGONS: Final = 500  # of a text contour
-MAX_ELEMENTS: Final = 10_000  # of the outermost level of a header that pydicom reads
-MAX_ITEMS: Final = 500_000  # of all sequences of a file that pydicom reads, which takes 11 us each
-MAX_VALUE_BYTES: Final = 1 << 16  # of an attribute that is read
-MAX_NESTING: Final = 16  # of sequences that are stepped over; pydicom reads some deeper ones
-MAX_FRAMES: Final = 1 << 20  # that are looked for in a file
-MAX_OFFSET_TABLE_BYTES: Final = 1 << 24  # of encapsulated pixels
-MAX_INFLATED_HEADER_BYTES: Final = 1 << 25
-MAX_INFLATED_BYTES: Final = 1 << 28  # of a deflated data set with an unusual header
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 class EtlError(Exception):
@@ -66,3 +55,110 @@ class ImageError(SourceError):
 
 class ContourError(SourceError):
     """A contour file that cannot become a polygon."""
+
+
+# -------------------------------------------------------------------------------------- limits
+
+Limits: TypeAlias = tuple[tuple[str, int], ...]  # name and value of each, in alphabetical order
+
+
+class Limit(NamedTuple):
+    """What one source file may have at most, unless the user allows more.
+
+    Attributes
+    ----------
+    value : int
+        The default: it bounds memory and time, and is far above what real files have.
+    what : str
+        What is counted, for messages: "bytes".
+    of : str
+        What has it, for the documentation.
+    """
+
+    value: int
+    what: str
+    of: str
+
+
+LIMITS: Final[Mapping[str, Limit]] = {
+    "image-bytes": Limit(1 << 31, "bytes", "a DICOM image; a worker holds one file at a time"),
+    "annotation-bytes": Limit(1 << 30, "bytes", "a structure set or segmentation"),
+    "table-bytes": Limit(1 << 28, "bytes", "link.csv, a table, a split file or a row list"),
+    "contour-bytes": Limit(1 << 26, "bytes", "a text contour"),
+    "contour-points": Limit(
+        1_000_000, "points", "a text contour, or one contour of a structure set"
+    ),
+    "polygons": Limit(500, "polygons", "a text contour"),
+    "elements": Limit(
+        10_000, "data elements", "the outermost level of a header that pydicom reads"
+    ),
+    "items": Limit(
+        500_000,
+        "items of sequences",
+        "a file that pydicom reads, without encapsulated pixels; each takes 11 us",
+    ),
+    "frames": Limit(1 << 20, "frames", "an image"),
+    "inflated-header-bytes": Limit(
+        1 << 25, "bytes of header when inflated", "the header of a deflated file"
+    ),
+    "inflated-bytes": Limit(
+        1 << 28, "bytes when inflated", "a deflated file whose header is out of the ordinary"
+    ),
+    "decoder-seconds": Limit(
+        10,
+        "seconds of processor time",
+        "the decoder of one compressed frame; a frame of more than a million pixels gets more",
+    ),
+}
+
+# Fixed, with the reasons in docs/reliability.md.
+MAX_VALUE_BYTES: Final = 1 << 16  # of an attribute that is read
+MAX_NESTING: Final = 16  # of sequences that are stepped over; pydicom reads some deeper ones
+OFFSET_TABLE_BYTES_A_FRAME: Final = 16  # four times what a basic offset table needs
+
+# As `decimal` has its precision: a parser deep down asks, and no function between passes it on.
+_changed: Final[ContextVar[Limits]] = ContextVar("limits", default=())
+
+
+def changed_limits() -> Limits:
+    """Return the limits that differ from their defaults here and now."""
+    return _changed.get()
+
+
+@contextmanager
+def limited(limits: Limits) -> Iterator[None]:
+    """Let these limits hold in the block, and the defaults of all others."""
+    token = _changed.set(limits)
+    try:
+        yield
+    finally:
+        _changed.reset(token)
+
+
+def run_limited(limits: Limits, run: Callable[[_Task], _Result], task: _Task) -> _Result:
+    """Return what a function returns under these limits; it travels to workers."""
+    with limited(limits):
+        return run(task)
+
+
+def most(name: str) -> int:
+    """Return the value that a limit has here and now."""
+    changed = _changed.get()
+    return dict(changed).get(name, LIMITS[name].value) if changed else LIMITS[name].value
+
+
+def beyond(name: str, found: int | None) -> str:
+    """Return the end of a message on a file that exceeds a limit, and how to allow it.
+
+    Parameters
+    ----------
+    found : int, optional
+        How much the file has; None where counting stopped at the limit.
+    """
+    limit = most(name)
+    has = f"more than {limit}" if found is None else str(found)
+    allowed = 2 * limit if found is None else found
+    return (
+        f"has {has} {LIMITS[name].what}, expected {limit} at most. If that is right, allow it: "
+        f"--limit {name}={allowed}."
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
+from etl.errors import LIMITS, Limits
 from etl.findings import FLAG_CODES
 
 Kind = Literal["i", "o"]  # inner (blood pool) and outer (heart muscle) contour
@@ -37,6 +38,8 @@ _SWITCHES: Final = (  # options that are on or off
 )
 NEWEST: Final = "newest"
 ALL: Final = "all"
+
+MOST_OF_A_LIMIT: Final = 1 << 53  # JSON has whole numbers up to there
 
 _ROUNDING: Final = 1e-9  # of shares in percent, when they are summed
 
@@ -151,6 +154,9 @@ class BuildOptions:
         page on the file lists them.
     keep_tags_anyway : bool
         Also keep attributes by which patients may be found.
+    limits : mapping of str to int
+        What one source file may have at most, where it is not the default; a key of
+        `etl.errors.LIMITS`, such as "contour-points".
     """
 
     contours: tuple[Kind, ...] | None = None
@@ -188,6 +194,7 @@ class BuildOptions:
     size: Size = "exact"  # behind what version 1 had, so that positions mean what they did
     resample: tuple[float, float] | None = None
     fit_about: FitAbout = "image"
+    limits: Limits = ()
 
     def __post_init__(self) -> None:
         """Refuse what no build can do, and put the contours in order, the inner first.
@@ -227,6 +234,7 @@ class BuildOptions:
             "split": None if self.split is None else shares(self.split),
             "plane_tolerance": _positive("plane_tolerance", self.plane_tolerance, math.inf),
             "segment_threshold": _positive("segment_threshold", self.segment_threshold, 1),
+            "limits": _limits(self.limits),
         }
         for name, value in ordered.items():
             object.__setattr__(self, name, value)
@@ -249,12 +257,12 @@ class BuildOptions:
     def to_json(self) -> dict[str, object]:
         """Return the options as the file records them: no path of this machine.
 
-        Options of sizes stand there only where they are used, so that other files stay as they
-        were before there were any.
+        Options of sizes, and limits, stand there only where they are used, so that other files
+        stay as they were before there were any.
         """
-        recorded = asdict(self) | {"audit": self.has_audit}
-        for name in ("size", "resample", "fit_about"):
-            if recorded[name] == type(self).__dataclass_fields__[name].default:
+        recorded = asdict(self) | {"audit": self.has_audit, "limits": dict(self.limits)}
+        for name in ("size", "resample", "fit_about", "limits"):
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                 del recorded[name]
         for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
@@ -390,6 +398,19 @@ def _spacing(value: object) -> tuple[float, float] | None:
     if len(spacing) != 2:  # noqa: PLR2004  between rows, between columns
         raise ValueError(f"resample: expected one or two numbers, found {value!r}.")
     return spacing
+
+
+def _limits(given: object) -> Limits:
+    """Return the limits that are not the defaults, in alphabetical order."""
+    pairs = given.items() if isinstance(given, Mapping) else given
+    if not isinstance(pairs, Iterable):
+        raise TypeError(f"limits: expected names with numbers, found {given!r}.")
+    limits = {str(name): value for name, value in pairs}
+    for name, value in limits.items():
+        if name not in LIMITS:
+            raise ValueError(f"limits: expected some of {', '.join(LIMITS)}, found {name!r}.")
+        _require_whole(f"limits: {name}", value, 1, MOST_OF_A_LIMIT)
+    return tuple(sorted((k, v) for k, v in limits.items() if v != LIMITS[k].value))
 
 
 def _positive(name: str, value: object, high: float) -> float:

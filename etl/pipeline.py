@@ -17,7 +17,7 @@ import numpy as np
 from etl.assemble import BuildResult, assemble
 from etl.diagnose import choose_audited, diagnose
 from etl.dicom.kept_tags import columns, kept_tags, notes_on
-from etl.errors import ReuseError
+from etl.errors import ReuseError, limited
 from etl.examine import choose_size, examine_links, index_headers
 from etl.findings import counted
 from etl.options import BuildOptions
@@ -109,46 +109,47 @@ def build(
         An argument is not what it should be; no file was opened.
     """
     options = _checked(options, workers)
-    out = target.check_target(Path(out), force=force or update)
-    left = target.Left(is_useful, stays=resume)
-    memory = Memory(out, left, is_update=update, is_resume=resume, paranoid=paranoid)
-    if update:
-        force = force or out.exists()
-        options = for_update(options, out)
-    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
-    check_split_file(options)
-    check_row_list(options)
-    source, why = layouts.choose(Path(data), options.layout)
-    if on_layout is not None:
-        on_layout(why)
-    options = layouts.settle(source, options)
-    found = source.discover(Path(data), options)
-    check_stratify(options, found.scheme, columns(kept))
-    n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
-    notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
-    with (
-        target.replacing(out, force=force, notes=notes, left=left) as path,
-        engine_for(
-            executor, workers, n_tasks, found.root / found.probe, path, file_seconds
-        ) as engine,
-    ):
-        make = functools.partial(
-            _make, engine, source, options, out, path, memory, strict=strict, progress=progress
-        )
-        try:
-            result = make(found, is_reused=True)
-        except ReuseError as why:
-            notes.append(memory.refused(why))
-            result = make(source.discover(Path(data), options), is_reused=False)
-        digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
-    notes += memory.write() + sidecar.write_sidecar(out, digest)
-    if engine.n_timed_out:
-        notes.append(
-            f"{counted(engine.n_timed_out, 'pair')} took longer than {file_seconds:g} s: this "
-            "build is not reproducible, because another machine may be quicker. Look at their "
-            "findings."
-        )
-    return dataclasses.replace(result, notes=[*result.notes, *notes])
+    with limited(options.limits):
+        out = target.check_target(Path(out), force=force or update)
+        left = target.Left(is_useful, stays=resume)
+        memory = Memory(out, left, is_update=update, is_resume=resume, paranoid=paranoid)
+        if update:
+            force = force or out.exists()
+            options = for_update(options, out)
+        kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
+        check_split_file(options)
+        check_row_list(options)
+        source, why = layouts.choose(Path(data), options.layout)
+        if on_layout is not None:
+            on_layout(why)
+        options = layouts.settle(source, options)
+        found = source.discover(Path(data), options)
+        check_stratify(options, found.scheme, columns(kept))
+        n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
+        notes = notes_on(kept)  # and on what did not succeed once OUT was replaced
+        with (
+            target.replacing(out, force=force, notes=notes, left=left) as path,
+            engine_for(
+                executor, workers, n_tasks, found.root / found.probe, path, file_seconds
+            ) as engine,
+        ):
+            make = functools.partial(
+                _make, engine, source, options, out, path, memory, strict=strict, progress=progress
+            )
+            try:
+                result = make(found, is_reused=True)
+            except ReuseError as why:
+                notes.append(memory.refused(why))
+                result = make(source.discover(Path(data), options), is_reused=False)
+            digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
+        notes += memory.write() + sidecar.write_sidecar(out, digest)
+        if engine.n_timed_out:
+            notes.append(
+                f"{counted(engine.n_timed_out, 'pair')} took longer than {file_seconds:g} s: this "
+                "build is not reproducible, because another machine may be quicker. Look at their "
+                "findings."
+            )
+        return dataclasses.replace(result, notes=[*result.notes, *notes])
 
 
 def _make(

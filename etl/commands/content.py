@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from etl.commands.param_types import Size, Spacing, Steps, Structures
+from etl.commands.param_types import Limit, Size, Spacing, Steps, Structures
 from etl.commands.terminal import given_names
 
 if TYPE_CHECKING:
@@ -125,6 +125,16 @@ _INPUT: Final = (
         help="One code a pixel, of the structure painted last; or a bit of each structure, so that "
         "none covers another.",
     ),
+    click.option(
+        "--limit",
+        "limits",
+        type=Limit(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What one source file may have at most, such as contour-points=2000000 or "
+        "image-bytes=4GiB; may be given several times. The message of a file that was left out "
+        "names its limit.",
+    ),
 )
 WORKERS: Final = click.option(
     "--workers",
@@ -208,6 +218,9 @@ def check_build_options() -> None:
             raise click.UsageError(f"{options} exclude each other: give one of them.")
     if "partial" in given and "," not in (context.params["contours"] or "i"):
         raise click.UsageError("--partial needs two contours: use --contours i,o.")
+    names = [name for name, _ in context.params["limits"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise click.UsageError(f"--limit {twice[0]} is given twice: give it once.")
     for name, others, why in _NEEDS:
         if name in given and not given & others:
             raise click.UsageError(why)

@@ -7,7 +7,10 @@ from typing import Final
 
 import click
 
+from etl.errors import LIMITS
+
 _MOST: Final = "most"
+_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 class Size(click.ParamType[tuple[int, int] | str]):
@@ -141,6 +144,38 @@ class Flags(click.ParamType[tuple[str, ...]]):
             if separator and not patient:
                 self.fail(f"expected a patient after {entry!r}", param, ctx)
         return tuple(given)
+
+
+class Limit(click.ParamType[tuple[str, int]]):
+    """NAME=VALUE → a limit and its value; bytes may have a unit, as 4GiB."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self,
+        value: str | tuple[str, int],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, int]:
+        from etl.options import MOST_OF_A_LIMIT
+
+        if isinstance(value, tuple):
+            return value
+        limit, _, number = value.partition("=")
+        if limit not in LIMITS:
+            self.fail(f"expected some of {', '.join(LIMITS)}, found {limit!r}", param, ctx)
+        units = _UNITS if limit.endswith("-bytes") else {}
+        unit = next((one for one in units if number.endswith(one)), "")
+        digits = number.removesuffix(unit)
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= len(str(1 << 53))):
+            known = f", with {', '.join(units)} or without" if units else ""
+            self.fail(
+                f"expected a whole number after {limit}={known}, found {number!r}", param, ctx
+            )
+        found = int(digits) * units.get(unit, 1)
+        if not 1 <= found <= MOST_OF_A_LIMIT:
+            self.fail(f"{limit} is 1 to {MOST_OF_A_LIMIT}, found {number!r}", param, ctx)
+        return limit, found
 
 
 class Structures(click.ParamType[object]):

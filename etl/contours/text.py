@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from etl.errors import MAX_CONTOUR_BYTES, MAX_CONTOUR_POINTS, MAX_POLYGONS, ContourError
+from etl.errors import ContourError, beyond, most
 from etl.model import Vertices
 
 # No possessive quantifiers: Python 3.11.2, which Debian 12 has, gets them wrong.
@@ -50,7 +50,7 @@ def parse_contour(data: bytes) -> list[Vertices]:
     ContourError
         A line that is not two numbers, a number that is not finite, or too many lines.
     """
-    if len(data) > MAX_CONTOUR_BYTES:
+    if len(data) > most("contour-bytes"):
         raise too_large(len(data))
     vertices = _plain(data)
     return _line_by_line(data) if vertices is None else [vertices]
@@ -66,7 +66,7 @@ def _plain(data: bytes) -> Vertices | None:
         data += b"\n"
     between = data.translate(None, _NUMBER_CHARACTERS)
     n_lines = between.count(b"\n")
-    if n_lines > MAX_CONTOUR_POINTS or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
+    if n_lines > most("contour-points") or between not in (b" \n" * n_lines, b" \r\n" * n_lines):
         return None
     if b"\r" in between and data.count(b"\r\n") != n_lines:  # a number between the two
         return None
@@ -83,6 +83,7 @@ def _plain(data: bytes) -> Vertices | None:
 def _line_by_line(data: bytes) -> list[Vertices]:
     """Return the polygons of any file, or raise for the first line that is not two numbers."""
     vertices: list[tuple[float, float]] = []
+    most_points = most("contour-points")
     starts: list[int] = []  # of the parts but the first
     end = 0  # of the last line that is not blank
     for line in _LINE.finditer(data):
@@ -111,19 +112,13 @@ def _line_by_line(data: bytes) -> list[Vertices]:
                 f'line {number}: expected finite numbers, found "{shown}". {_MEND}',
             )
         vertices.append((x, y))
-        if len(vertices) > MAX_CONTOUR_POINTS:
-            raise ContourError(
-                "contour-too-large",
-                f"has more than {MAX_CONTOUR_POINTS} points, expected at most that.",
-            )
+        if len(vertices) > most_points:
+            n_lines = sum(1 for one in _LINE.finditer(data) if one[0].strip(_BLANKS))
+            raise ContourError("contour-too-large", beyond("contour-points", n_lines))
     points = np.array(vertices, np.float64).reshape(-1, _COLUMNS)
     borders = _borders(starts, len(points))
-    if len(borders) >= MAX_POLYGONS:
-        raise ContourError(
-            "contour-too-large",
-            f"has {len(borders) + 1} polygons (blank lines separate them), expected at most "
-            f"{MAX_POLYGONS}.",
-        )
+    if len(borders) >= most("polygons"):  # blank lines separate them
+        raise ContourError("contour-too-large", beyond("polygons", len(borders) + 1))
     return np.split(points, borders)
 
 
@@ -143,8 +138,5 @@ def _line_number(data: bytes, start: int) -> int:
 
 
 def too_large(n_bytes: int) -> ContourError:
-    """Return the error for a file of `n_bytes`, more than MAX_CONTOUR_BYTES."""
-    return ContourError(
-        "contour-too-large",
-        f"has {n_bytes} bytes, expected at most {MAX_CONTOUR_BYTES}: no contour.",
-    )
+    """Return the error for a file of more bytes than a contour may have."""
+    return ContourError("contour-too-large", beyond("contour-bytes", n_bytes))

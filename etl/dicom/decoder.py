@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from etl.errors import ImageError
+from etl.errors import ImageError, most
 
-SECONDS: Final = 10  # of processor time for one frame, and
-PIXELS_A_SECOND: Final = 100_000  # more for large ones: a fiftieth of what the slowest decoder does
+# A frame gets the limit "decoder-seconds" of processor time, and a second more for each so many
+# pixels: a fiftieth of what the slowest decoder does.
+PIXELS_A_SECOND: Final = 100_000
 
 _LENGTH: Final = struct.Struct("<Q")
 _ANSWER: Final = struct.Struct("<?Q")
@@ -44,16 +45,9 @@ class Request(NamedTuple):
 
 
 class Decoder:
-    """Has frames decoded by a process of its own.
+    """Has frames decoded by a process of its own."""
 
-    Parameters
-    ----------
-    seconds : int
-        Processor time after which a small frame is given up.
-    """
-
-    def __init__(self, seconds: int = SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._lock = threading.Lock()
@@ -73,7 +67,7 @@ class Decoder:
                 is_decoded, cells = _ask(process, request)
             except (OSError, EOFError) as error:
                 status = self._buried()
-                raise ImageError("image-unreadable", self._death(status)) from error
+                raise ImageError("image-unreadable", _death(status)) from error
         if not is_decoded:
             raise ImageError("image-unreadable", "cannot be decoded. Export it again.")
         return cells
@@ -88,7 +82,7 @@ class Decoder:
         if self._process is None or self._owner != os.getpid():  # a fork has no process of its own
             root = str(Path(__file__).parents[2])
             self._process = subprocess.Popen(  # noqa: S603  our own code
-                [sys.executable, "-P", "-c", _COMMAND, root, str(self._seconds)],
+                [sys.executable, "-P", "-c", _COMMAND, root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # decoders write there as they like
@@ -107,16 +101,22 @@ class Decoder:
                     pipe.close()
         return process.wait()
 
-    def _death(self, status: int) -> str:
-        if status == -getattr(signal, "SIGPROF", 0):
-            return f"keeps its decoder busy for over {self._seconds} s. Export it again."
+
+def _death(status: int) -> str:
+    """Return what a frame does to a decoder that ended with this status."""
+    if status != -getattr(signal, "SIGPROF", 0):
         return "makes its decoder crash. Export it again."
+    seconds = most("decoder-seconds")
+    return (
+        f"keeps its decoder busy for over {seconds} s. Export it again, or allow more: --limit "
+        f"decoder-seconds={2 * seconds}."
+    )
 
 
 def _ask(process: "subprocess.Popen[bytes]", request: Request) -> tuple[bool, bytes]:
     if process.stdin is None or process.stdout is None:
         raise EOFError
-    question = pickle.dumps(tuple(request), pickle.HIGHEST_PROTOCOL)
+    question = pickle.dumps((most("decoder-seconds"), *request), pickle.HIGHEST_PROTOCOL)
     process.stdin.write(_LENGTH.pack(len(question)) + question)
     process.stdin.flush()
     is_decoded, length = _ANSWER.unpack(_read(process.stdout, _ANSWER.size))
@@ -135,12 +135,12 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker ends it, by closing the pipe
     import pydicom.pixels.decoders.base  # noqa: F401  before the clock runs
 
-    seconds = int(sys.argv[2])
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # decoders print, and not only errors
         while header := sys.stdin.buffer.read(_LENGTH.size):
             question = _read(sys.stdin.buffer, *_LENGTH.unpack(header))
-            request = Request(*pickle.loads(question))  # noqa: S301  the worker's
+            seconds, *values = pickle.loads(question)  # noqa: S301  the worker's
+            request = Request(*values)
             with _limited(seconds + request.rows * request.columns // PIXELS_A_SECOND):
                 try:
                     cells = decode_by_pydicom(request)

@@ -9,7 +9,7 @@ items (fragments) for each frame, then a sequence delimiter.
 import struct
 from typing import BinaryIO, Final, NamedTuple
 
-from etl.errors import MAX_OFFSET_TABLE_BYTES, ImageError
+from etl.errors import OFFSET_TABLE_BYTES_A_FRAME, ImageError, most
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _DELIMITER: Final = b"\xfe\xff\xdd\xe0"
@@ -73,6 +73,7 @@ def find_frames(file: BinaryIO, offset: int, size: int, n_frames: int) -> list[F
 def _items(file: BinaryIO, offset: int, size: int) -> list[Fragment]:
     """Return all items of PixelData: the basic offset table, then the fragments."""
     items: list[Fragment] = []
+    most_table_bytes = OFFSET_TABLE_BYTES_A_FRAME * most("frames")
     while True:
         file.seek(offset)
         header = file.read(_HEADER_BYTES)
@@ -84,11 +85,7 @@ def _items(file: BinaryIO, offset: int, size: int) -> list[Fragment]:
         if header[:4] == _DELIMITER and items:
             return items
         is_table = not items
-        if (
-            header[:4] != _ITEM
-            or length == _UNDEFINED
-            or (is_table and length > MAX_OFFSET_TABLE_BYTES)
-        ):
+        if header[:4] != _ITEM or length == _UNDEFINED or (is_table and length > most_table_bytes):
             raise ImageError(
                 "image-unreadable",
                 "the items of its encapsulated pixels cannot be followed. Export it again.",

@@ -20,11 +20,12 @@ from etl.dicom.elements import (
 )
 from etl.dicom.header import BIG_ENDIAN, Header, read_header
 from etl.dicom.quick_scan import PIXEL_DATA, Element
-from etl.errors import MAX_FRAMES
+from etl.errors import ImageError, beyond, most
 from etl.geometry import ImagePlane
 
 # Every storage class begins so; the first one in a file is its own.
 _STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
+_DIGITS: Final = re.compile(r"[0-9]{1,12}", re.ASCII)  # of NumberOfFrames, which is VR IS
 CLASS_BYTES: Final = 4096  # of a file; its class is among the first
 _MARK: Final = slice(128, 132)
 
@@ -98,8 +99,10 @@ def count_frames(file: BinaryIO) -> int:
 
 def _n_frames(values: Values) -> int:
     digits = values.text(NUMBER_OF_FRAMES)
-    n_frames = int(digits) if re.fullmatch(r"[0-9]{1,7}", digits, re.ASCII) else 1
-    return min(max(n_frames, 1), MAX_FRAMES)
+    n_frames = int(digits) if _DIGITS.fullmatch(digits) else 1
+    if n_frames > most("frames"):
+        raise ImageError("image-unreadable", beyond("frames", n_frames))
+    return max(n_frames, 1)
 
 
 def _text(header: Header) -> str:

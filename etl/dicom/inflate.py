@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from etl.dicom.pydicom_scan import truncated
-from etl.errors import MAX_INFLATED_BYTES, MAX_INFLATED_HEADER_BYTES, ImageError
+from etl.errors import ImageError, beyond, most
 
 _FIRST_BYTES: Final = 1 << 16  # inflated to find the pixels; then eight times as many, and so on
 _TRAILER: Final = struct.Struct("<2I")
@@ -25,15 +25,12 @@ _BEHIND_BYTES: Final = 1 << 16  # of elements or padding behind the pixels
 def head(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
     """Return the beginning of an inflated data set: all of it, unless less is enough."""
     unpacker = _unpacker()
-    n_bytes = _FIRST_BYTES
+    n_bytes, most_bytes = _FIRST_BYTES, most("inflated-header-bytes")
     inflated = _inflate(unpacker, data, n_bytes)
     while not unpacker.eof and unpacker.unconsumed_tail and not is_enough(inflated):
-        if n_bytes >= MAX_INFLATED_HEADER_BYTES:
-            raise ImageError(
-                "image-unreadable",
-                f"its deflated header unpacks to more than {MAX_INFLATED_HEADER_BYTES} bytes.",
-            )
-        more = min(8 * n_bytes, MAX_INFLATED_HEADER_BYTES) - n_bytes
+        if n_bytes >= most_bytes:
+            raise ImageError("image-unreadable", beyond("inflated-header-bytes", None))
+        more = min(8 * n_bytes, most_bytes) - n_bytes
         inflated += _inflate(unpacker, unpacker.unconsumed_tail, more)
         n_bytes += more
     return inflated
@@ -42,9 +39,9 @@ def head(data: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
 def whole(data: bytes) -> bytes:
     """Return an inflated data set, of a bounded size."""
     unpacker = _unpacker()
-    inflated = _inflate(unpacker, data, MAX_INFLATED_BYTES)
+    inflated = _inflate(unpacker, data, most("inflated-bytes"))
     if not unpacker.eof and unpacker.unconsumed_tail:
-        raise ImageError("image-unreadable", f"unpacks to more than {MAX_INFLATED_BYTES} bytes.")
+        raise ImageError("image-unreadable", beyond("inflated-bytes", None))
     _require_end(unpacker, zlib.crc32(inflated), len(inflated))
     return inflated
 

@@ -58,7 +58,7 @@ from etl.dicom.identity import identity
 from etl.dicom.kept_tags import KeptTag, kept_values, more_tags
 from etl.dicom.pixels import modality_range, stored_range
 from etl.dicom.quick_scan import PIXEL_DATA, Element
-from etl.errors import ImageError
+from etl.errors import ImageError, beyond, changed_limits, most
 from etl.model import EncapsulatedPixels, Instance, NativePixels, PixelFormat
 
 _COLOUR_MODELS: Final = frozenset(
@@ -132,7 +132,8 @@ def read_instance(
     ImageError
         Anything for which the frame cannot become a grayscale image.
     """
-    known = _opened.get((stamp, kept)) if stamp is not None else None
+    key = stamp, kept, changed_limits()
+    known = _opened.get(key) if stamp is not None else None
     opened = known or _open(file, more_tags(kept) if kept else ())
     instance, pixels_end = _instance(file, opened, frame_number, kept)
     if known is None:
@@ -140,7 +141,7 @@ def read_instance(
             file.seek(opened.header.deflated_at)
             inflate.require_whole(file.read(), pixels_end)
         if stamp is not None and instance.number_of_frames > 1:
-            _keep((stamp, kept), opened)
+            _keep(key, opened)
     return instance
 
 
@@ -402,6 +403,8 @@ def _require_frames(values: Values) -> int:
         raise ImageError("image-unreadable", "NumberOfFrames is not a number.")
     if int(text) < 1:
         raise ImageError("image-unreadable", f"NumberOfFrames is {int(text)}, expected 1.")
+    if int(text) > most("frames"):
+        raise ImageError("image-unreadable", beyond("frames", int(text)))
     return int(text)
 
 

@@ -20,7 +20,7 @@ from etl.dicom.quick_scan import (
     UNDEFINED,
     Element,
 )
-from etl.errors import MAX_ELEMENTS, MAX_ITEMS, MAX_VALUE_BYTES, ImageError, SourceError
+from etl.errors import MAX_VALUE_BYTES, ImageError, SourceError, beyond, most
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
 _LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
@@ -98,10 +98,10 @@ def elements(
 
 
 def _require_few_elements(number: int) -> None:
-    if number > MAX_ELEMENTS:
+    if number > most("elements"):
         raise ImageError(
             "image-unreadable",
-            f"has more than {MAX_ELEMENTS} data elements, or as much padding. Export it again.",
+            f"{beyond('elements', None)} Or has it as much padding? Then export it again.",
         )
 
 
@@ -115,8 +115,8 @@ def require_few_items(data: bytes, code: str) -> None:
     SourceError
         With this code.
     """
-    if max(map(data.count, _ITEMS)) > MAX_ITEMS:
-        raise SourceError(code, _too_many_items())
+    if (n_items := max(map(data.count, _ITEMS))) > most("items"):
+        raise SourceError(code, beyond("items", n_items))
 
 
 def _require_few_items(file: BinaryIO, size: int) -> None:
@@ -127,14 +127,10 @@ def _require_few_items(file: BinaryIO, size: int) -> None:
     while file.tell() < size and (block := file.read(_BLOCK_BYTES)):
         joined = end + block
         n_items = [n + joined.count(item) for n, item in zip(n_items, _ITEMS, strict=True)]
-        if max(n_items) > MAX_ITEMS:
-            raise ImageError("image-unreadable", _too_many_items())
         end = joined[-3:]
+    if max(n_items) > most("items"):
+        raise ImageError("image-unreadable", beyond("items", max(n_items)))
     file.seek(start)
-
-
-def _too_many_items() -> str:
-    return f"has more than {MAX_ITEMS} items of sequences. Export it with fewer frames."
 
 
 def _require_end(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from etl.dicom.annotations import AnnotationSet, Drawing, DrawnStructure, items, plainly, text
 from etl.dicom.pydicom_scan import require_few_items
-from etl.errors import MAX_CONTOUR_POINTS, SourceError
+from etl.errors import SourceError, beyond, most
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -124,8 +124,8 @@ def _points(item: "Dataset") -> tuple[Points | None, str]:
     if not isinstance(value, bytes):
         value = b"\\".join(str(one).encode() for one in (value if value is not None else ()))
     parts = value.split(b"\\")
-    if len(parts) > 3 * MAX_CONTOUR_POINTS:
-        return None, f"has more than {MAX_CONTOUR_POINTS} points"
+    if len(parts) > 3 * most("contour-points"):
+        return None, beyond("contour-points", len(parts) // 3)
     try:
         numbers = np.array(parts, np.float64) if b"_" not in value else np.array([np.nan])
     except ValueError:

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from etl.dicom.annotations import CLOSED, POINT, SEGMENTATION, AnnotationSet, Drawing
-from etl.errors import MAX_ANNOTATION_BYTES, EtlError, SourceError
+from etl.errors import EtlError, Limits, SourceError, beyond, changed_limits, most
 from etl.findings import Finding, SampleKey, counted
 from etl.model import AnnotationRef, FileStamp, Link
 from etl.options import ALL, NEWEST, BuildOptions
@@ -129,8 +129,8 @@ def index_file(
 
 
 def _require_size(n_bytes: int, code: str) -> None:
-    if n_bytes > MAX_ANNOTATION_BYTES:
-        raise SourceError(code, f"has {n_bytes} bytes, expected at most {MAX_ANNOTATION_BYTES}.")
+    if n_bytes > most("annotation-bytes"):
+        raise SourceError(code, beyond("annotation-bytes", n_bytes))
 
 
 class Latest(Generic[T]):
@@ -147,7 +147,7 @@ class Latest(Generic[T]):
     def __init__(self, code: str, parse: Callable[[bytes], T]) -> None:
         self._code = code
         self._parse = parse
-        self._kept: dict[tuple[Path, str, FileStamp], tuple[T, str]] = {}
+        self._kept: dict[tuple[Path, str, FileStamp, Limits], tuple[T, str]] = {}
 
     def read(self, root: Path, path: str) -> tuple[T, str]:
         """Return what a file says, and the digest of its content.
@@ -158,7 +158,7 @@ class Latest(Generic[T]):
             It cannot be read, or is too large.
         """
         with open_source(root, path, self._code) as (descriptor, stamp):
-            key = root, path, stamp
+            key = root, path, stamp, changed_limits()
             if (known := self._kept.get(key)) is not None:
                 return known
             _require_size(stamp.size, self._code)

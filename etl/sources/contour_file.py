@@ -7,7 +7,7 @@ import xxhash
 
 from etl.contours import text
 from etl.contours.transform import PixelGrid, transform
-from etl.errors import MAX_CONTOUR_BYTES
+from etl.errors import most
 from etl.model import AnnotationRef, Instance, Region
 from etl.options import BuildOptions
 from etl.sources.files import open_source, read_all
@@ -25,7 +25,7 @@ def read_region(
     """
     code = "contour-unreadable"
     with open_source(root, annotation.path, code) as (descriptor, stamp):
-        if stamp.size > MAX_CONTOUR_BYTES:
+        if stamp.size > most("contour-bytes"):
             raise text.too_large(stamp.size)
         data = read_all(descriptor, stamp, code)
     origin = np.float64(options.contour_origin)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from etl.errors import MAX_TABLE_BYTES, EtlError
+from etl.errors import EtlError, beyond, most
 from etl.sources.strays import find_near
 from loader.format import NO_FOLD, SPLITS
 
@@ -63,11 +63,9 @@ def _text(path: Path, expected: str) -> str:
                 f"Table not usable: {path}: is a {found}, expected a file with the columns "
                 f"{expected}."
             )
-        if status.st_size > MAX_TABLE_BYTES:
-            raise EtlError(
-                f"Table not usable: {path}: has {status.st_size} bytes, expected at most "
-                f"{MAX_TABLE_BYTES}."
-            )
+        if status.st_size > most("table-bytes"):
+            why = beyond("table-bytes", status.st_size)
+            raise EtlError(f"Table not usable: {path}: {why}")
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EtlError(

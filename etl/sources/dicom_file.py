@@ -6,7 +6,7 @@ from typing import BinaryIO, Final, TypeVar
 
 from etl.dicom.instance import read_instance
 from etl.dicom.kept_tags import KeptTag
-from etl.errors import MAX_IMAGE_BYTES, SourceError
+from etl.errors import SourceError, beyond, most
 from etl.model import FileStamp, FrameRef, Instance
 from etl.sources.files import cannot_read, open_source
 
@@ -51,9 +51,8 @@ def with_file(root: Path, path: str, read: Callable[[BinaryIO, FileStamp], _T]) 
         The file cannot be read, or whatever the function raises.
     """
     with open_source(root, path, _CODE) as (descriptor, stamp):
-        if stamp.size > MAX_IMAGE_BYTES:
-            message = f"has {stamp.size} bytes, expected at most {MAX_IMAGE_BYTES}."
-            raise SourceError(_CODE, message)
+        if stamp.size > most("image-bytes"):
+            raise SourceError(_CODE, beyond("image-bytes", stamp.size))
         try:
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 return read(file, stamp)

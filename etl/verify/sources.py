@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.errors import EtlError, SourceError
+from etl.errors import EtlError, SourceError, limited
 from etl.options import BuildOptions
 from etl.sources import layouts
 from etl.sources.source import Discovery, Index
@@ -39,12 +39,13 @@ def find_sources(dataset: Dataset, data: Path) -> Discovery:
     options = {name: _frozen(recorded[name]) for name in known & recorded.keys()}
     try:
         build_options = BuildOptions(**options)  # type: ignore[arg-type]
-        source, _ = layouts.choose(data, build_options.layout)
-        build_options = layouts.settle(source, build_options)
-        found = source.discover(data, build_options)
-        if source.resolve is None or source.index is None:
-            return found
-        return source.resolve(found, _indexed(source.index, found), build_options)
+        with limited(build_options.limits):
+            source, _ = layouts.choose(data, build_options.layout)
+            build_options = layouts.settle(source, build_options)
+            found = source.discover(data, build_options)
+            if source.resolve is None or source.index is None:
+                return found
+            return source.resolve(found, _indexed(source.index, found), build_options)
     except (TypeError, ValueError) as error:
         raise EtlError(
             f"Sources not comparable: {dataset.path}: its options are not those of this version "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
 
-from etl.errors import EtlError
+from etl.errors import EtlError, changed_limits, run_limited
 from etl.workers import local_pool, watchdog
 from loader.format import VERSION
 
@@ -107,9 +107,15 @@ class Engine:
         waiting: deque[tuple[_Task, Future[_Result]]],
     ) -> Future[_Result]:
         try:
-            return self._executor.submit(work.run, task)
+            return self._call(work, task)
         except BrokenExecutor as error:  # it has noticed a death before we did
             raise self._stopped(work, waiting) from error
+
+    def _call(self, work: Work[_Task, _Result], task: _Task) -> Future[_Result]:
+        """Submit a task, whose worker is to have the limits that this process has."""
+        if limits := changed_limits():
+            return self._executor.submit(run_limited, limits, work.run, task)
+        return self._executor.submit(work.run, task)
 
     def _stopped(
         self, work: Work[_Task, _Result], waiting: deque[tuple[_Task, Future[_Result]]]
@@ -140,7 +146,7 @@ class Engine:
     def _try(self, work: Work[_Task, _Result], task: _Task) -> list[_Result] | Exception:
         """Return the one result of a task, or the error where its worker dies."""
         try:
-            return [self._executor.submit(work.run, task).result()]
+            return [self._call(work, task).result()]
         except _deaths() as error:
             return error
 

@@ -55,6 +55,10 @@ def test_options_have_one_form_whatever_they_were_given_as():
         ({"structures": ()}, ValueError, "structures: expected names, each once"),
         ({"structures": ("a", "")}, ValueError, "structures: expected names, each once"),
         ({"structures": ("a", "b", "a")}, ValueError, "structures: expected names, each once"),
+        ({"limits": 7}, TypeError, "limits: expected names with numbers"),
+        ({"limits": {"polygon": 7}}, ValueError, "limits: expected some of image-bytes"),
+        ({"limits": {"polygons": 0}}, ValueError, "limits: polygons: expected 1 to"),
+        ({"limits": {"polygons": 7.0}}, TypeError, "limits: polygons: expected a whole number"),
     ],
 )  # fmt: skip
 def test_options_that_no_build_can_have_are_refused(options, error, words):
@@ -84,3 +88,12 @@ def test_no_path_is_recorded():
 def test_a_build_with_wrong_arguments_looks_at_nothing(tmp_path, arguments, error):
     with pytest.raises(error):
         etl.build(tmp_path / "missing", tmp_path / "out.h5", **arguments)
+
+
+def test_limits_have_one_form_and_defaults_are_none():
+    limits = {"polygons": 7, "contour-points": 8, "items": 500_000}
+    found = BuildOptions(limits=limits)
+    assert found.limits == (("contour-points", 8), ("polygons", 7))
+    assert found == BuildOptions(limits=found.limits)
+    assert found.to_json()["limits"] == {"contour-points": 8, "polygons": 7}
+    assert "limits" not in BuildOptions().to_json()

@@ -9,7 +9,7 @@ import pytest
 
 from etl.dicom import decoder
 from etl.dicom.decoder import Decoder, Request
-from etl.errors import ImageError
+from etl.errors import ImageError, limited
 
 REQUEST = Request(b"frame", "1.2.840.10008.1.2.4.80", "pyjpegls", 2, 3, 16, 12, False)
 FAKES = {
@@ -25,10 +25,10 @@ def decoding(monkeypatch):
     """Return a decoder whose process does something else than to decode."""
     made = []
 
-    def make(fake, seconds=30):
+    def make(fake):
         head, tail = decoder._COMMAND.split("decoder.serve()")
         monkeypatch.setattr(decoder, "_COMMAND", f"{head}\n{FAKES[fake]}\ndecoder.serve(){tail}")
-        made.append(Decoder(seconds))
+        made.append(Decoder())
         return made[-1]
 
     yield make
@@ -49,8 +49,9 @@ def test_a_decoder_that_crashes_costs_one_frame(decoding, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer")
 def test_a_decoder_that_never_comes_back_is_ended(decoding):
     began = time.monotonic()
-    with pytest.raises(ImageError, match="busy for over 1 s"):
-        decoding("hang", seconds=1).decode(REQUEST)
+    told = r"busy for over 1 s\. .* --limit decoder-seconds=2\."
+    with limited((("decoder-seconds", 1),)), pytest.raises(ImageError, match=told):
+        decoding("hang").decode(REQUEST)
     assert time.monotonic() - began < 60
 
 

@@ -235,6 +235,6 @@ def test_headers_are_kept_of_a_few_files_of_several_frames():
     data = dicom_bytes(enhanced(2, groups(), [frame_groups(1)] * 2))
     for stamp in range(20):
         read(data, 1, stamp)
-    assert list(dicom_instance._opened) == [(stamp, ()) for stamp in (16, 17, 18, 19)]
+    assert list(dicom_instance._opened) == [(stamp, (), ()) for stamp in (16, 17, 18, 19)]
     read(dicom_bytes(), None, stamp="single")
     assert ("single", ()) not in dicom_instance._opened
