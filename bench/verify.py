@@ -4,10 +4,12 @@
 
 Builds a file of --pairs pairs. Each round reads it and verifies it by turns, once from the disk
 (its pages are dropped from the page cache before) and once from the page cache, and prints
-medians. BENCH_TMP names the folder to work in.
+medians. Last it prints the processor time of one worker, which other programs on the machine change
+less. BENCH_TMP names the folder to work in; --file takes a file that is there.
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from pathlib import Path
 import click
 
 sys.path.pop(0)  # this folder, whose loader.py is not the package
+
+import loader
 
 BLOCK_BYTES = 8 << 20
 COMMAND = Path(sys.executable).with_name("dicom-etl")
@@ -47,6 +51,14 @@ def seconds_of_verifying(path: Path) -> float:
     return time.perf_counter() - started
 
 
+def processor_seconds(path: Path) -> float:
+    """Return the processor time of the command with one worker, which is its own process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([COMMAND, "verify", path, "--workers", "1"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
 def write_file(folder: Path, n_pairs: int) -> Path:
     """Build a file from different pairs."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import build; from pathlib import Path; "
@@ -61,10 +73,11 @@ def write_file(folder: Path, n_pairs: int) -> Path:
 @click.command()
 @click.option("--pairs", default=10000, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-def main(pairs: int, rounds: int) -> None:
+@click.option("--file", type=click.Path(path_type=Path), help="Build none: verify this one.")
+def main(pairs: int, rounds: int, file: Path | None) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as name:
-        out = write_file(Path(name), pairs)
+        out = file or write_file(Path(name), pairs)
         size = out.stat().st_size / 1e6
         print(f"{size:.0f} MB")
         for where in ("disk", "page cache"):
@@ -85,6 +98,12 @@ def main(pairs: int, rounds: int) -> None:
                 for what, values in found.items()
             )
             print(f"{where:11s} {shown}   ratio {rates['verify'] / rates['read']:.2f}")
+        times = [processor_seconds(out) for _ in range(rounds)]
+        n_rows = len(loader.open_dataset(out))
+        print(
+            f"one worker: {min(times):.2f} s of processor time at least, median "
+            f"{statistics.median(times):.2f} s; {min(times) / n_rows * 1e6:.0f} us a row at least"
+        )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ class MappedFile:
             with contextlib.suppress(OSError):  # the process has closed it
                 os.close(descriptor)
 
+    def fileno(self) -> int:
+        """Return the descriptor, of which reads raise an error where the disk fails."""
+        return self._descriptor
+
     def check(self) -> None:
         """Check that nobody has written to the file or cut it short; one fstat, 2 microseconds.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from etl.verify import processes
 from etl.workers import local_pool
 
 PROJECT = Path(__file__).parents[1]
@@ -206,10 +207,14 @@ def test_no_string_names_a_module_of_ours():
     assert found == []
 
 
-def test_what_workers_preload_is_there():
+@pytest.mark.parametrize(
+    "name",
+    [local_pool._PRELOAD, *(processes.preloaded(with_sources=one) for one in (False, True))],
+)
+def test_what_workers_preload_is_there(name):
     """The server that they fork from passes over a module that it does not find."""
-    assert local_pool._PRELOAD in MODULES
-    assert importlib.util.find_spec(local_pool._PRELOAD) is not None
+    assert name in MODULES
+    assert importlib.util.find_spec(name) is not None
 
 
 PROBE = """

@@ -33,14 +33,18 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
     if rebuild_check and source is None:
         raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
     with signals.stop_deferred():
-        from etl.verify.file import verify as verify_file
+        from etl.verify import processes
         from etl.workers import local_pool
+
+        n_workers = workers or local_pool.available_cores()
+        processes.start(file, n_workers, with_sources=source is not None)
+        from etl.verify.file import verify as verify_file
 
     result = verify_file(
         file,
         source=source,
         rebuild=rebuild_check,
-        workers=workers or local_pool.available_cores(),
+        workers=n_workers,
         progress=True,
     )
     for problem in result.problems:

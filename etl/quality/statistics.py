@@ -6,7 +6,7 @@ numbers are exact integers here, and the others run in one stated order.
 
 import math
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from etl.model import Image
 
 _HISTOGRAM_SPAN: Final = 1 << 17  # value span up to which counting by value is the fastest
 _INT64_SAFE: Final = 1 << 62
+_BLOCK: Final = 8192  # numbers that stay in the processor's cache
+_MANTISSA_BITS: Final = 53  # of float64
+_LOWEST_UNIT: Final = -1000  # from here on float64 has fewer bits
 
 _Values: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 _Counts: TypeAlias = npt.NDArray[np.int64]
@@ -97,10 +100,12 @@ def _histogram(image: Image) -> tuple[_Values, _Counts]:
             # Cast here: np.bincount itself casts by a slower way.
             counts = np.bincount(above.ravel().astype(np.int64), minlength=span)
             return np.arange(int(lowest), int(highest) + 1), counts
-    values, counts = np.unique(image, return_counts=True)
+    pixels = np.sort(image, axis=None)
+    first = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]]))
+    counts = np.diff(first, append=len(pixels))
     if image.dtype.kind == "f":
-        return values.astype(np.float64), counts
-    return values.astype(np.int64), counts
+        return pixels[first].astype(np.float64), counts
+    return pixels[first].astype(np.int64), counts
 
 
 def _without(
@@ -119,30 +124,83 @@ def _without(
 
 
 def _moments(values: _Values, counts: _Counts) -> tuple[float, float]:
-    n = int(counts.sum())
     if values.dtype.kind == "f":
-        mean = math.fsum((values * counts).tolist()) / n
+        return _moments_of_floats(cast("npt.NDArray[np.float64]", values), counts)
+    return _moments_of_whole_numbers(cast("npt.NDArray[np.int64]", values), counts)
+
+
+def _moments_of_floats(values: npt.NDArray[np.float64], counts: _Counts) -> tuple[float, float]:
+    n = int(counts.sum())
+    with np.errstate(all="ignore"):  # in a damaged file they may be infinite, or no numbers
+        mean = exact_sum(values * counts) / n
         deviations = values - mean
-        return mean, math.sqrt(math.fsum((deviations * deviations * counts).tolist()) / n)
+        return mean, math.sqrt(exact_sum(deviations * deviations * counts) / n)
+
+
+def _moments_of_whole_numbers(
+    values: npt.NDArray[np.int64], counts: _Counts
+) -> tuple[float, float]:
+    n = int(counts.sum())
     largest = max(abs(int(values[0])), abs(int(values[-1])))
     if largest * largest * n < _INT64_SAFE:
-        total, squares = int(values @ counts), int((values * values) @ counts)
-    else:
-        pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
-        total = sum(value * count for value, count in pairs)
-        squares = sum(value * value * count for value, count in pairs)
+        return moments_of_sums(int(values @ counts), int((values * values) @ counts), n)
+    # The squares of halves, of 16 bits each, are small enough to be added.
+    high, low = values >> 16, values & 0xFFFF
+    total = (int(high @ counts) << 16) + int(low @ counts)
+    squares = (int((high * high) @ counts) << 32) + (int((high * low) @ counts) << 17)
+    return moments_of_sums(total, squares + int((low * low) @ counts), n)
+
+
+def moments_of_sums(total: int, squares: int, n: int) -> tuple[float, float]:
+    """Return mean and deviation of `n` whole numbers from their sum and that of their squares."""
     # Whole numbers up to the last step, so both quotients are correctly rounded.
     return total / n, math.sqrt((n * squares - total * total) / (n * n))
+
+
+def exact_sum(values: npt.NDArray[np.float64]) -> float:
+    """Return what `math.fsum` does, faster for many numbers; not finite where one of them is not.
+
+    Each step splits off the leading bits of the numbers: few enough that the sum of these is exact
+    in whatever order it is computed. What is left of the numbers is exact too.
+
+    Parameters
+    ----------
+    values : float64 array, shape (n,)
+        Below 1e250, if they are finite.
+    """
+    exact: list[float] = []
+    for first in range(0, len(values), _BLOCK):
+        rest = values[first : first + _BLOCK].copy()
+        # The sum of a block's parts is a multiple of 2**unit and has no more than 53 bits.
+        n_spare = len(rest).bit_length() + 1
+        while largest := max(float(rest.max()), -float(rest.min())):
+            unit = math.frexp(largest)[1] + n_spare - _MANTISSA_BITS
+            if not math.isfinite(largest):
+                return float(values.sum())
+            if unit < _LOWEST_UNIT:
+                exact += rest.tolist()
+                break
+            rounder = math.ldexp(1.5, unit + _MANTISSA_BITS - 1)
+            leading = (rest + rounder) - rounder
+            exact.append(float(leading.sum()))
+            rest -= leading
+    return math.fsum(exact)
 
 
 def _percentiles(values: _Values, counts: _Counts, percents: tuple[int, ...]) -> list[float]:
     """Return the values at `percents` of the way from the first to the last pixel in order."""
     below = np.cumsum(counts)
-    last = int(below[-1]) - 1
-    places = [divmod(percent * last, 100) for percent in percents]
-    positions = [min(whole + step, last) for whole, _ in places for step in (0, 1)]
-    found = map(float, values[np.searchsorted(below, positions, side="right")].tolist())
+    n = int(below[-1])
+    places = [rank_of(percent, n) for percent in percents]
+    ranks = [min(rank + step, n - 1) for rank, _ in places for step in (0, 1)]
+    found = map(float, values[np.searchsorted(below, ranks, side="right")].tolist())
     return [
-        low + (high - low) * (hundredths / 100)
-        for (low, high), (_, hundredths) in zip(zip(found, found, strict=True), places, strict=True)
+        low + (high - low) * share
+        for (low, high), (_, share) in zip(zip(found, found, strict=True), places, strict=True)
     ]
+
+
+def rank_of(percent: int, n: int) -> tuple[int, float]:
+    """Return where a percentile of `n` pixels is: after which in order, from 0, and how far."""
+    rank, hundredths = divmod(percent * (n - 1), 100)
+    return rank, hundredths / 100

@@ -1,19 +1,18 @@
 """Prove a built file: rows and columns against their digests, on demand against the sources."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl.verify import processes
 from etl.verify.problem import Problem
+from etl.verify.reading import begin_to_read, tasks
 from etl.verify.rows import check_rows, forget, give_up
-from etl.verify.sources import compare_rows, find_sources, new_sources, rebuild_rows
 from etl.verify.tables import check_tables
 from etl.workers.engine import Work, local_engine
 from etl.workers.progress import bar
 from loader import open_dataset
-
-_ROWS_PER_TASK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def verify(
         Also parse every source again, by other and plainer code, and compare pixel by pixel.
         Needs `source`; for sources whose annotations are text contours.
     workers : int
-        Processes on this machine.
+        Processes on this machine; for small files it takes no other than this one.
     progress : bool
         Show a progress bar on stderr where that is a terminal.
 
@@ -59,19 +58,24 @@ def verify(
     """
     if rebuild and source is None:
         raise ValueError("rebuild: expected a source to build from, found none.")
+    workers = processes.start(Path(path), workers, with_sources=source is not None)
     dataset = open_dataset(path)
     path = dataset.path
+    begin_to_read(dataset)
     problems = list(check_tables(dataset))
     runs: list[tuple[str, Callable[[tuple[int, int]], list[Problem]]]] = [
         ("rows", functools.partial(check_rows, path))
     ]
     if source is not None:
+        # Not needed for anything else, and its parsers take longer to import than all the rest.
+        from etl.verify.sources import compare_rows, find_sources, new_sources, rebuild_rows
+
         found = find_sources(dataset, Path(source))
         problems += new_sources(dataset, found)
         runs.append(("sources", functools.partial(compare_rows, path, found.root)))
         if rebuild:
             runs.append(("rebuild", functools.partial(rebuild_rows, path, found.root)))
-    stretches = list(_stretches(len(dataset)))
+    stretches = tasks(dataset)
     with local_engine(min(workers, len(stretches))) as engine:
         for what, run in runs:
             work: Work[tuple[int, int], list[Problem]] = Work(
@@ -83,11 +87,6 @@ def verify(
                     shown(stop - first)
     forget()
     return Verification(len(dataset), problems)
-
-
-def _stretches(n_rows: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, n_rows, _ROWS_PER_TASK):
-        yield first, min(first + _ROWS_PER_TASK, n_rows)
 
 
 def _divided(stretch: tuple[int, int]) -> list[tuple[int, int]]:

@@ -216,10 +216,16 @@ def available_cores() -> int:
     return max(1, min(cores or 1, _cgroup_cores(_CGROUP_LIMIT)))
 
 
-def start_early(n_workers: int) -> None:
-    """Start the server that workers fork from, while this process imports what it needs."""
+def start_early(n_workers: int, preload: str = _PRELOAD) -> None:
+    """Start the server that workers fork from, while this process imports what it needs.
+
+    Parameters
+    ----------
+    preload : str
+        Module that all workers need; without effect where the server has started already.
+    """
     if n_workers > 1:
-        _context()
+        _context(preload)
 
 
 def _work(pipe: "Connection[_Message, bytes]", file_seconds: float) -> None:
@@ -244,13 +250,13 @@ def _work(pipe: "Connection[_Message, bytes]", file_seconds: float) -> None:
             return
 
 
-def _context() -> SpawnContext | ForkServerContext:
+def _context(preload: str = _PRELOAD) -> SpawnContext | ForkServerContext:
     """Return how worker processes start, the server that they fork from being under way."""
     if _START_METHOD == "spawn":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     if sys.flags.safe_path or not sys.flags.ignore_environment:  # else see _same_modules
-        context.set_forkserver_preload([_PRELOAD])
+        context.set_forkserver_preload([preload])
     with stop_deferred(), _same_modules():
         resource_tracker.ensure_running()  # first, since it unblocks Ctrl-C when it starts
         with _interrupt_blocked():

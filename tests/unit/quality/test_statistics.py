@@ -1,7 +1,13 @@
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
 
-from etl.quality.statistics import image_statistics, pooled_moments
+from etl.quality.statistics import exact_sum, image_statistics, pooled_moments
 
 DTYPES = ["<i2", "<u2", "<i4", "<f4"]
 
@@ -12,6 +18,77 @@ def image(dtype, seed=0):
         return rng.normal(3, 100, (31, 17)).astype(dtype)
     limits = np.iinfo(dtype)
     return rng.integers(limits.min, limits.max, (31, 17), dtype, endpoint=True)
+
+
+def plain_statistics(pixels):
+    """Return the same from a sorted list, to the last bit."""
+    values = sorted(pixels.ravel().tolist())
+    n, counts = len(values), Counter(values)
+    if pixels.dtype.kind == "f":
+        mean = math.fsum(value * count for value, count in counts.items()) / n
+        squares = ((value - mean) * (value - mean) * count for value, count in counts.items())
+        std = math.sqrt(math.fsum(squares) / n)
+    else:
+        total, squares = sum(values), sum(value * value for value in values)
+        mean, std = total / n, math.sqrt((n * squares - total * total) / (n * n))
+    found = [values[0], values[-1], mean, std]
+    for percent in (1, 99):
+        rank, hundredths = divmod(percent * (n - 1), 100)
+        low, high = float(values[rank]), float(values[min(rank + 1, n - 1)])
+        found.append(low + (high - low) * (hundredths / 100))
+    return found
+
+
+def as_list(found):
+    return [found.minimum, found.maximum, found.mean, found.std, found.p01, found.p99]
+
+
+@given(
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: st_numpy.arrays(
+            dtype,
+            st_numpy.array_shapes(min_dims=2, max_dims=2, max_side=30),
+            elements=st_numpy.from_dtype(
+                np.dtype(dtype), allow_nan=False, allow_infinity=False, allow_subnormal=True
+            ),
+        )
+    )
+)
+def test_statistics_equal_plain_ones_to_the_last_bit(pixels):
+    assert as_list(image_statistics(pixels)) == plain_statistics(pixels)
+
+
+@pytest.mark.parametrize("largest", [4, 4000, 2**18, 2**31 - 1])
+@pytest.mark.parametrize("dtype", ["<i4", "<f4"])
+def test_statistics_of_many_pixels_equal_plain_ones(dtype, largest):
+    rng = np.random.default_rng(largest)
+    pixels = rng.integers(-largest, largest, (130, 140)).astype(dtype)
+    if dtype == "<f4":
+        pixels *= np.float32(1.37)
+    assert as_list(image_statistics(pixels)) == plain_statistics(pixels)
+
+
+@given(st.lists(st.floats(-1e250, 1e250), max_size=60))
+def test_an_exact_sum_is_that_of_fsum(values):
+    assert exact_sum(np.array(values, np.float64)) == math.fsum(values)
+
+
+@pytest.mark.parametrize("spread", [0, 3, 40, 300])
+@pytest.mark.parametrize("n", [1, 8191, 8192, 8193, 20001])
+def test_an_exact_sum_of_many_numbers_is_that_of_fsum(n, spread):
+    rng = np.random.default_rng(n + spread)
+    values = rng.normal(0, 1, n) * 10.0 ** rng.uniform(-spread, min(spread, 249), n)
+    values = np.concatenate([values, -values[: n // 2]])  # much of it cancels
+    assert exact_sum(values) == math.fsum(values.tolist())
+
+
+@pytest.mark.parametrize("damage", [(np.nan,), (np.inf,), (-np.inf, np.inf), (np.inf, np.nan)])
+def test_statistics_of_a_damaged_image_are_no_numbers_and_no_error(damage):
+    pixels = image("<f4")
+    pixels.ravel()[: len(damage)] = damage
+    found = image_statistics(pixels)
+    assert not math.isfinite(found.mean)
+    assert not math.isfinite(found.std)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
