@@ -28,7 +28,7 @@ from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.quality.patients import Patient, Patients
-from etl.quality.people import Person, identifiers, same_people, with_leak
+from etl.quality.people import Person, identifiers, mixed_people, same_people, with_leak
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import ManifestTable, kept_columns
@@ -96,14 +96,16 @@ def assemble(
     """
     manifest, scheme = reviewed.manifest, found.scheme
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
-    people = _people(patients, manifest, identities[reviewed.is_good])
+    mine = identities[reviewed.is_good]
+    people = _people(patients, manifest, mine)
+    mixed = _mixed_people(patients, manifest, mine)
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
     alike = strata.strata(options, manifest)
     sides = split.assign(Counter(patients), options, found.sides, ids, alike)
     same = [same_person(person, sides, options) for person in people]
     told = [with_leak(finding, sides) for finding in reviewed.findings]
-    findings = sorted(told + same, key=finding_order)
+    findings = sorted([*told, *same, *mixed], key=finding_order)
     rows, other_rows = _rows(findings, manifest)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
@@ -187,6 +189,14 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
         if row >= 0 and finding.code in FLAG_CODES:
             flags[row] |= np.uint64(1 << FLAG_CODES.index(finding.code))
     return flags
+
+
+def _mixed_people(
+    patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
+) -> list[Finding]:
+    """Return warnings of patients that seem to be several people."""
+    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
+    return mixed_people(patients, paths, identities[:, 0].tolist())
 
 
 def _people(

@@ -26,7 +26,7 @@ from etl.options import BuildOptions
 from etl.output.row_writer import Plan
 from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
-from etl.quality.people import identifiers, same_people
+from etl.quality.people import identifiers, mixed_people, same_people
 from etl.render import ManifestTable, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.review import Reviewed, review
@@ -214,15 +214,15 @@ def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:
 def _same_people(
     rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
 ) -> list[Finding]:
-    """Return the findings on people that stand under several ids."""
+    """Return the findings on people under several ids, and on ids of several people."""
     identities = spool.identities()
     patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
     series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[-2:])
     compared = identifiers(patient, study, series, instance)
-    people = same_people(
-        [one.patient_id for one in rows], [one.dicom_path for one in rows], compared
-    )
-    return [same_person(person, {}, options) for person in people]
+    patients, paths = [one.patient_id for one in rows], [one.dicom_path for one in rows]
+    people = same_people(patients, paths, compared)
+    mixed = mixed_people(patients, paths, patient)
+    return [*(same_person(person, {}, options) for person in people), *mixed]
 
 
 def _summary(
