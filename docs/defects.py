@@ -197,6 +197,11 @@ def _(tree: Tree) -> Planted:
     return Planted(options={"split": (50, 25, 25)})
 
 
+@plants("names-alike")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},Pool,{outer}")
+
+
 @plants("patient-id-differs")
 def _(tree: Tree) -> Planted:
     first, second = tree.patients[:2]

@@ -22,7 +22,7 @@ from etl.findings import (
     counted,
     printable,
 )
-from etl.labels import LabelScheme
+from etl.labels import LabelScheme, names_alike
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
@@ -105,7 +105,7 @@ def assemble(
     sides = split.assign(Counter(patients), options, found.sides, ids, alike)
     same = [same_person(person, sides, options) for person in people]
     told = [with_leak(finding, sides) for finding in reviewed.findings]
-    findings = sorted([*told, *same, *mixed], key=finding_order)
+    findings = sorted([*told, *same, *mixed, *names_alike(patients, scheme)], key=finding_order)
     rows, other_rows = _rows(findings, manifest)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
@@ -160,7 +160,7 @@ def assemble(
     )
     n_samples = Counter(patients)
     old = split.notes_on_old(options, n_samples, sides) if found.sides is None else ()
-    notes = [*found.notes, *reviewed.notes, *_notes(options, sides), *old]
+    notes = [*found.notes, *reviewed.notes, *_notes(options, found, sides), *old]
     notes += strata.notes_on_strata(options, alike, n_samples, sides)
     by_patient = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(by_patient, manifest, scheme.structures)
@@ -273,10 +273,16 @@ def _recorded(options: BuildOptions) -> dict[str, object]:
     return recorded
 
 
-def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[str]:
+def _notes(
+    options: BuildOptions, found: Discovery, sides: Mapping[str, tuple[int, int]]
+) -> list[str]:
     """Return what was asked of the split but cannot be had with these patients."""
     used, folds = Counter(code for code, _ in sides.values()), {fold for _, fold in sides.values()}
     notes: list[str] = []
+    if found.sides is not None and (n_unlisted := used[file_format.NO_SPLIT]):
+        notes.append(
+            f"patients without a split, because the table has none for them: {n_unlisted}."
+        )
     if options.split_file is not None:
         notes += _notes_on_split_file(Path(options.split_file), used, sides.keys())
     if options.split is not None:

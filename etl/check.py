@@ -20,7 +20,7 @@ from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError
 from etl.examine import choose_size, examine_links, index_headers
 from etl.findings import Finding
-from etl.labels import LabelScheme
+from etl.labels import LabelScheme, names_alike
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
@@ -128,6 +128,7 @@ def check(
         summary = _summary(found, images, rows, dtype, options)
         findings = spool.findings if reviewed is None else reviewed.findings
         findings = findings + _same_people(rows, spool, reviewed, options)
+        findings += names_alike([one.patient_id for one in rows], found.scheme)
         findings = sorted(findings, key=finding_order)
         diagnoses: list[Cause] = []
         if full:

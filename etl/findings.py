@@ -396,6 +396,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "SOPInstanceUID; the finding has no row",
         "give them one id, or one side of your split",
     ),
+    "names-alike": FindingCode(
+        "warning",
+        "two patients, or two structures, have names that differ only in case, blanks, marks or "
+        "leading zeros; the finding has no row",
+        "write one name everywhere, or join structures with a mapping for `--structures`",
+    ),
     "patient-id-differs": FindingCode(
         "warning",
         "the images of one patient have several PatientIDs, or a structure set or segmentation has "
