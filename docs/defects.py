@@ -197,6 +197,19 @@ def _(tree: Tree) -> Planted:
     return Planted(options={"split": (50, 25, 25)})
 
 
+@plants("names-alike")
+def _(tree: Tree) -> Planted:
+    return _table(tree, "{patient},{image},Pool,{outer}")
+
+
+@plants("patient-id-differs")
+def _(tree: Tree) -> Planted:
+    first, second = tree.patients[:2]
+    stranger = pydicom.dcmread(tree.dicom((first, tree.slices(first)[0])))
+    tree.edit((second, tree.slices(second)[0]), PatientID=f"{stranger.PatientID}-2")
+    return Planted()
+
+
 @plants("file-misnamed")
 def _(tree: Tree) -> Planted:
     image = tree.dicom(tree.middle(with_outer=False))

@@ -22,13 +22,13 @@ from etl.findings import (
     counted,
     printable,
 )
-from etl.labels import LabelScheme
+from etl.labels import LabelScheme, names_alike
 from etl.options import BuildOptions
 from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.quality.patients import Patient, Patients
-from etl.quality.people import Person, identifiers, same_people, with_leak
+from etl.quality.people import Person, identifiers, mixed_people, same_people, with_leak
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import ManifestTable, kept_columns
@@ -96,14 +96,16 @@ def assemble(
     """
     manifest, scheme = reviewed.manifest, found.scheme
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
-    people = _people(patients, manifest, identities[reviewed.is_good])
+    mine = identities[reviewed.is_good]
+    people = _people(patients, manifest, mine)
+    mixed = _mixed_people(patients, manifest, mine)
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
     alike = strata.strata(options, manifest)
     sides = split.assign(Counter(patients), options, found.sides, ids, alike)
     same = [same_person(person, sides, options) for person in people]
     told = [with_leak(finding, sides) for finding in reviewed.findings]
-    findings = sorted(told + same, key=finding_order)
+    findings = sorted([*told, *same, *mixed, *names_alike(patients, scheme)], key=finding_order)
     rows, other_rows = _rows(findings, manifest)
     manifest["split"] = np.array([sides[patient_id][0] for patient_id in patients])
     manifest["fold"] = np.array([sides[patient_id][1] for patient_id in patients])
@@ -158,7 +160,7 @@ def assemble(
     )
     n_samples = Counter(patients)
     old = split.notes_on_old(options, n_samples, sides) if found.sides is None else ()
-    notes = [*found.notes, *reviewed.notes, *_notes(options, sides), *old]
+    notes = [*found.notes, *reviewed.notes, *_notes(options, found, sides), *old]
     notes += strata.notes_on_strata(options, alike, n_samples, sides)
     by_patient = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(by_patient, manifest, scheme.structures)
@@ -187,6 +189,14 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
         if row >= 0 and finding.code in FLAG_CODES:
             flags[row] |= np.uint64(1 << FLAG_CODES.index(finding.code))
     return flags
+
+
+def _mixed_people(
+    patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
+) -> list[Finding]:
+    """Return warnings of patients that seem to be several people."""
+    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
+    return mixed_people(patients, paths, identities[:, 0].tolist())
 
 
 def _people(
@@ -263,10 +273,16 @@ def _recorded(options: BuildOptions) -> dict[str, object]:
     return recorded
 
 
-def _notes(options: BuildOptions, sides: Mapping[str, tuple[int, int]]) -> list[str]:
+def _notes(
+    options: BuildOptions, found: Discovery, sides: Mapping[str, tuple[int, int]]
+) -> list[str]:
     """Return what was asked of the split but cannot be had with these patients."""
     used, folds = Counter(code for code, _ in sides.values()), {fold for _, fold in sides.values()}
     notes: list[str] = []
+    if found.sides is not None and (n_unlisted := used[file_format.NO_SPLIT]):
+        notes.append(
+            f"patients without a split, because the table has none for them: {n_unlisted}."
+        )
     if options.split_file is not None:
         notes += _notes_on_split_file(Path(options.split_file), used, sides.keys())
     if options.split is not None:

@@ -20,13 +20,13 @@ from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError, limited
 from etl.examine import choose_size, examine_links, index_headers
 from etl.findings import Finding
-from etl.labels import LabelScheme
+from etl.labels import LabelScheme, names_alike
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
 from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
-from etl.quality.people import identifiers, same_people
+from etl.quality.people import identifiers, mixed_people, same_people
 from etl.render import ManifestTable, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.review import Reviewed, review
@@ -99,44 +99,49 @@ def check(
         The input is not usable at all.
     """
     with limited(options.limits):
-        source, why = layouts.choose(data, options.layout)
-        options = layouts.settle(source, options)
-        found = source.discover(data, options)
-        n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
-        with (
-            contextlib.closing(Spool()) as spool,
-            local_engine(min(workers, max(n_tasks, 1))) as engine,
-        ):
-            found = index_headers(engine, source, found, options, progress=progress)
-            spool.findings += found.findings
-            options = choose_size(engine, source, found, options, progress=progress)
-            mask_dtype = found.scheme.mask_dtype(options.masks)
-            images = _survey_links(engine, found, options, progress=progress)
-            chosen = choose_audited(source, found, options) if full else []
-            examine_links(engine, source, found, options, spool, progress=progress)
-            reviewed = None
-            if full and len(spool):
-                plan = _nowhere(spool, options, mask_dtype)
-                rendered = render_samples(engine, spool, found, options, plan, progress=progress)
-                diagnosis = diagnose(
-                    engine, source, found, options, chosen, spool.findings, rendered
-                )
-                reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
-            elif full:
-                spool.findings += diagnose(
-                    engine, source, found, options, chosen, spool.findings
-                ).findings
-            dtype = image_dtype(spool.values)
-            rows = _rows(spool, reviewed)
-            summary = _summary(found, images, rows, dtype, options)
-            findings = spool.findings if reviewed is None else reviewed.findings
-            findings = findings + _same_people(rows, spool, reviewed, options)
-            findings = sorted(findings, key=finding_order)
-            diagnoses: list[Cause] = []
-            if full:
-                manifest = reviewed.manifest if reviewed is not None else {}
-                diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
-            return Checked(str(data), why, full, summary, findings, diagnoses)
+        return _checked(data, options, workers=workers, full=full, progress=progress)
+
+
+def _checked(
+    data: Path, options: BuildOptions, *, workers: int, full: bool, progress: bool
+) -> Checked:
+    source, why = layouts.choose(data, options.layout)
+    options = layouts.settle(source, options)
+    found = source.discover(data, options)
+    n_tasks = n_chunks(max(len(found.links), len(found.to_index)), options)
+    with (
+        contextlib.closing(Spool()) as spool,
+        local_engine(min(workers, max(n_tasks, 1))) as engine,
+    ):
+        found = index_headers(engine, source, found, options, progress=progress)
+        spool.findings += found.findings
+        options = choose_size(engine, source, found, options, progress=progress)
+        mask_dtype = found.scheme.mask_dtype(options.masks)
+        images = _survey_links(engine, found, options, progress=progress)
+        chosen = choose_audited(source, found, options) if full else []
+        examine_links(engine, source, found, options, spool, progress=progress)
+        reviewed = None
+        if full and len(spool):
+            plan = _nowhere(spool, options, mask_dtype)
+            rendered = render_samples(engine, spool, found, options, plan, progress=progress)
+            diagnosis = diagnose(engine, source, found, options, chosen, spool.findings, rendered)
+            reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
+        elif full:
+            spool.findings += diagnose(
+                engine, source, found, options, chosen, spool.findings
+            ).findings
+        dtype = image_dtype(spool.values)
+        rows = _rows(spool, reviewed)
+        summary = _summary(found, images, rows, dtype, options)
+        findings = spool.findings if reviewed is None else reviewed.findings
+        findings = findings + _same_people(rows, spool, reviewed, options)
+        findings += names_alike([one.patient_id for one in rows], found.scheme)
+        findings = sorted(findings, key=finding_order)
+        diagnoses: list[Cause] = []
+        if full:
+            manifest = reviewed.manifest if reviewed is not None else {}
+            diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
+        return Checked(str(data), why, full, summary, findings, diagnoses)
 
 
 def survey(root: Path, paths: Sequence[str]) -> list[ImageFacts | None]:
@@ -217,15 +222,15 @@ def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:
 def _same_people(
     rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
 ) -> list[Finding]:
-    """Return the findings on people that stand under several ids."""
+    """Return the findings on people under several ids, and on ids of several people."""
     identities = spool.identities()
     patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
     series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[-2:])
     compared = identifiers(patient, study, series, instance)
-    people = same_people(
-        [one.patient_id for one in rows], [one.dicom_path for one in rows], compared
-    )
-    return [same_person(person, {}, options) for person in people]
+    patients, paths = [one.patient_id for one in rows], [one.dicom_path for one in rows]
+    people = same_people(patients, paths, compared)
+    mixed = mixed_people(patients, paths, patient)
+    return [*(same_person(person, {}, options) for person in people), *mixed]
 
 
 def _summary(

@@ -396,6 +396,18 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "SOPInstanceUID; the finding has no row",
         "give them one id, or one side of your split",
     ),
+    "names-alike": FindingCode(
+        "warning",
+        "two patients, or two structures, have names that differ only in case, blanks, marks or "
+        "leading zeros; the finding has no row",
+        "write one name everywhere, or join structures with a mapping for `--structures`",
+    ),
+    "patient-id-differs": FindingCode(
+        "warning",
+        "the images of one patient have several PatientIDs, or a structure set or segmentation has "
+        "another one than its images; the finding has no row",
+        "give each person a patient_id of its own, or export the drawings again",
+    ),
     "file-misnamed": FindingCode(
         "warning",
         "a file of a linked patient looks like an image or contour, but the build reads no such"

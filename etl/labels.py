@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Final
 
 from etl.errors import EtlError
+from etl.findings import Finding
 from etl.options import KINDS, Kind, MaskKind
 from loader.format import (
     CORE,
@@ -26,6 +28,7 @@ BRIGHTER: Final = "brighter"
 DARKER: Final = "darker"
 
 _STEM: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", re.ASCII)
+_SHOWN: Final = 4  # names in a message
 _CONTRASTS: Final = ("", BRIGHTER, DARKER)
 
 
@@ -198,6 +201,56 @@ def cardiac_scheme(kinds: Sequence[Kind], masks: MaskKind = MASK_LABELS) -> Labe
     if kinds[0] == "i":
         return LabelScheme((_INNER._replace(inside_of=""),))
     return LabelScheme((_OUTER._replace(code=1, meaning=_WHOLE_OUTER, contour_label=2),))
+
+
+def plain_name(name: str) -> str:
+    """Return a name without what people spell differently: case, blanks, marks, leading zeros."""
+    pieces = re.findall(r"0*([0-9]+)|([^\W\d_]+)", unicodedata.normalize("NFKC", name).casefold())
+    return "-".join(digits or letters for digits, letters in pieces)
+
+
+def names_alike(patients: Iterable[str], scheme: LabelScheme) -> list[Finding]:
+    """Return a warning of each two patients, or structures, whose names are spelled alike.
+
+    They are two for the build: with codes of their own, and on any side of a split.
+    """
+    return [
+        *(
+            Finding(
+                "names-alike",
+                "",
+                f"the patients {ids} are spelled alike: one person under several ids? A split "
+                "takes them as several. Write one id everywhere.",
+            )
+            for ids in _alike(patients)
+        ),
+        *(
+            Finding(
+                "names-alike",
+                "",
+                f"the structures {names} are spelled alike, and each has a code of its own. If "
+                "they are one, join them with a mapping for --structures.",
+            )
+            for names in _alike(one.name for one in scheme)
+        ),
+    ]
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Return the names that are alike, in groups, as messages have them."""
+    groups: dict[str, set[str]] = {}
+    for name in set(names):
+        groups.setdefault(plain_name(name), set()).add(name)
+    # Letters that look the same in two normal forms of Unicode are told apart as escapes.
+    return sorted(
+        " and ".join(map(_shown, sorted(group)[:_SHOWN])) + ", ..." * (len(group) > _SHOWN)
+        for plain, group in groups.items()
+        if plain and len(group) > 1
+    )
+
+
+def _shown(name: str) -> str:
+    return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
 def named_scheme(names: Iterable[str]) -> LabelScheme:

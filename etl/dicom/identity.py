@@ -31,6 +31,11 @@ def identity(elements: Mapping[int, Element]) -> Identity:
     return Identity(*(_digest_of(elements.get(tag)) for tag in (PATIENT_ID, STUDY_INSTANCE_UID)))
 
 
+def is_placeholder(value: str) -> bool:
+    """Say whether a PatientID tells nothing: empty, or as anonymisers and scanners write."""
+    return _digest(value.encode()) == NOBODY.patient
+
+
 def _digest_of(element: Element | None) -> int:
     if element is None or not element.value:
         return NOBODY.patient

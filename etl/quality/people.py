@@ -3,7 +3,7 @@
 A patient on both sides of a split makes its scores too good, under whatever ids.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -17,6 +17,7 @@ INSTANCE_UID: Final = "SOPInstanceUID"
 # More ids than any person has: such a value is a scanner's, or an anonymiser's.
 _MOST_IDS: Final = 10
 _SHOWN: Final = 4  # patients that a message names
+_FEW_FILES: Final = 2  # of a patient; more that all differ are an anonymiser's
 
 _OF_TWO_IMAGES: Final = ("identical-image", "near-duplicate")
 _TOO_GOOD: Final = "Scores will be too good: give them one side in your split."
@@ -93,6 +94,40 @@ def same_people(
         patient_ids = tuple(sorted(ids))
         people.append(Person(patient_ids, listed, first_paths[patient_ids[0]]))
     return sorted(people)
+
+
+def mixed_people(
+    patients: Sequence[str], paths: Sequence[str], identities: Sequence[int]
+) -> list[Finding]:
+    """Return a warning for each patient whose images have several PatientIDs.
+
+    Where each of several files has a PatientID of its own, an anonymiser wrote them.
+
+    Parameters
+    ----------
+    patients, paths : sequence of str
+        patient_id and path of the DICOM file, by row.
+    identities : sequence of int
+        Digest of the PatientID by row; 0 is none.
+    """
+    files: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for patient, path, value in zip(patients, paths, identities, strict=True):
+        if value:
+            files[patient][path] = value
+    findings = []
+    for patient, known in sorted(files.items()):
+        counts = Counter(known.values())
+        if len(counts) < 2 or (len(counts) == len(known) > _FEW_FILES):  # noqa: PLR2004
+            continue
+        (usual, n_usual), *_ = counts.most_common()
+        other = min(path for path, value in known.items() if value != usual)
+        message = (
+            f"the images of patient {patient!r} have {len(counts)} PatientIDs: "
+            f"{n_usual} of {len(known)} files share one, {other} has another. Are they of two "
+            "people? Give each a patient_id of its own."
+        )
+        findings.append(Finding("patient-id-differs", other, message))
+    return findings
 
 
 def finding(person: Person, sides: Sides, options: BuildOptions) -> Finding:

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from etl.dicom.annotations import CLOSED, POINT, SEGMENTATION, AnnotationSet, Drawing
+from etl.dicom.identity import is_placeholder
 from etl.errors import EtlError, Limits, SourceError, beyond, changed_limits, most
 from etl.findings import Finding, SampleKey, counted
 from etl.model import AnnotationRef, FileStamp, Link
@@ -357,6 +358,7 @@ def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) 
     findings += _left_over(one, left, drawing)
     findings += _by_place(one, moved, drawing)
     findings += _other_frame_of_reference(one, placed, archive)
+    findings += _other_patient(one, placed, options)
     return _Drawn(one, placed, findings)
 
 
@@ -516,6 +518,23 @@ def _other_frame_of_reference(
             "overlays: is it another scan's?"
         )
         yield Finding("frame-of-reference-differs", one.path, message)
+
+
+def _other_patient(
+    one: _Set, placed: Sequence[_Placed], options: BuildOptions
+) -> Iterator[Finding]:
+    """Warn where a file draws on images of another PatientID than its own."""
+    if options.patient_id != "tag" or is_placeholder(one.content.patient_id):
+        return
+    drawn_on = {contour.frame.key.patient_id for contour in placed}
+    others = sorted(drawn_on - {patient_of(one.path, one.content.patient_id, "tag")})
+    if others:
+        shown = ", ".join(map(repr, others[:_EXAMPLES]))
+        message = (
+            f"has another PatientID than images that it draws on, of patient {shown}. Is it "
+            "another person's? Look at the overlays."
+        )
+        yield Finding("patient-id-differs", one.path, message)
 
 
 # -------------------------------------------------------------------------------------------- links

@@ -8,6 +8,7 @@ contourfiles/<original_id>/{i,o}-contours/IM-0001-<nnnn>-{i,o}contour-manual.txt
 import errno
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -325,6 +326,9 @@ def _what_to_do(root: Path, folder: str) -> str:
         others = []
     other = alike(name, others)
     if other and os.path.isdir(root / above / other):
+        if other != other.strip() or not unicodedata.is_normalized("NFC", other):
+            # A cell loses its blanks, and an editor or file system may change the letters' form.
+            return f"There is a folder {other!a}: give it the name that {LINK_FILE} has."
         return (
             f'There is {above}/{other}: write its name, as ="{other}" where a spreadsheet drops '
             "leading zeros."

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from etl.labels import plain_name
 from etl.options import KINDS, Kind
 
 DICOM_FOLDER: Final = "dicoms"
@@ -98,8 +99,8 @@ def home(patient_id: str, original_id: str, kind: Kind | None = None) -> Home:
 
 def alike(name: str, others: Iterable[str]) -> str:
     """Return the first of some names that differs in case, leading zeros or punctuation only."""
-    wanted = _plain(name)
-    return next((other for other in sorted(others) if _plain(other) == wanted), "")
+    wanted = plain_name(name)
+    return next((other for other in sorted(others) if plain_name(other) == wanted), "")
 
 
 def _slice(stem: str) -> str:
@@ -109,8 +110,3 @@ def _slice(stem: str) -> str:
     if stem.count(".") >= _UID_DOTS or not numbers or (numbers[1:] and not is_series_and_number):
         return ""
     return str(int(numbers[-1])) if len(numbers[-1]) <= 18 else ""  # noqa: PLR2004  as DICOM_NAME
-
-
-def _plain(name: str) -> str:
-    pieces = re.findall(r"0*([0-9]+)|([^\W\d_]+)", name.casefold())
-    return "-".join(digits or letters for digits, letters in pieces)

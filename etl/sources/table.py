@@ -242,11 +242,14 @@ def _take_side(
 
 def _links(lines: Iterable[_Line], codes: Mapping[str, int], tally: _Tally) -> list[Link]:
     """Return a link for each frame that has an annotation; its key's slice is provisional."""
-    frames: dict[tuple[str, FrameRef], list[_Line]] = {}
+    frames: dict[tuple[str, str, int], list[_Line]] = {}
     for line in lines:
-        frames.setdefault((line.patient_id, line.frame), []).append(line)
+        # Without a number the image must have one frame, which is number 1.
+        where = line.patient_id, line.frame.path, line.frame.frame_number or 1
+        frames.setdefault(where, []).append(line)
     links = []
-    for place, ((patient_id, frame), drawn) in enumerate(frames.items(), 1):
+    for place, ((patient_id, _, _), drawn) in enumerate(frames.items(), 1):
+        frame = min((line.frame for line in drawn), key=lambda ref: ref.frame_number or 0)
         key = SampleKey(patient_id, "", place, frame.frame_number or 1)
         chosen = sorted((codes[line.label], line) for line in drawn if line.label in codes)
         if not chosen:

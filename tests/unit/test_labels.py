@@ -1,6 +1,6 @@
 import pytest
 
-from etl.labels import LabelScheme, cardiac_scheme, named_scheme
+from etl.labels import LabelScheme, cardiac_scheme, named_scheme, names_alike
 from loader.format import CORE, Structure, manifest_columns, min_reader_version
 
 LIVER = Structure("liver", 7, "liver tissue", "liver", contrast="brighter")
@@ -68,3 +68,25 @@ def test_names_get_codes_in_their_order():
     assert columns.keys() >= CORE.keys() | {"label254_area", "n_pixels_254", "drawn_254"}
     with pytest.raises(ValueError, match="codes 1 to 254"):
         named_scheme([f"part {n}" for n in range(255)])
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("Liver", "liver"), "'Liver' and 'liver'"),
+        (("left kidney", "left_kidney", "left  kidney"), "'left  kidney' and 'left kidney' and"),
+        (("lesion 1", "Lesion 01"), "'Lesion 01' and 'lesion 1'"),
+        (("r\u00e9gion", "re\u0301gion"), "'re\\u0301gion' and 'r\u00e9gion'"),
+        (("lesion 1", "lesion 11"), ""),
+        (("liver", "livers"), ""),
+        (("+", "-"), ""),  # nothing but marks
+    ],
+)
+def test_names_that_are_spelled_alike_are_told(names, shown):
+    for found, what in (
+        (names_alike((), named_scheme(names)), "structures"),
+        (names_alike(names, named_scheme(["one"])), "patients"),
+    ):
+        assert [one.code for one in found] == ["names-alike"] * bool(shown)
+        if shown:
+            assert found[0].message.startswith(f"the {what} {shown}")

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from etl.options import BuildOptions
-from etl.quality.people import Person, finding, identifiers, same_people
+from etl.quality.people import Person, finding, identifiers, mixed_people, same_people
 
 NAMES = [f"P{n}" for n in range(8)]
 KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -114,3 +114,31 @@ def test_of_many_ids_some_are_named():
         "patients 'A' and 'B' and 'C' and 'D' and 2 more have the same PatientID and "
         "StudyInstanceUID: one person under 6 ids?"
     )
+
+
+# ------------------------------------------------------------------------- several people, one id
+
+
+@pytest.mark.parametrize(
+    ("values", "other"),
+    [
+        ([5, 5, 6, 5], "2.dcm"),
+        ([5, 6], "1.dcm"),
+        ([5, 5, 0, 6], "3.dcm"),  # 0: no PatientID
+        ([5, 5, 5], ""),
+        ([0, 0, 5], ""),
+        ([5, 6, 7, 8], ""),  # an anonymiser's
+    ],
+)
+def test_images_of_two_people_in_one_patient_are_told(values, other):
+    paths = [f"{n}.dcm" for n in range(len(values))]
+    found = mixed_people(["P1"] * len(values), paths, values)
+    assert [one.path for one in found] == [other] * bool(other)
+    if other:
+        assert found[0].code == "patient-id-differs"
+        assert f"{other} has another. Are they of two people?" in found[0].message
+
+
+def test_frames_of_one_file_are_one_file_and_patients_are_apart():
+    paths = ["a.dcm", "a.dcm", "b.dcm", "c.dcm"]
+    assert mixed_people(["P1", "P1", "P1", "P2"], paths, [5, 5, 5, 6]) == []

@@ -236,6 +236,18 @@ def test_an_id_that_differs_a_little_is_told(tmp_path, written, there):
     assert len(discover(root).links) == 3
 
 
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [("P1", "P1 "), ("r\u00e9gion", "re\u0301gion")],
+    ids=["a blank at its end", "another form of Unicode"],
+)
+def test_a_folder_whose_name_no_cell_can_have_is_to_be_renamed(tmp_path, written, there):
+    root = write_tree(tmp_path / "data", [(there, "A1")])
+    (root / "link.csv").write_text(f"patient_id,original_id\n{written},A1\n", encoding="utf-8")
+    message = next(f.message for f in discover(root).findings if f.code == "link-unknown-patient")
+    assert f"There is a folder {there!a}: give it the name that link.csv has." in message
+
+
 def test_alike_tells_apart_what_is_another_name():
     assert alike("P1", ["P2", "P01"]) == "P01"
     assert alike("P1", ["P10", "P11", "Q1"]) == ""

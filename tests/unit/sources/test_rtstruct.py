@@ -477,6 +477,20 @@ class TestMistakes:
         assert "both mean 'round'" in only(result, "structure-ambiguous").message
         assert set(np.unique(data.masks).tolist()) == {0, 2}
 
+    @pytest.mark.parametrize(
+        ("patient", "is_told"), [("OTHER7", True), ("ANONYMOUS", False), ("", False)]
+    )
+    def test_another_persons_structure_set_is_told(self, root, patient, is_told):
+        change(root, lambda dataset: setattr(dataset, "PatientID", patient))
+        result, _ = build(root)
+        assert codes(result)["patient-id-differs"] == is_told
+        if is_told:
+            found = only(result, "patient-id-differs")
+            assert found.path == "annotations/SHAPES001.dcm"
+            assert "images that it draws on, of patient 'SHAPES001'" in found.message
+        by_folder, _ = build(root, patient_id="folder")
+        assert codes(by_folder)["patient-id-differs"] == 0
+
     def test_another_frame_of_reference_is_told(self, root):
         def other(dataset):
             dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"

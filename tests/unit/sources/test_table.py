@@ -49,6 +49,24 @@ def codes(found):
     return Counter(finding.code for finding in found.findings)
 
 
+@pytest.mark.parametrize("numbers", [("1", ""), ("", "1")])
+def test_frame_1_of_an_image_of_one_frame_is_that_image(root, tmp_path, numbers):
+    (root / "a2.txt").write_text("1 1\n4 1\n4 4\n1 4\n")
+    first, second = numbers
+    lines = [f"{LINES[0]},{first}", f"P1,a.dcm,lesion,a2.txt,{second}"]
+    _, data = build(write(root, *lines, header=f"{HEADER},frame"), tmp_path / "out.h5")
+    assert len(data) == 1
+    assert (data.manifest["drawn_1"][0], data.manifest["drawn_2"][0]) == (1, 1)
+    assert set(np.unique(data.masks).tolist()) == {0, 1, 2}
+
+
+def test_labels_that_are_spelled_alike_are_told(root, tmp_path):
+    lines = [LINES[0], LINES[2].replace("heart", "Heart")]
+    result, data = build(write(root, *lines), tmp_path / "out.h5")
+    assert [one.name for one in data.structures] == ["Heart", "heart"]
+    assert codes(result)["names-alike"] == 1
+
+
 def test_each_image_is_a_row_and_each_label_a_structure(root, tmp_path):
     (root / "a2.txt").write_text("1 1\n4 1\n4 4\n1 4\n")
     write(root, *LINES, "P1,a.dcm,lesion,a2.txt")
@@ -238,6 +256,13 @@ class TestSplit:
         lines = [f"{line},{cell}" for line, cell in zip(LINES, cells, strict=False)]
         with pytest.raises(EtlError, match=words):
             discover(write(root, *lines, header=self.HEADER))
+
+    def test_patients_for_whom_it_has_nothing_are_counted(self, root, tmp_path):
+        lines = [f"{LINES[0]},train,", f"{LINES[1]},,", f"{LINES[2]},,"]
+        result, data = build(write(root, *lines, header=self.HEADER), tmp_path / "out.h5")
+        assert data.manifest["split"].tolist() == [0, 0, -1]
+        note = "patients without a split, because the table has none for them: 1."
+        assert note in result.notes
 
     def test_two_splits_are_one_too_many(self, root):
         write(root, f"{LINES[0]},train,", header=self.HEADER)
