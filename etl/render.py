@@ -20,14 +20,14 @@ from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
-from etl.findings import Finding
+from etl.findings import Finding, Remark
 from etl.geometry import SourceGrid
 from etl.labels import LabelScheme
 from etl.model import FileStamp, Image, Region, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
-from etl.quality.drawing import Shape, check_overlap, check_region, check_shared
+from etl.quality.drawing import Shape, check_overlap, check_regions, check_shared
 from etl.quality.near_copies import Hash, image_hash
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
@@ -44,6 +44,7 @@ from etl.workers.progress import bar
 from loader import format as file_format
 
 ManifestTable: TypeAlias = dict[str, npt.NDArray[np.generic]]
+_Checked: TypeAlias = tuple[Shape, list[Remark]]  # of a region
 
 _PLACE: Final = (  # columns of a frame's position, then of its orientation
     *(f"image_position_{axis}" for axis in "xyz"),
@@ -207,9 +208,9 @@ def render(
     findings: list[Finding] = []
     files = _Files(root)
     with open_rows(plan) as file:
-        for sample, painted in _painted(packed, scheme, options, plan.mask_dtype):
+        for sample, painted, checked in _painted(packed, scheme, options, plan.mask_dtype):
             watchdog.next_file()
-            row = _render_one(files, sample, painted, scheme, options, plan.image_dtype)
+            row = _render_one(files, sample, painted, checked, scheme, options, plan.image_dtype)
             findings += row.findings
             if row.image is not None:
                 # At once: memory that is free again for the next row is still in the cache.
@@ -249,23 +250,33 @@ def names(task: tuple[list[bytes], int]) -> list[str]:
 
 def _painted(
     packed: list[bytes], scheme: LabelScheme, options: BuildOptions, mask_dtype: str
-) -> Iterator[tuple[Sample, Painted]]:
-    """Yield each sample with its mask."""
-    size = options.rows, options.columns
+) -> Iterator[tuple[Sample, Painted, list[_Checked]]]:
+    """Yield each sample with its mask, and what the checks of its regions found."""
     for samples in _groups(map(Sample.unpacked, packed)):
-        regions = [_regions(sample, options) for sample in samples]
-        if options.masks == file_format.MASK_BITS:
-            painted = bit_masks(regions, scheme, *size, options.rasterizer, mask_dtype)
-            yield from zip(samples, painted, strict=True)
-            continue
-        drawn = None
-        if options.not_drawn == "ignore":
-            drawn = [sample.link.drawn for sample in samples]
-        painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
-        for sample, one in zip(samples, painted, strict=True):
-            if sample.grid is not None and drawn is not None:
-                clear_padding(one.mask, sample.grid)
-            yield sample, one
+        drawn = [region for sample in samples for region in sample.regions]
+        checked = iter(check_regions(drawn) if options.qc else ())
+        masks = _masks(samples, scheme, options, mask_dtype)
+        for sample, painted in zip(samples, masks, strict=True):
+            yield sample, painted, list(islice(checked, len(sample.regions)))
+
+
+def _masks(
+    samples: Sequence[Sample], scheme: LabelScheme, options: BuildOptions, mask_dtype: str
+) -> Iterator[Painted]:
+    """Yield the mask of each sample."""
+    size = options.rows, options.columns
+    regions = [_regions(sample, options) for sample in samples]
+    if options.masks == file_format.MASK_BITS:
+        yield from bit_masks(regions, scheme, *size, options.rasterizer, mask_dtype)
+        return
+    drawn = None
+    if options.not_drawn == "ignore":
+        drawn = [sample.link.drawn for sample in samples]
+    painted = label_maps(regions, scheme, *size, options.rasterizer, drawn)
+    for sample, one in zip(samples, painted, strict=True):
+        if sample.grid is not None and drawn is not None:
+            clear_padding(one.mask, sample.grid)
+        yield one
 
 
 def _regions(sample: Sample, options: BuildOptions) -> Sequence[Region]:
@@ -333,6 +344,7 @@ def _render_one(
     files: _Files,
     sample: Sample,
     painted: Painted,
+    checked: Sequence[_Checked],
     scheme: LabelScheme,
     options: BuildOptions,
     dtype: str,
@@ -354,7 +366,7 @@ def _render_one(
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
     if not options.qc:
         return _Row(warnings, image, manifest)
-    shapes, findings = _check(sample, painted, scheme, options)
+    shapes, findings = _check(sample, painted, checked, scheme, options)
     # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
     digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
     marks = digest, image_hash(image), alignment
@@ -391,18 +403,20 @@ def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Find
 
 
 def _check(
-    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
+    sample: Sample,
+    painted: Painted,
+    checked: Sequence[_Checked],
+    scheme: LabelScheme,
+    options: BuildOptions,
 ) -> tuple[dict[int, Shape], list[Finding]]:
     """Return what to keep of the regions for the checks of all rows, and what they show."""
     link = sample.link
     paths = {annotation.code: annotation.path for annotation in link.annotations}
     shapes: dict[int, Shape] = {}
     findings: list[Finding] = []
-    for region in sample.regions:
+    for region, (shape, remarks) in zip(sample.regions, checked, strict=True):
         code = region.code
-        shapes[code], remarks = check_region(region)
-        if sample.grid is not None:
-            shapes[code] = _moved(shapes[code], sample.grid)
+        shapes[code] = shape if sample.grid is None else _moved(shape, sample.grid)
         findings += [remark.about(paths[code], link.key, code) for remark in remarks]
     for inner, outer in scheme.nested:
         if (n_outside := painted.n_outside.get(inner.code)) is not None:

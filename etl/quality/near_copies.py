@@ -155,7 +155,7 @@ def find_near_copies(
         Row → modality values.
     """
     rows = np.flatnonzero(is_compared & hashes.any(axis=1))
-    if len(np.unique(patients[rows])) < 2:  # noqa: PLR2004
+    if (patients[rows] == patients[rows[:1]]).all():  # of one patient, or none
         return []
     partner, n_bits = _closest(hashes[rows], patients[rows])
     near = np.flatnonzero(n_bits <= MAX_BITS)
@@ -297,12 +297,13 @@ def _correlation(product: npt.NDArray[np.complexfloating]) -> float:
 
 def _details(averages: _Floats, zoom: float) -> _Floats:
     """Return what is between fine and coarse, fading to the edges, with length 1."""
-    fine, coarse = _FILTERS[zoom]
+    fine, coarse = _filter(_FINE, zoom), _filter(_COARSE, zoom)
     details = (fine @ averages @ fine.T - coarse @ averages @ coarse.T) * _FADE
     details -= details.mean()
     return np.asarray(details / max(float(np.linalg.norm(details)), 1e-6), np.float32)
 
 
+@functools.cache  # as most builds find no pair to compare
 def _filter(n_cells: int, zoom: float) -> _Floats:
     """Return the matrix that zooms a line of cells about its centre, and averages over some."""
     centre = (_GRID - 1) / 2
@@ -313,6 +314,5 @@ def _filter(n_cells: int, zoom: float) -> _Floats:
     return np.asarray(averaged @ sampled, np.float32)
 
 
-_FILTERS: Final = {zoom: (_filter(_FINE, zoom), _filter(_COARSE, zoom)) for zoom in _ZOOMS}
 _FADE: Final = np.sqrt(np.outer(*[np.hanning(_GRID + 2)[1:-1]] * 2)).astype(np.float32)
 _SHIFTS: Final = np.arange(-2 * _MAX_SHIFT, 2 * _MAX_SHIFT + 1)  # half cells

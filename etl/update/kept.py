@@ -262,7 +262,7 @@ def keyed(identities: npt.NDArray[np.uint64], key: bytes) -> npt.NDArray[np.uint
     Who has the cache has the key, and can try ids; who has only these numbers cannot.
     """
     known = {0: 0}
-    for value in np.unique(identities).tolist():
+    for value in set(identities.ravel().tolist()):
         if value:
             digest = hashlib.blake2b(value.to_bytes(8, "little"), key=key, digest_size=8).digest()
             known[value] = int.from_bytes(digest, "little") or 1

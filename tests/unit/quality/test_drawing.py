@@ -1,12 +1,28 @@
+import math
 import time
 
 import numpy as np
 import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etl.labels import CARDIAC
 from etl.model import Region
 from etl.phantom.heart import Cine, contour_outline, contour_vertices
-from etl.quality.drawing import MIN_LOOP, check_overlap, check_region, check_shared
+from etl.quality.drawing import (
+    GAP_RATIO,
+    GRID,
+    MIN_GAP,
+    MIN_LOOP,
+    MIN_REPEATED,
+    REPEATED_SHARE,
+    Shape,
+    check_overlap,
+    check_region,
+    check_regions,
+    check_shared,
+)
 
 CIRCLE = contour_vertices(contour_outline(Cine(0, 0, 3, 1), 1, 0, "i"))
 
@@ -206,3 +222,59 @@ def test_a_mask_has_a_centre_and_no_remarks():
     assert moved.digest != shape.digest
     empty, _ = check_region(Region(1, (), "", mask & False))
     assert np.isnan([empty.x, empty.y]).all()
+
+
+# ------------------------------------------------------------------------------- several together
+
+
+def plain_check(vertices):
+    """Return the shape of one polygon and the codes that need no scan lines, step by step."""
+    points = [(float(round(x * GRID)), float(round(y * GRID))) for x, y in vertices.tolist()]
+    distinct = sorted({x * (1 << 24) + y for x, y in points})
+    digest = xxhash.xxh3_64_intdigest(np.array(distinct).tobytes())
+    middle = [float(np.rint(sum(axis) / len(points))) for axis in zip(*points, strict=True)]
+    at = [(x - middle[0], y - middle[1]) for x, y in points]
+    edges = list(zip(at, at[1:] + at[:1], strict=True))
+    cross = [ax * by - bx * ay for (ax, ay), (bx, by) in edges]
+    off = [0.0, 0.0]
+    if total := sum(cross):
+        weighed = list(zip(cross, edges, strict=True))
+        off = [sum(c * (a[k] + b[k]) for c, (a, b) in weighed) / (3 * total) for k in (0, 1)]
+    steps = [math.sqrt((bx - ax) ** 2 + (by - ay) ** 2) / GRID for (ax, ay), (bx, by) in edges]
+    found = []
+    if steps[-1] >= MIN_GAP and steps[-1] >= GAP_RATIO * max(steps[:-1]):
+        found.append("contour-open-gap")
+    n_repeated = len(points) - len(distinct) - (steps[-1] == 0)
+    if n_repeated >= MIN_REPEATED and n_repeated > REPEATED_SHARE * len(points):
+        found.append("contour-repeated-points")
+    x, y = ((one + step) / GRID for one, step in zip(middle, off, strict=True))
+    return Shape(digest, x, y), found
+
+
+coordinates = st.integers(-400, 4000).map(lambda hundredths: hundredths / 100)
+polygons = st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=60).map(np.array)
+
+
+@given(st.lists(polygons, max_size=6))
+def test_polygons_checked_together_are_checked_as_one_by_one_in_plain_steps(found):
+    together = check_regions([Region(1, (vertices,), "") for vertices in found])
+    assert together == [check_region(Region(1, (vertices,), "")) for vertices in found]
+    for (shape, remarks), vertices in zip(together, found, strict=True):
+        expected, codes_expected = plain_check(vertices)
+        assert shape == expected
+        assert [r.code for r in remarks if r.code != "contour-self-crossing"] == codes_expected
+
+
+def test_regions_of_all_kinds_come_back_in_their_order():
+    mask = np.zeros((8, 8), np.bool_)
+    mask[2:4, 3:5] = True
+    regions = [
+        Region(1, (CIRCLE,), ""),
+        Region(2, (), "", mask),
+        Region(3, (CIRCLE, CIRCLE + 200), ""),
+        Region(4, (CIRCLE[:-40],), ""),
+    ]
+    together = check_regions(regions)
+    assert together == [check_region(region) for region in regions]
+    assert [len(remarks) for _, remarks in together] == [0, 0, 0, 1]
+    assert check_regions([]) == []

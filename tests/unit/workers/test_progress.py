@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 import types
 
@@ -26,15 +27,25 @@ def test_a_bar_is_for_terminals(monkeypatch, stream, shown, is_drawn):
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_notebook_has_its_own_bar_although_its_streams_are_no_terminals(monkeypatch, shown):
-    bars = []
+    names = []
 
     class Bar(auto.tqdm):
         def __init__(self, **options):
-            bars.append(options["disable"])
+            names.append(options["desc"])
             super().__init__(**options, file=io.StringIO())
 
     monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     monkeypatch.setattr(auto, "tqdm", Bar)
     with progress.bar("rows", "pairs", 3, shown=shown) as step:
         step(3)
-    assert bars == [not shown]
+    assert names == ["rows"] * shown
+
+
+def test_nothing_is_imported_for_a_bar_that_is_not_shown():
+    code = (
+        "import sys\nfrom etl.workers import progress\n"
+        "with progress.bar('rows', 'pairs', 3, shown=True) as step:\n    step(3)\n"
+        "print('tqdm' in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("False\n", "")
