@@ -113,7 +113,8 @@ class Batches:
         So many images before and after each one as channels of it: with a number, neighbouring
         slices of the same phase. Images are then (rows, columns, channels, samples) in the layout
         "HWN", and (samples, channels, rows, columns) in the others. All channels are normalised
-        with the statistics of the sample's own image, and move together in `augment`.
+        with the statistics of the sample's own image, move together in `augment`, and with
+        `patches` show the same place.
     transform : callable, or PerBatch, optional
         A function of your own, at last: called for each sample with the image, the mask, the row's
         manifest (column to value) and a `numpy.random.Generator`, whose seed is made of the seed,
@@ -199,8 +200,6 @@ class Batches:
         neighbours = check_neighbours(neighbours)
         form = form._replace(patches=patches, neighbours=neighbours, transform=transform)
         check_transform(transform)
-        if patches is not None and neighbours is not None:
-            raise ValueError("neighbours: patches have no neighbours; expected one of the two.")
         if mask_channels is not None:
             choice("mask_channels", mask_channels, get_args(MaskChannels))
             form = form._replace(mask_channels=mask_channels)

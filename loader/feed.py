@@ -1,5 +1,6 @@
 """Rows of a file → batches of arrays, in the order of an epoch. The adapters' door."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from loader.dataset import Dataset, Images, Masks
 from loader.lookahead import LookAhead
 from loader.neighbours import NONE, Neighbours
 from loader.normalise import Floats, Normalize, Scaler, convert, scale, scaler
-from loader.patches import Patches, Windows, copy_part, part
+from loader.patches import Cutter, Patches, Places, Windows, part
 from loader.sampler import EpochPlan, Indices, Table, draw, draw_weighted
 from loader.selection import Selection
 from loader.transform import Transform, transform_samples
@@ -236,6 +237,14 @@ class Gatherer:
         patches = form.patches
         self.windows = None if patches is None else Windows(dataset, patches, seed)
         self._is_padded = patches is not None and patches.pad
+        self._minima = None
+        if self._is_padded:
+            self._minima = dataset.manifest["minimum"].astype(dataset.images.dtype)
+        self._cutters = tuple(
+            Cutter(samples, self.shape)
+            for samples in (dataset.images, dataset.masks)
+            if patches is not None
+        )
         self.takes_whole = form.takes_whole
 
     def gather(
@@ -297,28 +306,37 @@ class Gatherer:
     ) -> Arrays:
         """Return the samples, one after the other in memory, before a transform."""
         self._dataset.file.check_length()
-        if out is None:
-            images = np.empty((len(rows), *self._channels, *self.shape), self.image_dtype)
-            masks = np.empty((len(rows), *self._mask_sides), self.mask_dtype)
-        else:
-            images, masks = (array[: len(rows)] for array in out)
+        n, augment = len(rows), self._form.augment
         if corners is None and self.windows is not None:
             corners = self.windows.corners(rows, epoch, copies)
-        words: Masks | None = None
-        if self._form.augment is not None or corners is not None:
-            words = cast("Masks", masks)
-            if self._has_channels:
-                words = np.empty((len(rows), *self.shape), self._dataset.masks.dtype)
-        if words is not None and self._form.augment is not None:
-            self._fill_augmented(self._form.augment, rows, epoch, copies, images, words, corners)
-        elif words is not None and corners is not None:
-            self._fill_patches(rows, corners, images, words)
+        images, masks = (None, None) if out is None else (out[0][:n], out[1][:n])
+        # Masks as stored go where the caller wants them, but for those that are to be unpacked.
+        words = None if self._has_channels else cast("Masks | None", masks)
+        if augment is None and corners is not None:
+            places = Places(corners, self._dataset.images.shape[1:], self.shape)
+            images = self._cut_images(rows, places, images)
+            words = self._cut_masks(rows, places, words)
         else:
-            self._fill_images(rows, images)
-        if words is not masks:
+            if images is None:
+                images = self._room(n)
+            if augment is None:
+                self._fill_images(rows, images)
+                words = None
+            else:
+                if words is None:
+                    words = np.empty((n, *self.shape), self._dataset.masks.dtype)
+                self._fill_augmented(augment, rows, epoch, copies, images, words, corners)
+        if words is None or self._has_channels:
+            if masks is None:
+                masks = np.empty((n, *self._mask_sides), self.mask_dtype)
             self._fill_masks(rows, words, masks)
+        else:
+            masks = words
         self._dataset.check_whole()
         return images, masks
+
+    def _room(self, n_samples: int) -> Images:
+        return np.empty((n_samples, *self._channels, *self.shape), self.image_dtype)
 
     def samples_of(self, out: Arrays, n_samples: int) -> Arrays:
         """Return the caller's buffers as (samples, rows, columns), once they have been checked.
@@ -350,24 +368,37 @@ class Gatherer:
         """Return the rows whose images some rows show, by sample and channel; NONE for zeros."""
         return rows if self._shown is None else self._shown[rows].reshape(-1)
 
-    def touched(self, rows: Indices) -> Indices:
-        """Return the rows that are read for some rows."""
-        shown = self.shown(rows)
-        return np.unique(shown[shown != NONE]) if self._channels else rows
+    @property
+    def n_channels(self) -> int:
+        """Images that each sample shows."""
+        return math.prod(self._channels)
+
+    def _read(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Return the rows whose images are read, and those whose statistics they take.
+
+        All channels are normalised as the sample's own image, so that they stay comparable. For a
+        channel of zeros this image is read once more, and no other.
+        """
+        if not self._channels:
+            return rows, rows
+        shown, own = self.shown(rows), np.repeat(rows, self.n_channels)
+        return np.where(shown == NONE, own, shown), own
+
+    def _blank(self, rows: Indices, images: Images) -> None:
+        """Write the channels of zeros."""
+        if self._channels:
+            images.reshape(-1, *self.shape)[self.shown(rows) == NONE] = 0
 
     def _fill_images(self, rows: Indices, images: Images) -> None:
-        shown = self.shown(rows)
-        images = images.reshape(-1, *self.shape)  # a view: samples lie one after the other
+        read, like = self._read(rows)
+        flat = images.reshape(-1, *self.shape)  # a view: samples lie one after the other
         if self._is_copied:
-            self._image_bytes.take(shown, 0, _memory_of(images), "clip")
+            self._image_bytes.take(read, 0, _memory_of(flat), "clip")
         elif self._form.normalize is None:
-            convert(self._dataset.images, shown, cast("Floats", images))
+            convert(self._dataset.images, read, cast("Floats", flat))
         else:
-            # All channels as the sample's own image, so that they stay comparable.
-            like = np.repeat(rows, len(shown) // max(1, len(rows)))
-            scale(self._dataset, self._form.normalize, shown, cast("Floats", images), like)
-        if self._channels:
-            images[shown == NONE] = 0
+            scale(self._dataset, self._form.normalize, read, cast("Floats", flat), like)
+        self._blank(rows, images)
 
     def _fill_masks(self, rows: Indices, words: Masks | None, masks: HandedOut) -> None:
         """Write masks from those as stored: given ones, or without them the file's."""
@@ -385,17 +416,37 @@ class Gatherer:
             # Every row is valid; "clip" spares the buffer that "raise" needs.
             self._mask_bytes.take(rows, 0, _memory_of(masks), "clip")
 
-    def _fill_patches(self, rows: Indices, corners: Indices, images: Images, masks: Masks) -> None:
-        dataset, size = self._dataset, self.shape
-        write, paddings = self._writer(rows), self._paddings(rows)
-        each = zip(rows.tolist(), corners.tolist(), paddings, images, masks, strict=True)
-        for i, (row, corner, padding, image, mask) in enumerate(each):
+    def _cut_images(self, rows: Indices, places: Places, out: Images | None) -> Images:
+        """Return the patches of images: in fresh memory, or in that given."""
+        cutter, (read, like) = self._cutters[0], self._read(rows)
+        paddings = self._paddings(read)
+        if self._channels:
+            corners = np.repeat(places.corners, self.n_channels, axis=0)
+            places = Places(corners, self._dataset.images.shape[1:], self.shape)
+        if out is None and self._is_copied:
+            found = cutter.windows(read, places, paddings)
+            images = cast("Images", found.reshape(len(rows), *self._channels, *self.shape))
+        else:
+            images = self._room(len(rows)) if out is None else out
+            flat = images.reshape(-1, *self.shape)
             if self._is_copied:
-                copy_part(dataset.images[row], corner, padding, image)
+                cutter.copy(read, places, paddings, flat)
             else:
-                patch = part(dataset.images[row], corner, size, padding)
-                write(i, patch, cast("Floats", image))
-            copy_part(dataset.masks[row], corner, 0, mask)
+                write, corners = self._writer(like), places.corners.tolist()
+                each = zip(read.tolist(), corners, paddings.tolist(), flat, strict=True)
+                for i, (row, corner, padding, image) in enumerate(each):
+                    stored = cast("Images", cutter.window(row, corner, padding))
+                    write(i, stored, cast("Floats", image))
+        self._blank(rows, images)
+        return images
+
+    def _cut_masks(self, rows: Indices, places: Places, out: Masks | None) -> Masks:
+        """Return the patches of masks as stored: in fresh memory, or in that given."""
+        paddings = np.zeros(len(rows), self._dataset.masks.dtype)
+        if out is None:
+            return cast("Masks", self._cutters[1].windows(rows, places, paddings))
+        self._cutters[1].copy(rows, places, paddings, out)
+        return out
 
     def _fill_augmented(
         self,
@@ -420,18 +471,20 @@ class Gatherer:
             places = Places(corners, dataset.images.shape[1:], self._is_padded)
         augmenter = SampleAugmenter(parameters, places)
         buffer = np.empty(max(n * m for _, (n, m) in augmenter.regions), np.float32)
-        write, paddings = self._writer(rows), self._paddings(rows)
-        channels = cast("Floats", images).reshape(len(rows), -1, *self.shape)
-        middle = channels.shape[1] // 2
+        write, read = self._writer(rows), self._read(rows)[0]
+        channels = cast("Floats", images).reshape(len(rows), self.n_channels, *self.shape)
+        middle = self.n_channels // 2
         shown = self.shown(rows).reshape(len(rows), -1).tolist()
+        paddings = self._paddings(read).reshape(len(rows), -1).tolist()
         for i, (sample, mask) in enumerate(zip(channels, masks, strict=True)):
             corner, size = augmenter.regions[i]
             augmenter.move_mask(i, part(dataset.masks[rows[i]], corner, size, 0), mask)
-            for channel, (image, row) in enumerate(zip(sample, shown[i], strict=True), -middle):
+            each = zip(sample, shown[i], paddings[i], strict=True)
+            for channel, (image, row, padding) in enumerate(each, -middle):
                 if row == NONE:
                     image[...] = 0
                     continue
-                stored = part(dataset.images[row], corner, size, paddings[i])
+                stored = part(dataset.images[row], corner, size, padding)
                 if augmenter.is_resampled[i]:
                     plain = buffer[: stored.size].reshape(size)
                     write(i, stored, plain)
@@ -445,12 +498,11 @@ class Gatherer:
         normalize = self._form.normalize
         return _convert if normalize is None else scaler(self._dataset, normalize, rows)
 
-    def _paddings(self, rows: Indices) -> list[float]:
+    def _paddings(self, rows: Indices) -> Images:
         """Return the value around each image."""
-        if not self._is_padded:
-            return [0.0] * len(rows)  # of no pixel
-        minima: list[float] = self._dataset.manifest["minimum"][rows].tolist()
-        return minima
+        if self._minima is None:
+            return np.zeros(len(rows), self._dataset.images.dtype)  # of no pixel
+        return self._minima[rows]
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
         has_channels = samples.ndim == len("NCHW")
@@ -530,7 +582,7 @@ class Stream:
         if windows is None or self._gatherer.takes_whole:
             if is_cold:
                 for drawn in draws:
-                    look_ahead.ask(self._gatherer.touched(drawn.rows))
+                    self._ask(drawn.rows)
             if windows is None:
                 return draws
         joined = join(draws)
@@ -538,10 +590,21 @@ class Stream:
             look_ahead.ask_masks(joined.rows)
         corners = windows.corners(joined.rows, joined.epoch, joined.copies)
         if is_cold and not self._gatherer.takes_whole:
-            look_ahead.ask(joined.rows, corners[:, 0], windows.n_rows)
+            self._ask(joined.rows, corners[:, 0], windows.n_rows)
         ends = np.cumsum([len(drawn.rows) for drawn in draws])
         parts = np.split(corners, ends[:-1])
         return [drawn._replace(corners=one) for drawn, one in zip(draws, parts, strict=True)]
+
+    def _ask(self, rows: Indices, tops: Indices | None = None, n_lines: int = 0) -> None:
+        """Have the kernel read some rows, or so many lines of each, and what they show besides."""
+        n_channels = self._gatherer.n_channels
+        if n_channels == 1:
+            self._look_ahead.ask(rows, tops, n_lines)
+            return
+        shown = self._gatherer.shown(rows)
+        tops_of_shown = None if tops is None else np.repeat(tops, n_channels)[shown != NONE]
+        self._look_ahead.ask_images(shown[shown != NONE], tops_of_shown, n_lines)
+        self._look_ahead.ask_masks(rows, tops, n_lines)
 
     def gather(self, drawn: Drawn, out: Arrays | None = None) -> Arrays:
         """Return the pixels of a batch."""

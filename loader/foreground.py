@@ -70,7 +70,8 @@ class Foreground:
             rows, shares, ends, totals = rows[found], shares[found], ends[found], totals[found]
         numbers = (shares * totals).astype(np.int64)
         # The first line that ends behind the pixel; of booleans, argmin is the first False.
-        lines = (ends <= (numbers + 1)[:, np.newaxis]).argmin(axis=1) if len(rows) else rows
+        sought = (numbers + 1).astype(np.uint32)[:, np.newaxis]  # as ends, or NumPy converts these
+        lines = (ends <= sought).argmin(axis=1) if len(rows) else rows
         # The pixels of these lines one after the other, and how many of them come before.
         places = np.flatnonzero(self._find(self._masks[rows, lines]))
         each = np.arange(len(rows))
@@ -82,7 +83,7 @@ class Foreground:
 
     def _ends_of(self, rows: Indices) -> npt.NDArray[np.uint32]:
         ends = self._ends[rows]
-        if not ends.all():
+        if not ends.min(initial=1):  # many times faster than all()
             unknown = np.flatnonzero(~ends.all(axis=1))
             for i in unknown.tolist():
                 ends[i] = self._count(self._masks[rows[i]])

@@ -74,17 +74,28 @@ class LookAhead:
 
     def ask(self, rows: Indices, tops: Indices | None = None, n_lines: int = 0) -> None:
         """Make the kernel start to read some rows, or so many lines of each from `tops` on."""
+        self._ask(self._extents, rows, tops, n_lines)
+
+    def ask_images(self, rows: Indices, tops: Indices | None = None, n_lines: int = 0) -> None:
+        """Make the kernel start to read the images of some rows, or such lines of them."""
+        self._ask(self._extents[:1], rows, tops, n_lines)
+
+    def ask_masks(self, rows: Indices, tops: Indices | None = None, n_lines: int = 0) -> None:
+        """Make the kernel start to read the masks of some rows, or such lines of them."""
+        self._ask(self._extents[1:], rows, tops, n_lines)
+
+    def _ask(
+        self,
+        extents: list[tuple[int, int]],
+        rows: Indices,
+        tops: Indices | None,
+        n_lines: int,
+    ) -> None:
         if tops is None:
             tops, n_lines = np.zeros_like(rows), self._n_lines
         first = np.maximum(tops, 0)
+        lines = rows * self._n_lines + first
         counts = np.minimum(tops + n_lines, self._n_lines) - first
-        self._ask(self._extents, rows * self._n_lines + first, counts)
-
-    def ask_masks(self, rows: Indices) -> None:
-        """Make the kernel start to read the masks of some rows."""
-        self._ask(self._extents[1:], rows * self._n_lines, np.full_like(rows, self._n_lines))
-
-    def _ask(self, extents: list[tuple[int, int]], lines: Indices, counts: Indices) -> None:
         if self._read[0] != threading.get_ident():
             self._read = _read_by_this_thread()
         try:

@@ -25,10 +25,13 @@ _SAME_PHASE: Final = 0.1  # of the longest trigger time in the stack, taken as t
 _SHORTEST_BEAT: Final = 500.0  # ms: where only end-diastole is drawn, all trigger times are short
 LACKING: Final[dict[Along, str]] = {
     "slice": (
-        "image position and orientation, or slice location; and trigger times where a position has "
-        "several images"
+        "image position and orientation, or slice location; and where a position has several "
+        "images, trigger times, temporal positions, or as many images at each position"
     ),
-    "phase": "trigger time; and image position and orientation, or slice location",
+    "phase": (
+        "trigger time, temporal position, or as many images at each position; and image position "
+        "and orientation, or slice location"
+    ),
     "number": "a number",
 }
 
@@ -46,13 +49,16 @@ class Neighbours:
         Images on each side.
     along : "slice", "phase" or "number"
         In order of the position along the normal of the slices, of images of the same phase and
-        orientation; in order of the trigger time, of images at the same position; or in order of
-        the columns `slice` and `frame_number`, whatever these count.
+        orientation; in order of the phase, of images at the same position; or in order of the
+        columns `slice` and `frame_number`, whatever these count. The phase is the trigger time;
+        without it the column `temporal_position`; and without that, where each position of the
+        series has as many images, the place among them, in order of these two columns.
     edges : "repeat" or "mark"
         Where a series ends, repeat the last image, or hand out a channel of zeros.
     within : float, optional
-        The largest step from one image to the next, in mm, ms, or numbers of `slice`; a wider gap
-        is an edge. By default the next image of the file counts, however far it is.
+        The largest step from one image to the next, in mm, ms (phases, where no trigger time is
+        known), or numbers of `slice`; a wider gap is an edge. By default the next image of the file
+        counts, however far it is.
 
     Raises
     ------
@@ -128,7 +134,8 @@ class Neighbours:
             lines = _Lines.of(of_series, (value, frame), ~np.isnan(value), self.n)
         elif self.along == "phase":
             position = _clusters(places.stack, places.height, _SAME_POSITION)
-            value, is_placed = places.time, ~np.isnan(places.height + places.time)
+            value = places.phase
+            is_placed = ~np.isnan(places.height + value) & ~places.is_only
             lines = _Lines.of(position, (value,), is_placed, self.n)
         else:
             value, lines = places.height, _along_slices(places, self.n)
@@ -142,9 +149,11 @@ class _Places:
     """Where and when the image of each row was taken."""
 
     series: Indices  # equal for the rows of one patient and series
-    stack: Indices  # and of one orientation
+    stack: Indices  # and of one orientation, and whose phases are told in the same way
     height: Table  # mm along the normal, or the slice location; NaN where neither is known
-    time: Table  # ms after the start of the heart beat; NaN where it is not known
+    is_timed: _Flags  # whether the trigger time is known
+    phase: Table  # this time, in ms; or the number of the phase; NaN where neither is known
+    is_only: _Flags  # whether the phase has a number only because its position has one image
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,17 +207,59 @@ def _places(dataset: Dataset) -> _Places:
     # One normal for a stack, so that rounding of the cosines does not move its slices.
     first = np.unique(stack, return_index=True)[1][stack]
     height = np.einsum("ni,ni->n", position, np.cross(row, column)[first])
-    location = _numbers(dataset, "slice_location")
-    return _Places(
-        series, stack, np.where(is_known, height, location), _numbers(dataset, "trigger_time")
-    )
+    height = np.where(is_known, height, _numbers(dataset, "slice_location"))
+    time = _numbers(dataset, "trigger_time")
+    is_timed = ~np.isnan(time)
+    stack, phase, is_only = _numbered_phases(dataset, stack, height, is_timed)
+    phase = np.where(is_timed, time, phase)
+    return _Places(series, stack, height, is_timed, phase, is_only & ~is_timed)
 
 
-def _numbers(dataset: Dataset, column: str) -> Table:
-    """Return a column; 0 where the file does not have it, NaN where it is not finite."""
+def _numbered_phases(
+    dataset: Dataset, stack: Indices, height: Table, is_timed: _Flags
+) -> tuple[Indices, Table, _Flags]:
+    """Return stacks anew, the number of each row's phase, and whether it is the only one there.
+
+    The number is NaN where it is not known. Stacks are split where some rows have a trigger time or
+    a temporal position and others do not. Without both, the k-th image of a position is of phase k
+    if each position of the stack has as many, or if it is the only one there. Images of one
+    position and one number have none: nobody can tell them apart.
+    """
+    temporal = np.where(is_timed, np.nan, _numbers(dataset, "temporal_position", np.nan))
+    for is_apart in (is_timed, ~np.isnan(temporal), np.isnan(height)):
+        stack = stack * 2 + is_apart
+    position = _clusters(stack, height, _SAME_POSITION)
+    keys = [_numbers(dataset, name) for name in ("slice", "frame_number", "instance_number")]
+    order = np.lexsort((*keys[::-1], position))
+    n_there = np.bincount(position)
+    starts = np.cumsum(n_there) - n_there
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order)) - starts[position[order]]
+    of_stack = np.unique(stack, return_inverse=True)[1].reshape(-1)
+    most, fewest = np.zeros(len(order), np.int64), np.full(len(order), len(order))
+    np.maximum.at(most, of_stack, n_there[position])
+    np.minimum.at(fewest, of_stack, n_there[position])
+    is_told = (most == fewest)[of_stack] | (n_there[position] == 1)
+    phase = np.where(np.isnan(temporal), np.where(is_told, place, np.nan), temporal)
+    # Of equal keys: those of places, or the phases themselves.
+    for *by, twins in (
+        (*keys, np.isnan(temporal)),
+        (phase, ~np.isnan(phase)),
+    ):
+        order = np.lexsort((*by[::-1], position))
+        before, after = order[:-1], order[1:]
+        same = (position[before] == position[after]) & twins[before] & twins[after]
+        for key in by:
+            same &= (key[before] == key[after]) | (np.isnan(key[before]) & np.isnan(key[after]))
+        phase[before[same]] = phase[after[same]] = np.nan
+    return stack, phase, np.isnan(temporal) & (n_there[position] == 1)
+
+
+def _numbers(dataset: Dataset, column: str, missing: float = 0.0) -> Table:
+    """Return a column; NaN where it is not finite, `missing` where the file does not have it."""
     stored = dataset.manifest.stored
     if column not in stored:
-        return np.zeros(len(dataset))
+        return np.full(len(dataset), missing)
     values = stored[column].astype(np.float64)
     values[~np.isfinite(values)] = np.nan
     return values
@@ -235,16 +286,14 @@ def _only_centres(n_rows: int, n: int) -> Indices:
 
 def _along_slices(places: _Places, n: int) -> _Lines:
     """Return the neighbours at other positions of a stack, of the same phase."""
-    is_timed = ~np.isnan(places.time)
-    stack = places.stack * 2 + is_timed
+    stack, phase, is_timed = places.stack, places.phase, places.is_timed
+    is_placed = ~np.isnan(places.height + phase)
+    numbered = is_placed & ~is_timed
+    of_one_phase = _clusters(stack, np.where(is_timed, np.nan, phase), 0.0)
+    table = _Lines.of(of_one_phase, (places.height,), numbered, n).table
     position = _clusters(stack, places.height, _SAME_POSITION)
-    # Without times, nobody can tell which of several images at a position is of the same phase.
-    is_single = np.bincount(position)[position] == 1
-    is_placed = ~np.isnan(places.height) & (is_timed | is_single)
-    untimed = is_placed & ~is_timed
-    table = _Lines.of(stack, (places.height,), untimed, n).table
     for rows in _groups(stack, np.flatnonzero(is_placed & is_timed)):
-        table[rows] = _of_one_phase(rows, position[rows], places.time[rows], n)
+        table[rows] = _of_one_phase(rows, position[rows], phase[rows], n)
     return _Lines(table, is_placed)
 
 

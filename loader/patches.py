@@ -152,6 +152,111 @@ class Windows:
         return corners
 
 
+class Cutter:
+    """Copies windows of the images of a file, or of its masks, into batches.
+
+    Parameters
+    ----------
+    samples : array, shape (n, rows, columns)
+        One after the other in memory.
+    size : (int, int)
+        Rows and columns of a window.
+    """
+
+    def __init__(self, samples: npt.NDArray[np.generic], size: tuple[int, int]) -> None:
+        self._samples = samples
+        self._size = size
+        n, *sides = samples.shape
+        # All windows that are inside, as a view: NumPy copies those of a batch in one call.
+        n_places = (max(0, a - b + 1) for a, b in zip(sides, size, strict=True))
+        strides = samples.strides + samples.strides[1:]
+        self._windows = np.ndarray((n, *n_places, *size), samples.dtype, samples, strides=strides)
+
+    def window(self, row: int, corner: tuple[int, int], padding: float) -> npt.NDArray[np.generic]:
+        """Return a window of one row; see `part`."""
+        return part(self._samples[row], corner, self._size, padding)
+
+    def windows(
+        self, rows: Indices, places: "Places", paddings: npt.NDArray[np.generic]
+    ) -> npt.NDArray[np.generic]:
+        """Return the windows of some rows in fresh memory; see `copy`."""
+        if not places.crossing:
+            found: npt.NDArray[np.generic] = self._windows[rows, *places.corners.T]
+            return found
+        out = np.empty((len(rows), *self._size), self._samples.dtype)
+        self.copy(rows, places, paddings, out)
+        return out
+
+    def copy(
+        self,
+        rows: Indices,
+        places: "Places",
+        paddings: npt.NDArray[np.generic],
+        out: npt.NDArray[np.generic],
+    ) -> None:
+        """Copy the windows of some rows to `out`.
+
+        Parameters
+        ----------
+        rows : int64 array, shape (n,)
+        places : Places
+            Of n windows.
+        paddings : array, shape (n,)
+            The values around the images; of no meaning where no window crosses a border.
+        out : array, shape (n, *size)
+        """
+        listed, windows = rows.tolist(), self._windows
+        for i, top, left in places.inside:
+            out[i] = windows[listed[i], top, left]
+        if places.crossing:
+            out[places.crossing] = paddings[places.crossing, np.newaxis, np.newaxis]
+        for i, taken, placed in places.parts:
+            out[i, *placed] = self._samples[listed[i], *taken]
+
+
+class Places:
+    """Where windows are in images of one shape.
+
+    Parameters
+    ----------
+    corners : int64 array, shape (n, 2)
+        First row and column of each window.
+    shape : (int, int)
+        Rows and columns of the images.
+    size : (int, int)
+        Rows and columns of a window.
+
+    Attributes
+    ----------
+    corners : int64 array, shape (n, 2)
+    inside : list of (int, int, int)
+        Number, first row and first column of each window that is wholly in its image.
+    crossing : list of int
+        The numbers of the others.
+    parts : list of (int, (slice, slice), (slice, slice))
+        Number of each of these that shows any pixel, and where: in the image, and in the window.
+    """
+
+    inside: list[tuple[int, int, int]]
+    crossing: list[int]
+    parts: list[tuple[int, tuple[slice, slice], tuple[slice, slice]]]
+
+    def __init__(self, corners: Indices, shape: tuple[int, int], size: tuple[int, int]) -> None:
+        self.corners = corners
+        self.inside, self.crossing, self.parts = [], [], []
+        first, after = np.maximum(corners, 0), np.minimum(corners + size, shape)
+        bounds = np.concatenate([first, after, first - corners, after - corners], axis=1)
+        # Python is quicker than NumPy here: batches are small.
+        for i, (top, left, bottom, right, up, before, down, behind) in enumerate(bounds.tolist()):
+            if (bottom - top, right - left) == size:
+                self.inside.append((i, top, left))
+                continue
+            self.crossing.append(i)
+            if top < bottom and left < right:
+                taken = slice(top, bottom), slice(left, right)
+                self.parts.append((i, taken, (slice(up, down), slice(before, behind))))
+
+
 def part(
     image: npt.NDArray[_Value], corner: tuple[int, int], size: tuple[int, int], padding: float
 ) -> npt.NDArray[_Value]:
@@ -169,25 +274,11 @@ def part(
     rows, columns = image.shape
     if 0 <= top <= rows - n_rows and 0 <= left <= columns - n_columns:
         return image[top : top + n_rows, left : left + n_columns]
-    padded = np.empty(size, image.dtype)
-    copy_part(image, corner, padding, padded)
+    padded = np.full(size, padding, image.dtype)
+    inside = image[max(top, 0) : max(top + n_rows, 0), max(left, 0) : max(left + n_columns, 0)]
+    up, before = max(-top, 0), max(-left, 0)
+    padded[up : up + inside.shape[0], before : before + inside.shape[1]] = inside
     return padded
-
-
-def copy_part(
-    image: npt.NDArray[_Value], corner: tuple[int, int], padding: float, out: npt.NDArray[_Value]
-) -> None:
-    """Copy a window of an image to `out`, with a value around the image."""
-    (top, left), (n_rows, n_columns) = corner, out.shape
-    rows, columns = image.shape
-    bottom, right = top + n_rows, left + n_columns
-    if top >= 0 and left >= 0 and bottom <= rows and right <= columns:
-        out[...] = image[top:bottom, left:right]
-        return
-    out[...] = padding
-    inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    first = max(-top, 0), max(-left, 0)
-    out[first[0] : first[0] + inside.shape[0], first[1] : first[1] + inside.shape[1]] = inside
 
 
 def _wanted(patches: Patches, dataset: Dataset) -> list[Structure]:

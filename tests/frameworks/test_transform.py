@@ -135,5 +135,18 @@ def test_neighbours_are_channels_of_tensors(tmp_path):
     images, masks = next(iter(DataLoader(samples, 4, sampler=rows)))
     np.testing.assert_array_equal(images.numpy(), expected)
     assert masks.shape == (4, 1, 6, 8)
+    patches = {"patches": loader.Patches((3, 4), pad=True)}
+    options |= patches
+    expected, _ = loader.Batches(tmp_path / "out.h5", layout="NCHW", **options).next_batch()
+    iterable = loader_torch.IterableDataset(tmp_path / "out.h5", **options)
+    on_device = loader_torch.DeviceBatches(tmp_path / "out.h5", "cpu", **options)
+    for batches in (DataLoader(iterable, batch_size=None, num_workers=1, timeout=60), on_device):
+        np.testing.assert_array_equal(next(iter(batches))[0].numpy(), expected)
+    samples = loader_torch.Dataset(
+        tmp_path / "out.h5", normalize="zscore", neighbours=1, seed=options["seed"], **patches
+    )
+    samples.set_epoch(0)
+    images, _ = next(iter(DataLoader(samples, 4, sampler=rows)))
+    np.testing.assert_array_equal(images.numpy(), expected)
     with pytest.raises(TypeError, match=r"ResidentBatches: neighbours: .* Use DeviceBatches"):
         loader_torch.ResidentBatches(tmp_path / "out.h5", "cpu", **options)

@@ -138,7 +138,7 @@ def test_batches_looked_ahead_are_the_batches(data, monkeypatch):
     reads = iter(range(10**6))
     monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
     asked = []
-    monkeypatch.setattr(LookAhead, "ask", lambda _, coming: asked.append(coming.tolist()))
+    monkeypatch.setattr(LookAhead, "ask", lambda _, coming, *__: asked.append(coming.tolist()))
     batches = loader.Batches(data, **options)
     assert [batches.indices.tolist() for _ in range(200) if batches.next_batch()] == rows
     assert asked[:200] == rows
@@ -161,12 +161,12 @@ def test_of_patches_their_lines_are_asked_for(data, monkeypatch, options, expect
     monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
     asked = {"rows": [], "lines": [], "masks": []}
 
-    def ask(_, rows, tops=None, n_lines=16):
-        assert n_lines == (16 if tops is None else 4)
+    def ask(_, rows, tops=None, n_lines=0):
+        assert n_lines == (0 if tops is None else 4)
         asked["rows" if tops is None else "lines"] += rows.tolist()
 
     monkeypatch.setattr(LookAhead, "ask", ask)
-    monkeypatch.setattr(LookAhead, "ask_masks", lambda _, rows: asked["masks"].extend(rows))
+    monkeypatch.setattr(LookAhead, "ask_masks", lambda _, rows, *__: asked["masks"].extend(rows))
     batches = loader.Batches(data, batch_size=7, seed=7, remainder="keep", **options)
     rows = [row for _ in batches for row in batches.indices.tolist()]
     for kind, found in asked.items():

@@ -6,6 +6,7 @@ import math
 import pickle
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 from dataset_builder import write_dataset
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loader
-from loader import Augment, Neighbours
+from loader import Augment, Neighbours, lookahead
 from loader.augment import draw_parameters
 
 NAN = float("nan")
@@ -23,12 +24,17 @@ OPTIONS = {"batch_size": 3, "seed": 7, "layout": "NCHW"}
 
 
 def manifest_of(rows):
-    """Return manifest columns of rows (patient, series, height, trigger time, slice)."""
-    patient, series, height, time, number = zip(*rows, strict=True)
+    """Return manifest columns of rows (patient, series, height, trigger time, slice, position).
+
+    The last one is the temporal position, which may be left out.
+    """
+    rows = [row if len(row) > 5 else (*row, NAN) for row in rows]
+    patient, series, height, time, number, temporal = zip(*rows, strict=True)
     columns = {"patient_id": [f"P{one}".encode() for one in patient]}
     columns["series"] = [str(one).encode() for one in series]
     columns |= {"trigger_time": time, "slice": number, "slice_location": np.full(len(rows), NAN)}
-    columns["frame_number"] = np.ones(len(rows))
+    columns["temporal_position"] = temporal
+    columns["frame_number"] = columns["instance_number"] = np.ones(len(rows))
     positions = np.array([10.0, -20.0, 30.0]) + np.outer(height, NORMAL)
     for axis, values in zip("xyz", positions.T, strict=True):
         columns[f"image_position_{axis}"] = values
@@ -152,13 +158,62 @@ def test_stacks_of_other_orientations_are_apart(tmp_path):
 
 
 def test_images_that_nobody_can_tell_apart_have_no_neighbours(tmp_path):
-    """Two phases at one position, without times: whose neighbour would be which?"""
+    """Two phases at one of three positions, without times: whose neighbour would be which?"""
     rows = [(1, "a", height, NAN, 1) for height in (0.0, 0.0, 8.0, 16.0)]
     write(tmp_path / "out.h5", rows)
     with pytest.warns(UserWarning, match="2 of 4 rows have no place along slice, .*lack image pos"):
         batches = loader.Batches(tmp_path / "out.h5", **OPTIONS | {"batch_size": 4}, neighbours=1)
     table = Neighbours(1).rows_of(batches.dataset)
     assert table.tolist() == [[-1, 0, -1], [-1, 1, -1], [-1, 2, 3], [2, 3, -1]]
+
+
+# Two positions with three phases each, in the order that scanners have: phases of a slice follow
+# each other, or slices of a phase.
+CINE = [(1, "a", 8.0 * (k // 3), 40.0 * (k % 3), k + 1, 1.0 + k % 3) for k in range(6)]
+OF_CINE = {
+    "slice": [[-1, 0, 3], [-1, 1, 4], [-1, 2, 5], [0, 3, -1], [1, 4, -1], [2, 5, -1]],
+    "phase": [[-1, 0, 1], [0, 1, 2], [1, 2, -1], [-1, 3, 4], [3, 4, 5], [4, 5, -1]],
+}
+
+
+@pytest.mark.parametrize("along", ["slice", "phase"])
+@pytest.mark.parametrize("known", ["time", "temporal position", "order"])
+@pytest.mark.parametrize("is_slice_after_slice", [True, False])
+def test_phases_are_told_by_time_or_position_or_order(tmp_path, along, known, is_slice_after_slice):
+    rows = []
+    for patient, series, height, ms, number, index in CINE:
+        place = number if is_slice_after_slice else 2 * index + (height > 0)
+        # What is known last does not count: the numbers run backwards where positions are known.
+        place = -place if known == "temporal position" else place
+        time = ms if known == "time" else NAN
+        temporal = index if known == "temporal position" else NAN
+        rows.append((patient, series, height, time, place, temporal))
+    write(tmp_path / "out.h5", rows)
+    dataset = loader.open_dataset(tmp_path / "out.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader.Batches(dataset, **OPTIONS, neighbours=Neighbours(along=along))
+    assert Neighbours(1, along).rows_of(dataset).tolist() == OF_CINE[along]
+
+
+def test_a_phase_that_a_position_lacks_is_passed_over(tmp_path):
+    rows = [(1, "a", 8.0 * k, NAN, k, 1.0) for k in range(3)]
+    rows += [(1, "a", 8.0 * k, NAN, 9 + k, 5.0) for k in (0, 2)]
+    write(tmp_path / "out.h5", rows)
+    dataset = loader.open_dataset(tmp_path / "out.h5")
+    table = Neighbours(1).rows_of(dataset)
+    assert table.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, -1], [-1, 3, 4], [3, 4, -1]]
+    table = Neighbours(1, "phase", within=3).rows_of(dataset)  # of four phases apart
+    assert (table[:, [0, 2]] == -1).all()
+
+
+def test_images_of_one_position_and_number_have_no_phase(tmp_path):
+    rows = [(1, "a", 8.0 * (k // 2), NAN, 1, 1.0) for k in range(4)]
+    rows += [(2, "a", 8.0 * (k // 2), NAN, 1) for k in range(4)]
+    write(tmp_path / "out.h5", [*rows, (1, "a", 16.0, NAN, 1, 1.0)])
+    for along in ("slice", "phase"):
+        table = Neighbours(1, along).rows_of(loader.open_dataset(tmp_path / "out.h5"))
+        assert (table[:, [0, 2]] == -1).all()
 
 
 def test_a_file_without_any_neighbours_is_refused(tmp_path):
@@ -171,16 +226,51 @@ def test_a_file_without_any_neighbours_is_refused(tmp_path):
 # The slow and obvious version
 
 
+def numbered_phases(rows):
+    """Return the phase of each row without a trigger time; None where nobody can tell."""
+    phases = []
+    for patient, series, height, time, number, temporal in rows:
+        same = [
+            row
+            for row in rows
+            if row[:2] == (patient, series)
+            and math.isnan(row[3])
+            and math.isnan(row[5]) == math.isnan(temporal)
+        ]
+        here = [row for row in same if row[2] == height]
+        is_even = {sum(row[2] == other[2] for row in same) for other in same} == {len(here)}
+        if not math.isnan(time):
+            phase = None
+        elif not math.isnan(temporal):
+            phase = temporal if [row[5] for row in here].count(temporal) == 1 else None
+        elif len(here) == 1 or is_even:
+            numbers = sorted(row[4] for row in here)
+            phase = numbers.index(number) if numbers.count(number) == 1 else None
+        else:
+            phase = None
+        phases.append(phase)
+    return phases
+
+
 def oracle(rows, n, along):
     """Return the table of neighbours by looking at all pairs of rows."""
-    table = []
-    for i, (patient, series, height, time, _) in enumerate(rows):
+    table, phases = [], numbered_phases(rows)
+    for i, (patient, series, height, time, _, temporal) in enumerate(rows):
         same = [j for j, row in enumerate(rows) if row[:2] == (patient, series)]
+        alike = [
+            j
+            for j in same
+            if phases[j] is not None and math.isnan(rows[j][5]) == math.isnan(temporal)
+        ]
         if along == "number":
             line = sorted(same, key=lambda j: (rows[j][4], j))
+        elif along == "phase" and math.isnan(time):
+            line = [i]
+            if phases[i] is not None:
+                line = sorted([j for j in alike if rows[j][2] == height], key=phases.__getitem__)
         elif along == "phase":
             here = [j for j in same if rows[j][2] == height and rows[j][3] == rows[j][3]]
-            line = sorted(here, key=lambda j: (rows[j][3], j)) if not math.isnan(time) else [i]
+            line = sorted(here, key=lambda j: (rows[j][3], j))
         elif not math.isnan(time):
             timed = [j for j in same if rows[j][3] == rows[j][3]]
             tolerance = 0.1 * max(500.0, *(rows[j][3] for j in timed))
@@ -192,10 +282,10 @@ def oracle(rows, n, along):
                     line.append(best)
             line.sort(key=lambda j: rows[j][2])
         else:
-            untimed = [j for j in same if rows[j][3] != rows[j][3]]
-            n_there = [sum(rows[j][2] == rows[k][2] for k in untimed) for j in untimed]
-            single = [j for j, count in zip(untimed, n_there, strict=True) if count == 1]
-            line = sorted(single, key=lambda j: rows[j][2]) if i in single else [i]
+            line = [i]
+            if phases[i] is not None:
+                of_phase = [j for j in alike if phases[j] == phases[i]]
+                line = sorted(of_phase, key=lambda j: rows[j][2])
         place = line.index(i)
         padded = [-1] * n + line + [-1] * n
         table.append(padded[place : place + 2 * n + 1])
@@ -209,6 +299,7 @@ def rows_from(draw_of):
         st.integers(-2, 2).map(lambda step: step * 4.0),
         st.sampled_from([0.0, 10.0, 45.0, 50.0, 60.0, 300.0, 700.0, NAN, NAN]),
         st.integers(1, 6),
+        st.sampled_from([1.0, 2.0, 3.0, NAN, NAN]),
     )
     return st.lists(row, min_size=1, max_size=draw_of)
 
@@ -458,6 +549,113 @@ def test_arguments_that_can_never_be_right(path, neighbours, error, message):
         loader.Batches(path, **OPTIONS, neighbours=given(neighbours))
 
 
-def test_patches_have_no_neighbours(path):
-    with pytest.raises(ValueError, match="neighbours: patches have no neighbours"):
-        loader.Batches(path, **OPTIONS, neighbours=1, patches=loader.Patches((3, 3)))
+PLACES = [
+    loader.Patches((3, 4)),
+    loader.Patches((3, 3), foreground=0.5),
+    loader.Patches((3, 4), foreground=0.5, pad=True),
+    loader.Patches((8, 4), pad=True),
+]
+
+
+def patch_around(image, corner, size, padding):
+    """Return a window of an image, pixel by pixel."""
+    window = np.full(size, padding, image.dtype)
+    for place in np.ndindex(*size):
+        y, x = np.add(place, corner)
+        if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
+            window[place] = image[y, x]
+    return window
+
+
+@pytest.mark.parametrize("image_dtype", ["<i2", "<u2", "<f4"])
+@pytest.mark.parametrize("neighbours", [Neighbours(1), Neighbours(2, edges="mark")])
+@pytest.mark.parametrize("patches", PLACES)
+def test_patches_show_one_place_in_all_channels(tmp_path, image_dtype, neighbours, patches):
+    write(tmp_path / "out.h5", image_dtype=image_dtype)
+    options = OPTIONS | {"patches": patches, "neighbours": neighbours}
+    batches = loader.Batches(tmp_path / "out.h5", **options)
+    dataset, windows, out = batches.dataset, batches.feed.windows, None
+    for epoch in range(2):
+        for _ in range(3):
+            images, masks = out = batches.next_batch(out=out if epoch else None)
+            rows = batches.indices
+            corners = windows.corners(rows, epoch, np.zeros_like(rows))
+            for sample, mask, row, corner in zip(images, masks, rows, corners, strict=True):
+                shown = channels_of(dataset, row, neighbours)
+                for image, other in zip(sample, shown, strict=True):
+                    stored = dataset.images[other]
+                    expected = patch_around(stored, corner, patches.size, stored.min())
+                    np.testing.assert_array_equal(image, expected if other != -1 else 0)
+                expected = patch_around(dataset.masks[row], corner, patches.size, 0)
+                np.testing.assert_array_equal(mask[0], expected)
+
+
+@pytest.mark.parametrize("layout", ["HWN", "NCHW"])
+@pytest.mark.parametrize("patches", PLACES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalize": "zscore"},
+        {"normalize": "percentile", "prefetch": 2},
+        {"dtype": "float32", "mask_channels": "uint8"},
+        {"augment": Augment.none(flip_rows=0.5, quarter_turns=0.5, gamma=(1, 0.5, 2))},
+        {"augment": Augment.none(rotate=(0.7, -40, 40), elastic=(0.5, 0.02, 0.05))},
+    ],
+)
+def test_the_middle_channel_of_a_patch_is_the_patch(path, options, patches, layout):
+    if "augment" in options:
+        pytest.importorskip("cv2")
+    options = OPTIONS | options | {"layout": layout, "patches": patches, "seed": 3}
+    stacks, plain = (loader.Batches(path, **options, neighbours=k) for k in (1, None))
+    for _ in range(2):
+        for (images, masks), (middle, same) in zip(stacks, plain, strict=True):
+            found = images[:, :, 1] if layout == "HWN" else images[:, 1:2]
+            np.testing.assert_array_equal(found, middle)
+            np.testing.assert_array_equal(masks, same)
+
+
+@pytest.mark.parametrize("patches", PLACES)
+def test_each_channel_of_a_patch_is_augmented_as_the_middle_one(tmp_path, patches):
+    """Rows with equal images give equal channels, whatever is drawn."""
+    pytest.importorskip("cv2")
+    augment = Augment.none(
+        flip_rows=0.5, rotate=(0.5, -60, 60), elastic=(0.5, 0.02, 0.05), gamma=(0.5, 0.5, 2)
+    )
+    arrays = write(tmp_path / "out.h5", [(1, "a", float(k), NAN, 1) for k in range(6)])
+    with h5py.File(tmp_path / "out.h5", "r+") as file:
+        file["images"][:] = arrays["images"][:1]
+        for name in ("minimum", "maximum", "mean", "std"):
+            file[f"manifest/{name}"][:] = arrays[f"manifest/{name}"][0]
+    options = {"patches": patches, "normalize": "minmax", "augment": augment, "neighbours": 1}
+    for images, _ in loader.Batches(tmp_path / "out.h5", **OPTIONS, **options):
+        for channel in (0, 2):
+            np.testing.assert_array_equal(images[:, channel], images[:, 1])
+
+
+def test_only_the_lines_of_patches_are_asked_for(tmp_path, monkeypatch):
+    write(tmp_path / "out.h5", [(1, "a", float(k), NAN, 1) for k in range(6)])
+    reads = iter(range(10**6))
+    monkeypatch.setattr(lookahead, "_read_by_this_thread", lambda: (0, next(reads)))
+    asked = []
+    for name in ("ask_images", "ask_masks"):
+
+        def ask(_, rows, tops=None, n_lines=0, name=name):
+            asked.append((name, list(zip(rows.tolist(), tops.tolist(), strict=True)), n_lines))
+
+        monkeypatch.setattr(lookahead.LookAhead, name, ask)
+    options = OPTIONS | {"batch_size": 6, "patches": loader.Patches((3, 4))}
+    batches = loader.Batches(tmp_path / "out.h5", **options, neighbours=Neighbours(1, edges="mark"))
+    if not batches.feed.stream((0, 0))._look_ahead.n_batches:
+        pytest.skip("no advice on this platform")
+    batches.next_batch()
+    rows = batches.indices
+    tops = batches.feed.windows.corners(rows, 0, np.zeros_like(rows))[:, 0]
+    shown = [
+        (other, top)
+        for row, top in zip(rows, tops, strict=True)
+        for other in (row - 1, row, row + 1)
+        if 0 <= other < 6
+    ]
+    expected = [("ask_images", shown, 3)]
+    expected += [("ask_masks", list(zip(rows.tolist(), tops.tolist(), strict=True)), 3)]
+    assert asked[:2] == expected
