@@ -1,9 +1,9 @@
 import io
 import re
 import struct
-import time
 from pathlib import Path
 
+import pydicom
 import pytest
 from builders import COLUMNS, ROWS, dicom_bytes, instance, write_tree
 
@@ -39,12 +39,17 @@ def with_sequence(content, syntax="explicit"):
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "implicit"])
-def test_two_million_empty_items_are_refused_in_seconds(syntax):
-    begin = time.monotonic()
-    data = with_sequence((ITEM + bytes(4)) * 2_000_000, syntax)
+def test_too_many_items_are_refused_before_pydicom_reads_one(monkeypatch, syntax):
+    walk = pydicom_scan._walk
+
+    def walk_only_meta(file, *, meta, **how):
+        assert meta, "pydicom reads the items, which takes it 22 s and more"
+        return walk(file, meta=meta, **how)
+
+    monkeypatch.setattr(pydicom_scan, "_walk", walk_only_meta)
+    data = with_sequence((ITEM + bytes(4)) * 500_001, syntax)
     with pytest.raises(ImageError, match="more than 500000 items of sequences"):
         read_instance(io.BytesIO(data))
-    assert time.monotonic() - begin < 15  # 22 s and more without a limit
 
 
 def test_some_thousand_items_are_read():
@@ -79,11 +84,10 @@ def test_sequences_in_sequences_end_in_an_image_or_in_our_error(depth):
 
 
 @pytest.mark.parametrize("read", [read_structure_set, Segmentation])
-def test_annotations_with_too_many_items_are_refused(read):
-    begin = time.monotonic()
+def test_annotations_with_too_many_items_are_refused_unread(monkeypatch, read):
+    monkeypatch.setattr(pydicom, "dcmread", None)
     with pytest.raises(SourceError, match="more than 500000 items"):
-        read(bytes(128) + b"DICM" + (ITEM + bytes(4)) * 1_000_000)
-    assert time.monotonic() - begin < 5
+        read(bytes(128) + b"DICM" + (ITEM + bytes(4)) * 500_001)
 
 
 def test_a_table_too_large_is_refused_unread(tmp_path):
