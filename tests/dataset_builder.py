@@ -1,6 +1,7 @@
 """Writes small files of the format with h5py alone, so that the loader is tested without etl."""
 
 import json
+import time
 from contextlib import contextmanager
 
 import h5py
@@ -97,6 +98,17 @@ def write_dataset(
         for name, array in arrays.items():
             file.create_dataset(name, data=_fixed(array), track_times=False)
     return arrays
+
+
+def wait_until_prepared(batches):
+    """Wait until the prefetch thread of batches, where they have one, has no more to do.
+
+    A file that is cut short while the thread copies from it would end the process (SIGBUS).
+    """
+    prefetcher = batches._runtime.prefetcher
+    while prefetcher is not None and len(prefetcher._ready) < prefetcher._depth:
+        assert prefetcher._thread.is_alive()
+        time.sleep(0.001)
 
 
 def write_sparse(path, n, rows=256, columns=256, structures=CARDIAC):

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import signal
-import threading
-import time
 import warnings
 
 import pytest
@@ -12,6 +10,7 @@ from builders import COLUMNS, ROWS, write_contour, write_dicom, write_tree
 from click.testing import CliRunner
 
 import etl
+from etl import render
 from etl.cli import cli
 from etl.errors import EtlError
 from etl.options import BuildOptions
@@ -61,24 +60,23 @@ def test_the_command_line_gives_the_same_bytes(cluster, pairs, tmp_path):
     assert digest(out) == expected
 
 
-def test_a_worker_killed_half_way_costs_nothing(cluster, pairs, tmp_path):
+def test_a_worker_killed_half_way_costs_nothing(cluster, pairs, tmp_path, monkeypatch):
     root, expected = pairs
     out = tmp_path / "out.h5"
     with distributed.Client(cluster) as client:
         victim = next(iter(client.run(os.getpid).values()))
-    killed = []
+    killed, shown = [], render._shown
 
-    def kill_when_rows_are_written():
-        while not any(path.stat().st_size > 1 << 20 for path in tmp_path.glob(".out.h5.*")):
-            time.sleep(0.002)
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
+    def kill_when_rows_are_written(_first, _part):
+        if not killed:
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
 
-    killer = threading.Thread(target=kill_when_rows_are_written)
-    killer.start()
+    monkeypatch.setattr(
+        render, "_shown", lambda parts, bar, _: shown(parts, bar, kill_when_rows_are_written)
+    )
     with dask_executor(cluster.scheduler_address) as (executor, n_workers):
         result = etl.build(root, out, OPTIONS, workers=n_workers, executor=executor)
-    killer.join()
     assert killed
     assert result.findings == []
     assert digest(out) == expected

@@ -37,6 +37,7 @@ _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _READY: Final = "ready"  # what a worker says first
 _MOST_FALSE_STARTS: Final = 3
 _STOP_SECONDS: Final = 5.0  # for a worker to follow a request to end, before it is killed
+_DEATH_SECONDS: Final = 60.0  # for the status of a worker that is gone, on a busy machine
 
 _Result = TypeVar("_Result")
 _P = ParamSpec("_P")
@@ -117,7 +118,7 @@ class LocalPool(Executor):
             message = worker.pipe.recv()
         except (EOFError, OSError):  # also in the middle of an answer
             self._n_false_starts += not worker.is_ready
-            worker.process.join(_STOP_SECONDS)
+            worker.process.join(_DEATH_SECONDS)
             is_late = watchdog.has_struck(worker.process.exitcode)
             death = TimedOutError if is_late else WorkerDiedError
             worker.release().set_exception(death("a worker process has died"))

@@ -58,7 +58,7 @@ def run(folder, *command):
     names = ("PYTHONSAFEPATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     env = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=600
     )
 
 

@@ -78,7 +78,7 @@ def run_console(block, folder, where):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
         require_same(command["output"], run.stdout, f"{where}, `{command['command']}`")

@@ -48,7 +48,7 @@ def run_apart(*arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
         env=environment,
     )
     assert run.returncode == 0, run.stderr
@@ -127,7 +127,7 @@ def test_workers_of_a_dataloader_change_nothing(path, recipe, library):
     augment = recipe(library).augment
     options = {name: value for name, value in OPTIONS.items() if name != "layout"}
     dataset = loader.torch.IterableDataset(path, **options, transform=augment)
-    batches = torch_data.DataLoader(dataset, batch_size=None, num_workers=2, timeout=120)
+    batches = torch_data.DataLoader(dataset, batch_size=None, num_workers=2, timeout=600)
     expected = loader.Batches(path, **OPTIONS | {"layout": "NCHW"}, transform=augment)
     for tensors, arrays in zip(batches, expected, strict=True):
         for tensor, array in zip(tensors, arrays, strict=True):

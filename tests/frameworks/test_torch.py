@@ -69,7 +69,7 @@ def workers(n_workers, context="fork", **options):
     if not n_workers:
         return {"num_workers": 0}
     # A worker that hangs is an error after so many seconds.
-    common = {"num_workers": n_workers, "timeout": 60, "multiprocessing_context": context}
+    common = {"num_workers": n_workers, "timeout": 600, "multiprocessing_context": context}
     return common | options
 
 
@@ -917,7 +917,7 @@ def test_copies_in_another_process_have_epochs_of_their_own(path):
     process = context.Process(target=send_epochs_of_two_copies, args=arguments)
     process.start()
     expected = expected_epochs(path, 4)
-    assert receiver.poll(60)
+    assert receiver.poll(600)
     assert receiver.recv() == [expected[1:3], expected[1:2], expected[3:4]]
     process.join()
 
@@ -974,7 +974,7 @@ def test_a_subclass_may_compare_and_count_as_it_likes(path):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=send_epochs, args=(dataset, 0, None, sender))
         process.start()
-        assert receiver.poll(60)
+        assert receiver.poll(600)
         assert receiver.recv() == expected_epochs(path, 2)
         process.join()
         assert epochs_of(dataset, 1) == expected_epochs(path, 1)
@@ -1036,7 +1036,7 @@ def test_processes_that_might_count_together_are_refused(path):
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send_error, args=(dataset, sender))
     process.start()
-    assert receiver.poll(60)
+    assert receiver.poll(600)
     assert receiver.recv() == "refused"
     process.join()
 
@@ -1077,10 +1077,10 @@ def test_ranks_of_torch_distributed_share_the_epochs(path, tmp_path, n_workers):
     for process in processes:
         process.start()
     try:
-        assert all(ours.poll(180) for ours, _ in pipes), "a process hangs"
+        assert all(ours.poll(600) for ours, _ in pipes), "a process hangs"
         received = [ours.recv() for ours, _ in pipes]
         for process in processes:
-            process.join(60)
+            process.join(600)
         assert [process.exitcode for process in processes] == [0] * 4
     finally:
         for process in processes:

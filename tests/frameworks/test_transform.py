@@ -55,7 +55,7 @@ def require_equal(found, expected):
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "timeout": 60}])
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "timeout": 600}])
 def test_the_iterable_data_set_transforms_in_workers_too(path, options, prefetch):
     dataset = loader_torch.IterableDataset(path, transform=noisy_half, prefetch=prefetch, **OPTIONS)
     batches = DataLoader(dataset, batch_size=None, **options)
@@ -65,7 +65,7 @@ def test_the_iterable_data_set_transforms_in_workers_too(path, options, prefetch
 
 def test_spawned_workers_import_the_transform(path):
     dataset = loader_torch.IterableDataset(path, transform=noisy_half, **OPTIONS)
-    options = {"num_workers": 1, "timeout": 60, "multiprocessing_context": "spawn"}
+    options = {"num_workers": 1, "timeout": 600, "multiprocessing_context": "spawn"}
     require_equal(list(DataLoader(dataset, batch_size=None, **options)), expected_epoch(path, 0))
 
 
@@ -112,7 +112,7 @@ def test_batches_that_are_resident_have_no_transform(path):
 
 def test_an_error_in_a_worker_names_the_row(path):
     dataset = loader_torch.IterableDataset(path, transform=fail, shuffle=False, **OPTIONS)
-    batches = DataLoader(dataset, batch_size=None, num_workers=1, timeout=60)
+    batches = DataLoader(dataset, batch_size=None, num_workers=1, timeout=600)
     with pytest.raises(loader.LoaderError, match=r"row 0 \(patient patient_id µ0, slice 0\)"):
         next(iter(batches))
 
@@ -128,7 +128,7 @@ def test_neighbours_are_channels_of_tensors(tmp_path):
     assert expected.shape == (4, 3, 6, 8)
     iterable = loader_torch.IterableDataset(tmp_path / "out.h5", **options)
     on_device = loader_torch.DeviceBatches(tmp_path / "out.h5", "cpu", **options)
-    for batches in (DataLoader(iterable, batch_size=None, num_workers=1, timeout=60), on_device):
+    for batches in (DataLoader(iterable, batch_size=None, num_workers=1, timeout=600), on_device):
         np.testing.assert_array_equal(next(iter(batches))[0].numpy(), expected)
     rows = on_device.indices.tolist()
     samples = loader_torch.Dataset(tmp_path / "out.h5", normalize="zscore", neighbours=1)

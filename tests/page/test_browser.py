@@ -21,6 +21,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="Playwright is not installed: make test-page"
 )
 expect = playwright.expect
+expect.set_options(timeout=300_000)  # however busy the machine is
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("no browser: install Debian's package chromium", allow_module_level=True)
@@ -50,7 +51,9 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=300_000
+        )
         yield started
         started.close()
 
@@ -68,6 +71,7 @@ def opened(browser):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
         )
+        context.set_default_timeout(300_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
@@ -352,6 +356,7 @@ def test_nothing_is_wider_than_a_phone(report):
 
 def test_the_bar_covers_nothing_at_the_end_of_the_page(report):
     page = report(PHONE)
+    page.wait_for_function("document.documentElement.style.getPropertyValue('--bar')")
     page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
     bar = page.locator("#review").bounding_box()
     last = page.locator("#privacy p").last.bounding_box()

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from dataset_builder import write_dataset
+from dataset_builder import wait_until_prepared, write_dataset
 
 import loader
 
@@ -195,7 +195,7 @@ print(max(after[25:]) - max(after[5:25]))
 def test_memory_does_not_grow_over_epochs(tmp_path, prefetch):
     write_dataset(tmp_path / "out.h5", n=256, rows=64, columns=64)
     command = [sys.executable, "-c", MEMORY_OF_EPOCHS, tmp_path / "out.h5", prefetch]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert int(run.stdout) < 2000  # kilobytes; a batch has 640
 
 
@@ -204,6 +204,7 @@ def test_file_cut_short_under_an_open_loader_is_an_error(tmp_path, prefetch):
     write_dataset(tmp_path / "out.h5", n=10)
     with loader.Batches(tmp_path / "out.h5", batch_size=2, prefetch=prefetch) as batches:
         batches.next_batch()
+        wait_until_prepared(batches)
         os.truncate(tmp_path / "out.h5", 65536)
         with pytest.raises(loader.LoaderError, match=r"cut short while it was open .* found 65536"):
             list(batches)
@@ -651,7 +652,7 @@ def rows_from_another_process(batches, start_method):
     process = context.Process(target=send_rows, args=(batches, theirs))
     process.start()
     try:
-        assert ours.poll(60), "the process hangs"
+        assert ours.poll(300), "the process hangs"
         return ours.recv()
     finally:
         process.kill()

@@ -57,6 +57,6 @@ def test_masks_are_counted_once_for_all_forked_processes(tmp_path, monkeypatch):
         target=foreground.pixels, args=(rows, np.zeros(9))
     )
     process.start()
-    process.join(30)
+    process.join()
     monkeypatch.setattr(Foreground, "_count", None)
     assert len(foreground.pixels(rows, np.zeros(9))[0]) == 9

@@ -1,9 +1,9 @@
 import io
 import re
 import struct
-import time
 
 import numpy as np
+import pydicom
 import pytest
 from builders import (
     COLUMNS,
@@ -44,12 +44,17 @@ def with_sequence(content, syntax="explicit"):
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "implicit"])
-def test_two_million_empty_items_are_refused_in_seconds(syntax):
-    begin = time.process_time()
+def test_too_many_items_are_refused_before_pydicom_reads_one(monkeypatch, syntax):
+    walk = pydicom_scan._walk
+
+    def walk_only_meta(file, *, meta, **how):
+        assert meta, "pydicom reads the items, which takes it 22 s and more"
+        return walk(file, meta=meta, **how)
+
+    monkeypatch.setattr(pydicom_scan, "_walk", walk_only_meta)
     data = with_sequence((ITEM + bytes(4)) * 2_000_000, syntax)
     with pytest.raises(ImageError, match="has 2000000 items of sequences, expected 500000"):
         read_instance(io.BytesIO(data))
-    assert time.process_time() - begin < 15  # 22 s and more without a limit
 
 
 def test_some_thousand_items_are_read():
@@ -84,11 +89,10 @@ def test_sequences_in_sequences_end_in_an_image_or_in_our_error(depth):
 
 
 @pytest.mark.parametrize("read", [read_structure_set, Segmentation])
-def test_annotations_with_too_many_items_are_refused(read):
-    begin = time.process_time()
-    with pytest.raises(SourceError, match="has 1000000 items"):
-        read(bytes(128) + b"DICM" + (ITEM + bytes(4)) * 1_000_000)
-    assert time.process_time() - begin < 5
+def test_annotations_with_too_many_items_are_refused_unread(monkeypatch, read):
+    monkeypatch.setattr(pydicom, "dcmread", None)
+    with pytest.raises(SourceError, match="has 500001 items"):
+        read(bytes(128) + b"DICM" + (ITEM + bytes(4)) * 500_001)
 
 
 def test_a_table_too_large_is_refused_unread(tmp_path):

@@ -48,11 +48,9 @@ def test_a_decoder_that_crashes_costs_one_frame(decoding, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer")
 def test_a_decoder_that_never_comes_back_is_ended(decoding):
-    began = time.monotonic()
     told = r"busy for over 1 s\. .* --limit decoder-seconds=2\."
     with limited((("decoder-seconds", 1),)), pytest.raises(ImageError, match=told):
-        decoding("hang").decode(REQUEST)
-    assert time.monotonic() - began < 60
+        decoding("hang").decode(REQUEST)  # or this test never ends
 
 
 def test_a_decoder_that_raises_goes_on(decoding):
@@ -126,7 +124,7 @@ def test_no_process_is_left_and_no_stranger_is_imported(ending, tmp_path):
     pid, *values = map(int, run.stdout.split())
     assert values == list(range(256))
     assert run.returncode == (-9 if ending else 0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while is_running(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -21,7 +21,7 @@ with replacing(Path(sys.argv[1]), force=True) as partial:
     partial.write_bytes(b"half")
     Path(f"{partial}.whole").write_bytes(b"a part of it")
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -125,9 +125,9 @@ def test_loops_agree_with_the_pixels_of_winding_numbers(seed):
 
 def test_a_huge_contour_takes_no_huge_time():
     zigzag = np.random.default_rng(0).uniform(-60000, 60000, (200_000, 2))
-    start = time.perf_counter()
+    start = time.process_time()
     assert "contour-self-crossing" in codes(zigzag)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_shape_has_the_centre_of_mass():

@@ -549,9 +549,9 @@ def test_slices_of_series_that_are_told_apart_are_no_numbers_of_files():
 
 def test_all_rows_are_checked_in_little_time():
     rows = study(2)
-    start = time.perf_counter()
+    start = time.process_time()
     check(rows * 20)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_end_systole_is_what_the_systoles_are():
