@@ -54,6 +54,7 @@ def build(
     update: bool = False,
     paranoid: bool = False,
     resume: bool = False,
+    cache: bool = True,
     on_layout: Callable[[str], object] | None = None,
     sha256: bool = False,
     file_seconds: float = watchdog.DEFAULT_SECONDS,
@@ -89,6 +90,8 @@ def build(
         Go on with the rows that a killed build to the same `out` has left beside it, and parse only
         the rest. If this build fails or is stopped, its rows stay for the next one. The file is the
         one that a full build would write.
+    cache : bool
+        Leave `out`.cache, with what makes the next `update` quick; False: leave none.
     on_layout : callable, optional
         Called with a sentence that says which layout is built, and why.
     sha256 : bool
@@ -112,7 +115,9 @@ def build(
     with limited(options.limits):
         out = target.check_target(Path(out), force=force or update)
         left = target.Left(is_useful, stays=resume)
-        memory = Memory(out, left, is_update=update, is_resume=resume, paranoid=paranoid)
+        memory = Memory(
+            out, left, is_update=update, is_resume=resume, paranoid=paranoid, leaves_cache=cache
+        )
         if update:
             force = force or out.exists()
             options = for_update(options, out)
@@ -141,6 +146,7 @@ def build(
             except ReuseError as why:
                 notes.append(memory.refused(why))
                 result = make(source.discover(Path(data), options), is_reused=False)
+            memory.bind(path)
             digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
         notes += memory.write() + sidecar.write_sidecar(out, digest)
         if engine.n_timed_out:
@@ -206,7 +212,7 @@ def _make(
         if kept is not None:
             identities = kept.keyed(identities, spool.is_kept())
         result = assemble(plan, reviewed, contours, found, options, identities)
-        memory.remember(kept, spool, examined, rendered, reviewed, identities)
+        memory.remember(found.root, kept, spool, examined, rendered, reviewed, identities)
     return dataclasses.replace(result, notes=[*result.notes, *journal.notes])
 
 

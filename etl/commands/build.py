@@ -142,6 +142,11 @@ if TYPE_CHECKING:
     help="With --update: tell by the digest of every source whether it is unchanged.",
 )
 @click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Leave no OUT.cache, with which the next --update need not parse what is unchanged.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with the rows that a killed build has left beside OUT, and parse only the rest; if "
@@ -176,6 +181,7 @@ def build(
     scheduler: str | None,
     update: bool,
     paranoid: bool,
+    no_cache: bool,
     resume: bool,
     sha256: bool,
     file_timeout: float,
@@ -226,6 +232,7 @@ def build(
                 update=update,
                 paranoid=paranoid,
                 resume=resume,
+                cache=not no_cache,
                 on_layout=say,
                 sha256=sha256,
                 file_seconds=file_timeout,

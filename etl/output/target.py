@@ -29,6 +29,7 @@ except ImportError:  # Windows: two builds to one OUT are not kept apart
 _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _STEM_CHARACTERS: Final = 40  # of OUT's name: the other names, too, have at most 255 bytes
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES}
+_MAX_NAME_BYTES: Final = 255  # of a file
 _OWNER_BYTES: Final = 1024  # of a lock file that are read
 
 
@@ -141,7 +142,7 @@ def replacing(
             lock.take()
         if lock.is_taken:
             kept = [] if left is None else list(filter(left.is_useful, _partials(out)))
-            _remove_leftovers(out, kept)
+            remove_leftovers(out, kept)
             if left is not None:
                 left.partials = kept
         os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
@@ -151,7 +152,7 @@ def replacing(
             _rename(partial, out, force=force)
             stays = False
             if lock.is_taken:
-                _remove_leftovers(out, [])
+                remove_leftovers(out, [])
     except OSError as error:
         raise _failed(out, error) from error
     finally:
@@ -188,6 +189,14 @@ class Left:
     is_useful: Callable[[Path], bool]
     stays: bool = False
     partials: list[Path] = field(default_factory=list)
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """Return the place of a file that goes with OUT; where OUT's name is long, a shorter one."""
+    name = f"{out.name}{suffix}"
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        name = f"{_stem(out)}{suffix}"
+    return out.with_name(name)
 
 
 def journal_path(partial: Path) -> Path:
@@ -299,7 +308,7 @@ def _leftovers(out: Path) -> list[Path]:
     return []
 
 
-def _remove_leftovers(out: Path, kept: Sequence[Path]) -> None:
+def remove_leftovers(out: Path, kept: Sequence[Path]) -> None:
     """Remove what killed builds have left: nobody writes it, since the lock is ours."""
     stay = {*kept, *map(journal_path, kept)}
     for path in _leftovers(out):

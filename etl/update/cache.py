@@ -1,13 +1,13 @@
 """The cache beside OUT: what an update needs of each row and OUT does not hold.
 
-It is written after OUT and belongs to exactly one OUT. No byte of OUT depends on it: without it an
-update parses everything.
+Every build leaves it, unless the user wants none. It is written after OUT and belongs to exactly
+one OUT. No byte of OUT depends on it: without it an update parses everything.
 """
 
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.errors import ReuseError
+from etl.errors import EtlError, ReuseError
 from etl.findings import Finding, SampleKey
 from etl.model import BASICS
 from etl.output import target
 from etl.quality.rows import SHAPES
 from etl.render import MARKS
+from etl.update.seal import Seal
 from loader import Dataset
 
-_MAGIC: Final = b"dicom-etl cache 2\n"  # another content gets another number
+_MAGIC: Final = b"dicom-etl cache 3\n"  # another content gets another number
+_OURS: Final = b"dicom-etl cache "  # what every version begins with
 _DIGEST_BYTES: Final = 16
 
 ROW: Final = np.dtype(
@@ -66,7 +68,9 @@ class Cache:
     basis : str
         What every row depends on besides its sources: version, options, structures.
     key : bytes
-        Of the digests of identities.
+        Of the digests of identities. Never in the file: empty after `read_cache`.
+    seal : Seal or None
+        The key, for those who have the sources; None before the cache is written.
     rows : array of ROW
         Rows that an update may take over.
     marks : array of MARKS
@@ -87,11 +91,24 @@ class Cache:
     remarks: list[Remark]
     paths: list[str]
     stamps: npt.NDArray[np.void]
+    seal: Seal | None = None
+
+    def opened(self, root: Path) -> "Cache":
+        """Return the cache with its key.
+
+        Raises
+        ------
+        ReuseError
+            No source opens the seal.
+        """
+        if self.seal is None:
+            raise ReuseError("its cache has no seal")
+        return replace(self, key=self.seal.opened(root))
 
 
 def cache_path(out: Path) -> Path:
     """Return the place of the cache."""
-    return out.with_name(f"{out.name}.cache")
+    return target.beside(out, ".cache")
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -106,9 +123,11 @@ def write_cache(path: Path, cache: Cache) -> None:
     Raises
     ------
     EtlError
-        It cannot be written.
+        It cannot be written, or a file of that name is not dicom-etl's.
     """
-    texts = [cache.out, cache.basis, cache.key.hex(), cache.paths, cache.remarks]
+    _require_ours(path)
+    assert cache.seal is not None  # noqa: S101  it is sealed when all rows are known
+    texts = [cache.out, cache.basis, asdict(cache.seal), cache.paths, cache.remarks]
     content = io.BytesIO()
     np.savez(
         content,
@@ -123,6 +142,45 @@ def write_cache(path: Path, cache: Cache) -> None:
     with target.replacing(path, force=True) as partial:
         partial.chmod(0o600)
         partial.write_bytes(_MAGIC + digest + payload)
+
+
+def remove_cache(path: Path) -> None:
+    """Remove a cache, and what a killed build has left of one.
+
+    Raises
+    ------
+    EtlError
+        It cannot be removed, or a file of that name is not dicom-etl's.
+    """
+    try:
+        _require_ours(path)
+        path.unlink(missing_ok=True)
+        target.remove_leftovers(path, [])
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise EtlError(f"Not removed: {path}: {reason}. Delete it.") from error
+
+
+def _require_ours(path: Path) -> None:
+    """Require that there is nothing at the place of the cache but a cache.
+
+    Raises
+    ------
+    EtlError
+        A file of that name is not dicom-etl's.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_OURS))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise EtlError(f"Not replaced: {path}: cannot be read ({reason}).") from error
+    if begin not in {b"", _OURS}:
+        raise EtlError(
+            f"Not replaced: {path}: is not a cache of dicom-etl. Give that file another name."
+        )
 
 
 def read_cache(path: Path) -> Cache:
@@ -146,17 +204,18 @@ def read_cache(path: Path) -> Cache:
         raise ReuseError(f"{path.name} is damaged, or of another version")
     try:
         arrays = np.load(io.BytesIO(payload), allow_pickle=False)
-        out, basis, key, paths, remarks = json.loads(arrays["texts"].tobytes())
+        out, basis, seal, paths, remarks = json.loads(arrays["texts"].tobytes())
         cache = Cache(
             out=out,
             basis=basis,
-            key=bytes.fromhex(key),
+            key=b"",
             rows=arrays["rows"],
             marks=arrays["marks"],
             shapes=arrays["shapes"],
             remarks=[Remark(*remark) for remark in remarks],
             paths=paths,
             stamps=arrays["stamps"],
+            seal=Seal(**seal),
         )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ReuseError(f"{path.name} is damaged, or of another version") from error

@@ -34,6 +34,7 @@ from etl.update.cache import (
     cache_path,
     fingerprint,
     read_cache,
+    remove_cache,
     rows_of,
     shapes_of,
     write_cache,
@@ -41,14 +42,13 @@ from etl.update.cache import (
 from etl.update.journal import Begun, Journal, count_rows, proved, read_begun
 from etl.update.kept import Kept, keyed
 from etl.update.older import Older
+from etl.update.seal import KEY_BYTES, Seal
 from etl.update.sources import Stamp, paths_of, take_stamps, unchanged
 from etl.workers.chunks import runs
 from etl.workers.engine import Engine
 from etl.workers.progress import bar
 from loader import Dataset, LoaderError, open_dataset
 from loader.format import VERSION
-
-_KEY_BYTES: Final = 16
 
 # Options on which no row depends: they choose rows, or divide them.
 _NOT_OF_ROWS: Final = {
@@ -68,11 +68,13 @@ class Memory:
     left : Left
         The partial files of builds that were killed.
     is_update : bool
-        Take over rows of OUT, and write its cache.
+        Take over rows of OUT.
     is_resume : bool
         Take over rows of partial files.
     paranoid : bool
         Let digests decide on every source.
+    leaves_cache : bool
+        Write the cache of the new OUT.
     """
 
     out: Path
@@ -80,6 +82,7 @@ class Memory:
     is_update: bool = False
     is_resume: bool = False
     paranoid: bool = False
+    leaves_cache: bool = True
     _refused: str = ""
     _stamps: dict[str, Stamp] = field(default_factory=dict)
     _basis: str = ""
@@ -112,7 +115,7 @@ class Memory:
         """
         self._stamps = take_stamps(found.root, found.links)
         self._basis = _basis(found, options)
-        self._key = secrets.token_bytes(_KEY_BYTES)
+        self._key = secrets.token_bytes(KEY_BYTES)
         self._refused = self.out.name
         if not is_used:
             return None
@@ -120,7 +123,7 @@ class Memory:
         refusal: ReuseError | None = None
         if self.is_update and self.out.exists():
             try:
-                choices.append(self._kept(engine, found, *self._older_out(), options))
+                choices.append(self._kept(engine, found, *self._older_out(found.root), options))
             except ReuseError as error:
                 refusal = error
         if self.is_resume:
@@ -180,13 +183,13 @@ class Memory:
         os.replace(kept.older.path, plan.path)
         return kept.moved(plan.path)
 
-    def _older_out(self) -> tuple[Older, Cache]:
+    def _older_out(self, root: Path) -> tuple[Older, Cache]:
         """Return OUT and its cache.
 
         Raises
         ------
         ReuseError
-            They do not belong together, or are of another build.
+            They do not belong together, or are of another build or other sources.
         """
         cache = read_cache(cache_path(self.out))
         dataset = open_older(self.out)
@@ -195,7 +198,7 @@ class Memory:
         if cache.basis != self._basis:
             raise ReuseError("it was built by another version or with other options")
         _require_columns(dataset)
-        return Older.of_dataset(dataset), cache
+        return Older.of_dataset(dataset), cache.opened(root)
 
     def _left(
         self, engine: Engine, found: Discovery, options: BuildOptions, *, progress: bool
@@ -241,6 +244,7 @@ class Memory:
 
     def remember(
         self,
+        root: Path,
         kept: Kept | None,
         spool: Spool,
         examined: Sequence[Finding],
@@ -267,7 +271,7 @@ class Memory:
                 f"{is_kept.sum()} of {reviewed.n_rows} rows were taken over from {source}; "
                 f"{counted(kept.n_parsed, 'pair')} parsed."
             )
-        if not self.is_update:
+        if not self.leaves_cache:
             return
         known = identities[chosen] if kept is not None else keyed(identities[chosen], self._key)
         rows = rows_of(spool.basics()[chosen], known)
@@ -299,24 +303,40 @@ class Memory:
             ],
             paths=list(self._stamps),
             stamps=np.array(list(self._stamps.values()), STAMP),
+            seal=Seal.of(self._key, root, _frame_paths(reviewed, rows["row"])),
         )
 
+    def bind(self, path: Path) -> None:
+        """Bind the cache to the new file, as long as nobody else writes OUT."""
+        if self._cache is not None:
+            with contextlib.suppress(LoaderError):  # `write` tells of it
+                self._cache = replace(self._cache, out=fingerprint(open_dataset(path)))
+
     def write(self) -> list[str]:
-        """Write the cache of the OUT that an update has made; return what is worth knowing."""
-        if not self.is_update:
+        """Write the cache of OUT, or remove that of the older OUT; return what is worth knowing."""
+        path = cache_path(self.out)
+        if not self.leaves_cache:
+            try:
+                remove_cache(path)
+            except EtlError as error:
+                self._notes.append(f"{self.out} is written. {error}")
             return self._notes
         assert self._cache is not None  # noqa: S101  after `remember`
         try:
-            out = fingerprint(open_dataset(self.out))
-            values = {**vars(self._cache), "out": out}
-            write_cache(cache_path(self.out), Cache(**values))
-        except (EtlError, LoaderError) as error:
-            return [
-                *self._notes,
+            if not self._cache.out:
+                raise EtlError(f"{self.out} could not be opened for it.")
+            write_cache(path, self._cache)
+        except EtlError as error:
+            self._notes.append(
                 f"{self.out} is written, but its cache is not, so that the next update parses "
-                f"everything. {error}",
-            ]
+                f"everything. {error}"
+            )
         return self._notes
+
+
+def _frame_paths(reviewed: Reviewed, rows: npt.NDArray[np.int64]) -> list[str]:
+    """Return the DICOM files of some rows of OUT."""
+    return [path.decode() for path in reviewed.manifest["dicom_path"][rows].tolist()]
 
 
 def left_text(out: Path) -> str:

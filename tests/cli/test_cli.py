@@ -167,7 +167,7 @@ def test_options_reach_the_build(monkeypatch, tmp_path):
     seen.pop("on_layout")("Layout link: not said, for --quiet.")
     assert seen == {
         "data": Path("DATA"), "out": Path("OUT"), "workers": 3, "force": True, "strict": True,
-        "progress": False, "executor": None, "update": False, "paranoid": False,
+        "progress": False, "executor": None, "update": False, "paranoid": False, "cache": True,
         "resume": False, "sha256": False, "file_seconds": 60.0,
         "options": BuildOptions(
             ("i", "o"), 12, 34, "pillow", 1, partial=True,

@@ -116,8 +116,13 @@ class Injector:
         status, text, _ = self.build(fault)
         self.n_failed += status == 1
         found = self.out.read_bytes() if self.out.exists() else None
-        names = {path.name for path in self.folder.iterdir()} - {"out.h5", "build.log"}
         wrong = []
+        names = {path.name for path in self.folder.iterdir()} - {"out.h5", "build.log"}
+        if status == 0:
+            is_told = "its cache is not" in text
+            if is_told == ("out.h5.cache" in names):
+                wrong.append("a cache that is told to be missing, or misses and is not told")
+            names -= {"out.h5.cache"}
         if status not in {0, 1}:
             wrong.append(f"status {status}")
         if status == 0 and found != self.new:

@@ -45,7 +45,9 @@ def test_a_killed_build_is_resumed_to_the_same_bytes(tmp_path, is_thorough, work
             out.unlink(missing_ok=True)
         result = etl.build(data, out, OPTIONS, resume=True)
         assert out.read_bytes() == full
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.h5"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            *("data", "out.h5", "out.h5.cache")
+        ]
         taken = [note for note in result.notes if "were taken over" in note]
         n_parsed += [int(note.split("; ")[1].split()[0]) for note in taken]
     if is_thorough:

@@ -1,7 +1,9 @@
 """Random edits of a tree: an update gives the bytes of a full build, each time."""
 
+import contextlib
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +149,28 @@ class Tree:
         assert contour_path("A1", 1)
 
 
+def disturb(how, tree, out, old, options):
+    """Do to OUT and its cache what may happen between two updates: at every other step something.
+
+    OUT keeps its split: it is what `old`, a copy, is built to.
+    """
+    place = cache.cache_path(out)
+    if how == 1:
+        place.unlink(missing_ok=True)
+    elif how == 3 and place.exists():  # damaged
+        data = bytearray(place.read_bytes())
+        data[len(data) // 2] ^= 1
+        place.write_bytes(data)
+    elif how == 5 and place.exists():  # that of another OUT
+        other = out.with_name("other.h5")
+        etl.build(tree.root, other, replace(options, rasterizer="pillow"), force=True)
+        shutil.copy(cache.cache_path(other), place)
+    elif how == 7:  # OUT by a plain build
+        with contextlib.suppress(RejectedError):  # no row is left
+            etl.build(tree.root, out, replace(options, splits_from=str(old)), force=True)
+            shutil.copyfile(out, old)
+
+
 @pytest.mark.parametrize("options", [PLAIN, EXCLUDING], ids=["plain", "excluding"])
 def test_an_update_gives_the_bytes_of_a_full_build(tmp_path, monkeypatch, is_thorough, options):
     rng = np.random.default_rng(len(options))
@@ -167,14 +191,11 @@ def test_an_update_gives_the_bytes_of_a_full_build(tmp_path, monkeypatch, is_tho
     for step in range(200 if is_thorough else 15):
         done += [tree.edit() for _ in range(rng.integers(1, 3))]
         monkeypatch.setattr(sources, "SETTLED_NS", int(rng.choice([0, 2_000_000_000])))
-        if step % 10 == 7:
-            cache.cache_path(out).unlink()
-        if step % 10 == 9:
-            cache.cache_path(out).write_bytes(b"damaged")
         shutil.copyfile(out, old)
+        disturb(step % 8, tree, out, old, etl.BuildOptions(**options))
         results = []
         for what, path, extra, keywords in (
-            ("update", out, {}, {"update": True, "paranoid": step % 5 == 4}),
+            ("update", out, {}, {"update": True, "paranoid": step % 5 == 4, "cache": step % 7 > 0}),
             ("full", full, {"splits_from": str(old)}, {"force": True}),
         ):
             now[0] = what

@@ -244,7 +244,9 @@ def test_a_row_that_drops_out_late_leaves_no_hole(root, tmp_path):
         assert np.array_equal(late.contours[name], never.contours[name])
     for name in MANIFEST:
         np.testing.assert_array_equal(late.manifest[name], never.manifest[name])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "late.h5", "never.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("data", "late.h5", "late.h5.cache", "never.h5", "never.h5.cache")
+    ]
 
 
 def test_a_file_that_changes_between_header_and_pixels_is_told(root, tmp_path, monkeypatch):
@@ -370,7 +372,11 @@ class TestOutput:
         out = tmp_path / ("x" * (length - 3) + ".h5")
         assert build(root, out, exclude_flagged=("area-jump",)).n_rows == 6
         assert build(root, out, force=True).n_rows == 6
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", out.name]
+        names = {path.name for path in tmp_path.iterdir()} - {"data", out.name}
+        assert names == {target.beside(out, ".cache").name}
+        assert etl.build(root, out, BuildOptions(**OPTIONS), update=True).notes[-1] == (
+            "6 of 6 rows were taken over from the older file; 0 pairs parsed."
+        )
 
     @pytest.mark.parametrize("parts", [("x" * 256,), ("x" * 300, "out.h5"), ("loop", "out.h5")])
     def test_a_path_that_cannot_be_is_refused_in_our_words(self, tmp_path, parts):

@@ -34,7 +34,7 @@ def test_sha256sum_reads_it(root, tmp_path, name):
 
 def test_an_update_writes_it_anew_and_no_build_without_the_option_does(root, tmp_path):
     out, sidecar = tmp_path / "out.h5", tmp_path / "out.h5.sha256"
-    assert etl.build(root, out, OPTIONS, update=True).notes == []
+    assert etl.build(root, out, OPTIONS).notes == []
     assert not sidecar.exists()
     write_contour(root, "A1", 1, text="2 2\n8 2\n8 8\n2 8\n")
     etl.build(root, out, OPTIONS, update=True, sha256=True)

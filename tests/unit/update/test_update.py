@@ -23,9 +23,11 @@ from click.testing import CliRunner
 import etl
 from etl import examine, render
 from etl.cli import cli
-from etl.errors import EtlError
+from etl.errors import EtlError, ReuseError
 from etl.options import BuildOptions
+from etl.output import target
 from etl.update import cache, memory, sources
+from etl.update.seal import Seal
 from loader import open_dataset
 
 # Noise has no edges: the audit would read sources again to find out why contours fit none.
@@ -40,7 +42,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def out(root, tmp_path):
-    """Return a file that was built with `update`, its cache beside it."""
+    """Return a file that was built, its cache beside it."""
     build(root, tmp_path / "out.h5")
     return tmp_path / "out.h5"
 
@@ -93,7 +95,9 @@ def opened(monkeypatch):
 def test_no_unchanged_source_is_opened(root, out, parsed, opened):
     before = out.read_bytes()
     result = build(root, out)
-    assert (parsed, opened) == ([], [])
+    assert parsed == []
+    sealing = list(cache.read_cache(cache.cache_path(out)).seal.sealed)
+    assert opened == [sealing[0], *sealing]  # the key is opened with one and sealed anew
     assert out.read_bytes() == before
     assert result.notes[-1] == "9 of 9 rows were taken over from the older file; 0 pairs parsed."
 
@@ -105,7 +109,7 @@ def test_only_what_changed_is_parsed(root, out, parsed, opened, tmp_path):
     (root / "dicoms/P1/1.dcm").unlink()
     result = build(root, out)
     assert parsed == ["dicoms/P2/2.dcm", "dicoms/P3/9.dcm", "pixels", "pixels"]
-    assert {path.split("/")[1] for path in opened} == {"P2", "A2", "P3", "A3"}
+    assert {path.split("/")[1] for path in opened} - {"P1"} == {"P2", "A2", "P3", "A3"}
     assert result.notes[-1] == "7 of 9 rows were taken over from the older file; 2 pairs parsed."
     build(root, tmp_path / "full.h5", update=False)
     assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
@@ -126,7 +130,9 @@ def test_where_stamps_cannot_tell_digests_do(root, out, parsed, opened, monkeypa
     opened.clear()
     build(root, out, paranoid=how == "paranoid")
     assert parsed == []
-    assert len(opened) == 18  # images and inner contours
+    assert set(opened) == {
+        str(path.relative_to(root)) for path in root.rglob("*.*") if "o-contours" not in str(path)
+    } - {"link.csv"}
     assert out.read_bytes() == before
 
 
@@ -156,7 +162,8 @@ def test_the_split_is_kept_unless_another_is_given(root, tmp_path):
 REASONS = {
     "no cache": "there is no out.h5.cache",
     "damaged cache": "out.h5.cache is damaged, or of another version",
-    "another OUT": "out.h5.cache belongs to another file",
+    "cache of another OUT": "out.h5.cache belongs to another file",
+    "no sealing source": "the sources that its cache was sealed with are gone or changed",
     "other options": "it was built by another version or with other options",
     "another version": "it was built by another version or with other options",
     "damaged row": "its row 4 is not what was written",
@@ -177,9 +184,15 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
         data = bytearray(place.read_bytes())
         data[len(data) // 2] ^= 1
         place.write_bytes(data)
-    elif what == "another OUT":
+    elif what == "cache of another OUT":
+        data = place.read_bytes()
         etl.build(root, out, BuildOptions(**SIZE, split=(50, 50, 0)), force=True)
+        place.write_bytes(data)
         options = {"split": (50, 50, 0)}
+    elif what == "no sealing source":
+        for path in cache.read_cache(place).seal.sealed:
+            with (root / path).open("ab") as file:
+                file.write(bytes(2))
     elif what == "other options":
         options = {"rasterizer": "pillow"}
     elif what == "another version":
@@ -293,11 +306,100 @@ def test_a_file_of_another_program_is_not_updated(root, tmp_path):
     assert out.read_bytes() == before
 
 
-def test_a_cache_that_cannot_be_written_is_a_note(root, tmp_path):
-    (tmp_path / "out.h5.cache").mkdir()
+@pytest.mark.parametrize("what", ["a folder", "another program's", "a full disk"])
+def test_a_cache_that_cannot_be_written_is_a_note(root, tmp_path, monkeypatch, what):
+    place = tmp_path / "out.h5.cache"
+    if what == "a folder":
+        place.mkdir()
+    elif what == "another program's":
+        place.write_text("precious")
+    else:
+        replacing = target.replacing
+
+        def full(path, **keywords):
+            if path == place:
+                raise EtlError("Output not written: no space left.")
+            return replacing(path, **keywords)
+
+        monkeypatch.setattr(target, "replacing", full)
     result = build(root, tmp_path / "out.h5")
     assert len(open_dataset(tmp_path / "out.h5")) == 9
     assert "the next update parses everything" in result.notes[-1]
+    assert what != "another program's" or place.read_text() == "precious"
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_no_cache_is_left_where_none_is_wanted(root, out, update):
+    place = cache.cache_path(out)
+    for name in (".lock", ".0123456789abcdef.partial"):  # of a build that was killed
+        out.with_name(f".{place.name}{name}").write_bytes(b"")
+    done = CliRunner().invoke(
+        cli,
+        ["build", str(root), str(out), "--no-cache", "--no-audit", "--size", f"{ROWS}x{COLUMNS}"]
+        + (["--update"] if update else ["--force"]),
+    )
+    assert done.exit_code == 0
+    assert ("9 of 9 rows were taken over" in done.stderr) is update
+    left = sorted(path.name for path in out.parent.iterdir())
+    assert left == [".out.h5.cache.lock", "data", "out.h5"]  # the lock, empty, may be another's
+
+
+def test_without_a_cache_another_programs_file_stays(root, out):
+    cache.cache_path(out).write_text("precious")
+    result = etl.build(root, out, BuildOptions(**SIZE), force=True, cache=False)
+    assert result.notes == [
+        f"{out} is written. Not replaced: {out}.cache: is not a cache of dicom-etl. Give that file "
+        "another name."
+    ]
+    assert cache.cache_path(out).read_text() == "precious"
+
+
+def test_an_update_of_a_file_from_a_plain_build_parses_nothing(root, tmp_path, parsed):
+    out = tmp_path / "out.h5"
+    build(root, out, update=False)
+    before = out.read_bytes()
+    parsed.clear()
+    build(root, out)
+    assert parsed == []
+    assert out.read_bytes() == before
+
+
+def test_a_file_and_its_cache_may_be_moved(root, out, tmp_path, parsed):
+    (tmp_path / "other").mkdir()
+    moved = tmp_path / "other" / "new.h5"
+    cache.cache_path(out).rename(cache.cache_path(moved))
+    out.rename(moved)
+    build(root, moved)
+    assert parsed == []
+
+
+def test_the_cache_holds_its_key_for_those_who_have_a_source(root, out):
+    stored = cache.read_cache(cache.cache_path(out))
+    key = stored.opened(root).key
+    assert stored.key == b""
+    data = cache.cache_path(out).read_bytes()
+    assert key not in data
+    assert key.hex().encode() not in data
+    paths = list(stored.seal.sealed)
+    assert len(paths) == 5  # every second image
+    for path in paths[:-1]:
+        (root / path).unlink()
+    assert stored.opened(root).key == key
+    with (root / paths[-1]).open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(ReuseError, match="gone or changed"):
+        stored.opened(root)
+
+
+def test_a_seal_takes_few_sources_and_none_that_cannot_be_read(tmp_path):
+    paths = [f"{n}.dcm" for n in range(100)]
+    for path in paths[1:]:
+        (tmp_path / path).write_text(path)
+    seal = Seal.of(bytes(range(16)), tmp_path, paths * 2)
+    assert list(seal.sealed) == paths[13::13]
+    assert seal.opened(tmp_path) == bytes(range(16))
+    other = Seal.of(bytes(range(16)), tmp_path, paths)
+    assert not set(seal.sealed.values()) & set(other.sealed.values())
 
 
 def test_the_file_does_not_tell_that_it_was_updated(root, out):
