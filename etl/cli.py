@@ -52,8 +52,10 @@ def main() -> None:
         signals.ignore_stop()
     except (KeyboardInterrupt, click.Abort) as stop:  # while no command was running
         signals.ignore_stop()
-        stop = stop if isinstance(stop, KeyboardInterrupt) else KeyboardInterrupt()
-        why, status = signals.why_stopped(stop)
+        cause = stop.__cause__ if isinstance(stop, click.Abort) else stop  # click raises it from it
+        why, status = signals.why_stopped(
+            cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt()
+        )
         print_line(f"{why}.", err=True)
     sys.exit(status)
 

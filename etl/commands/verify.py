@@ -51,5 +51,13 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
         click.echo(str(problem))
     if result.problems:
         n = len(result.problems)
-        raise EtlError(f"Not as it was built: {file}: {n} difference{'s' * (n != 1)}.")
+        differences = f"{n} difference{'s' * (n != 1)}"
+        if result.n_in_file == 0:
+            raise EtlError(
+                f"File and sources differ: {file}: {differences}. Build again with --update, which "
+                "takes in what has changed."
+            )
+        raise EtlError(
+            f"Not as it was built: {file}: {differences}. Copy the file again, or build it again."
+        )
     print_line(f"Verified {file}: {result.n_rows} rows, no difference.")

@@ -17,10 +17,20 @@ from loader import open_dataset
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How many rows were checked, and everything that differs."""
+    """How many rows were checked, and everything that differs.
+
+    Attributes
+    ----------
+    n_rows : int
+    problems : list of Problem
+    n_in_file : int
+        How many of the problems are damage of the file itself: without them it is as it was built,
+        and its sources are not.
+    """
 
     n_rows: int
     problems: list[Problem]
+    n_in_file: int
 
 
 def verify(
@@ -63,6 +73,7 @@ def verify(
     path = dataset.path
     begin_to_read(dataset)
     problems = list(check_tables(dataset))
+    n_in_file = len(problems)
     runs: list[tuple[str, Callable[[tuple[int, int]], list[Problem]]]] = [
         ("rows", functools.partial(check_rows, path))
     ]
@@ -84,9 +95,10 @@ def verify(
             with bar(what, "rows", len(dataset), shown=progress) as shown:
                 for (first, stop), part in zip(stretches, engine.run(work, stretches), strict=True):
                     problems += part
+                    n_in_file += len(part) if run is runs[0][1] else 0
                     shown(stop - first)
     forget()
-    return Verification(len(dataset), problems)
+    return Verification(len(dataset), problems, n_in_file)
 
 
 def _divided(stretch: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,10 +1,12 @@
 """Small datasets of a built file → what differs from their digests or contradicts itself."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from etl.findings import CODES, sample_keys
@@ -16,11 +18,21 @@ from loader.format import NO_FOLD, NO_ROW, NO_SPLIT, SPLITS, Attribute
 
 def check_tables(dataset: Dataset) -> Iterator[Problem]:
     """Yield the problems of manifest, contours, findings and attributes."""
+    yield from _attributes(dataset)
     yield from _digests(dataset)
     yield from _manifest(dataset)
     yield from _sides(dataset)
     yield from _contours(dataset)
     yield from _findings(dataset)
+
+
+def _attributes(dataset: Dataset) -> Iterator[Problem]:
+    """Compare the two attributes that say what the codes in masks mean; version 1 has but one."""
+    meanings = {str(one.code): one.meaning for one in dataset.structures}
+    labels = dataset.attributes[Attribute.LABELS]
+    if labels != meanings:
+        message = f"is {labels}, but the attribute structures has {meanings}."
+        yield Problem(f"attribute {Attribute.LABELS}", message)
 
 
 def _digests(dataset: Dataset) -> Iterator[Problem]:
@@ -37,13 +49,23 @@ def _manifest(dataset: Dataset) -> Iterator[Problem]:
     for row, (before, key) in enumerate(pairwise(keys), 1):
         if not before < key:
             yield Problem("manifest", f"row {row} is out of order, or a second one of its key.")
-    mean, std = pooled_moments(*(manifest[name].astype(np.float64) for name in ("mean", "std")))
+    mean, std = _pooled(manifest["mean"].astype(np.float64), manifest["std"].astype(np.float64))
     for name, value in ((Attribute.IMAGE_MEAN, mean), (Attribute.IMAGE_STD, std)):
         if attributes[name] != value:
-            yield Problem(f"attribute {name}", f"is {attributes[name]!r}, expected {value!r}.")
+            message = f"is {attributes[name]!r}, but mean and std in the manifest give {value!r}."
+            yield Problem(f"attribute {name}", message)
     n_flags = len(attributes[Attribute.FLAG_CODES])
     if n_flags < 64 and (manifest["flags"] >> np.uint64(n_flags)).any():  # noqa: PLR2004  its bits
         yield Problem("manifest/flags", "has a bit that flag_codes does not name.")
+
+
+def _pooled(means: npt.NDArray[np.float64], stds: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and deviation over all rows; NaN where damage has made the columns too large."""
+    try:
+        with np.errstate(all="ignore"):
+            return pooled_moments(means, stds)
+    except (OverflowError, ValueError):
+        return math.nan, math.nan
 
 
 def _sides(dataset: Dataset) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from etl import signals
+from etl import cli, signals
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +127,14 @@ def test_ctrl_c_during_the_imports_ends_the_process_without_a_word():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_one_that_comes_before_a_command_runs_has_its_own_status(number, monkeypatch, capsys):
+    """Click raises an Abort from what it meets while it reads the arguments."""
+    monkeypatch.setattr(cli.cli, "make_context", lambda *_, **__: deliver(number))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 128 + number
+    why = "Interrupted" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
+    assert capsys.readouterr().err.strip() == f"{why}."
