@@ -146,7 +146,7 @@ def assemble(
             Attribute.MIN_READER_VERSION: min_reader_version,
             Attribute.REQUIRED_FEATURES: json.dumps(_features(options)),
             Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
-            Attribute.OPTIONS: json.dumps(_recorded(options)),
+            Attribute.OPTIONS: json.dumps(options.recorded()),
             Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in scheme}),
             Attribute.STRUCTURES: json.dumps(scheme.to_json(options.masks)),
             Attribute.MASK_KIND: options.masks,
@@ -261,16 +261,6 @@ def _with_patients(
 def _features(options: BuildOptions) -> list[str]:
     """Return what a reader of the file must know."""
     return [file_format.BIT_MASKS] if options.masks == file_format.MASK_BITS else []
-
-
-def _recorded(options: BuildOptions) -> dict[str, object]:
-    """Return the options as the file records them; of files their content, not their place."""
-    recorded = options.to_json()
-    for name in ("split_file", "patients_csv", "exclude_file"):
-        path = getattr(options, name)
-        if path is not None:
-            recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())
-    return recorded
 
 
 def _notes(

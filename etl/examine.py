@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from etl.model import (
     Link,
     Region,
     Sample,
+    Vertices,
 )
 from etl.options import BuildOptions
 from etl.resampling.placing import check_cut, place, resampled_size
@@ -293,24 +295,19 @@ def _packed(
         for region in sample.regions
         for vertices in region.polygons
     ]
-    vertices = [
-        vertices if sample.grid is None else sample.grid.to_file(vertices)
-        for sample in samples
-        for region in sample.regions
-        for vertices in region.polygons
-    ]
+    drawn = [_in_file(sample) for sample in samples]
     ranges = [modality_range(sample.instance.pixel_format) for sample in samples]
     return Examined(
         n_links=n_links,
         samples=[sample.packed() for sample in samples],
         contours=np.array(contours, np.int64).reshape(-1, 3),
-        vertices=np.concatenate([np.empty((0, 2)), *vertices]),
+        vertices=np.concatenate([np.empty((0, 2)), *itertools.chain(*drawn)]),
         values=reduce(or_, ranges, EMPTY_RANGE),
         identities=np.array([one.instance.identity for one in samples], np.uint64).reshape(-1, 2),
         basics=np.array(
             [
-                (one.link.digest(), _vertices_digest(one), held.lowest, held.highest, held.is_whole)
-                for one, held in zip(samples, ranges, strict=True)
+                (one.link.digest(), _digest(mine), held.lowest, held.highest, held.is_whole)
+                for one, mine, held in zip(samples, drawn, ranges, strict=True)
             ],
             BASICS,
         ),
@@ -318,9 +315,17 @@ def _packed(
     )
 
 
-def _vertices_digest(sample: Sample) -> int:
+def _in_file(sample: Sample) -> list[Vertices]:
+    """Return the vertices of each polygon in pixels of the file."""
+    return [
+        vertices if sample.grid is None else sample.grid.to_file(vertices)
+        for region in sample.regions
+        for vertices in region.polygons
+    ]
+
+
+def _digest(polygons: Sequence[Vertices]) -> int:
     digest = xxhash.xxh3_64()
-    for region in sample.regions:
-        for vertices in region.polygons:
-            digest.update(np.ascontiguousarray(vertices).data)
+    for vertices in polygons:
+        digest.update(np.ascontiguousarray(vertices).data)
     return digest.intdigest()

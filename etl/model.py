@@ -30,7 +30,7 @@ BitMask: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]  # (rows, col
 BASICS: Final = np.dtype(
     [
         ("link", "S32"),  # digest of the link
-        ("vertices", "<u8"),  # XXH3-64 of all its vertices, in order
+        ("vertices", "<u8"),  # XXH3-64 of all its vertices, in pixels of the file, in order
         ("lowest", "<f8"),  # value that the image may have by its header
         ("highest", "<f8"),
         ("is_whole", "|b1"),

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
+
+import xxhash
 
 from etl.errors import LIMITS, Limits
 from etl.findings import FLAG_CODES
@@ -255,7 +258,7 @@ class BuildOptions:
         return self.size == "fit" or self.resample is not None
 
     def to_json(self) -> dict[str, object]:
-        """Return the options as the file records them: no path of this machine.
+        """Return the options without paths of this machine.
 
         Options of sizes, and limits, stand there only where they are used, so that other files
         stay as they were before there were any.
@@ -266,6 +269,15 @@ class BuildOptions:
                 del recorded[name]
         for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
+        return recorded
+
+    def recorded(self) -> dict[str, object]:
+        """Return the options as the file records them, with the content of files as digests."""
+        recorded = self.to_json()
+        for name in ("split_file", "patients_csv", "exclude_file"):
+            path = getattr(self, name)
+            if path is not None:
+                recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())
         return recorded
 
     def excludes(self, code: str, *patient: str) -> bool:

@@ -112,8 +112,9 @@ def build(
         An argument is not what it should be; no file was opened.
     """
     options = _checked(options, workers)
+    other_way = ", or `update=True` to take over its rows"
     with limited(options.limits):
-        out = target.check_target(Path(out), force=force or update)
+        out = target.check_target(Path(out), force=force or update, other_way=other_way)
         left = target.Left(is_useful, stays=resume)
         memory = Memory(
             out, left, is_update=update, is_resume=resume, paranoid=paranoid, leaves_cache=cache
@@ -212,7 +213,7 @@ def _make(
         if kept is not None:
             identities = kept.keyed(identities, spool.is_kept())
         result = assemble(plan, reviewed, contours, found, options, identities)
-        memory.remember(found.root, kept, spool, examined, rendered, reviewed, identities)
+        memory.remember(found.root, options, kept, spool, examined, rendered, reviewed, identities)
     return dataclasses.replace(result, notes=[*result.notes, *journal.notes])
 
 

@@ -33,11 +33,13 @@ _MAX_NAME_BYTES: Final = 255  # of a file
 _OWNER_BYTES: Final = 1024  # of a lock file that are read
 
 
-def check_target(out: Path, *, force: bool, only_hdf5: bool = True) -> Path:
+def check_target(out: Path, *, force: bool, only_hdf5: bool = True, other_way: str = "") -> Path:
     """Require that OUT can be written, before any work.
 
     Parameters
     ----------
+    other_way : str
+        For the message: what the user may give instead of `force`.
     only_hdf5 : bool
         With `force`, replace nothing but an HDF5 file or an empty one: another is OUT by mistake.
 
@@ -64,7 +66,7 @@ def check_target(out: Path, *, force: bool, only_hdf5: bool = True) -> Path:
         if mode and not stat.S_ISREG(mode):
             raise EtlError(f"{where}: is a device or pipe, expected a file's name.")
         if mode and not force:
-            raise EtlError(f"{where}: exists already. Use `force=True` to replace it.")
+            raise EtlError(f"{where}: exists already. Use `force=True` to replace it{other_way}.")
         if mode and only_hdf5:
             with target.open("rb") as file:
                 if file.read(len(_HDF5_SIGNATURE)) not in {b"", _HDF5_SIGNATURE}:

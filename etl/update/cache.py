@@ -176,7 +176,9 @@ def _require_ours(path: Path) -> None:
         return
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
-        raise EtlError(f"Not replaced: {path}: cannot be read ({reason}).") from error
+        raise EtlError(
+            f"Not replaced: {path}: cannot be read ({reason}). Delete it, or build as its owner."
+        ) from error
     if begin not in {b"", _OURS}:
         raise EtlError(
             f"Not replaced: {path}: is not a cache of dicom-etl. Give that file another name."

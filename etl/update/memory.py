@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError, ReuseError
-from etl.findings import Finding, counted
+from etl.findings import Finding, SampleKey, counted
 from etl.model import Link
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
@@ -55,6 +55,21 @@ _NOT_OF_ROWS: Final = {
     *("split", "split_seed", "folds", "same_person", "exclude_flagged", "exclude_structures"),
     "stratify",
     *("audit", "audit_contours"),
+}
+
+# Those of which an update says that they have changed: it keeps the split as it was anyway.
+_CHOOSE: Final = (
+    *("exclude_flagged", "exclude_structures", "exclude_file_xxh3"),
+    *("audit", "audit_contours"),
+)
+
+# Option → what a user types, where the name is another.
+_TYPED: Final = {
+    "rows": "size",
+    "columns": "size",
+    "qc": "no_qc",
+    "audit": "no_audit",
+    "exclude_file_xxh3": "exclude_file",
 }
 
 
@@ -196,7 +211,7 @@ class Memory:
         if cache.out != fingerprint(dataset):
             raise ReuseError(f"{cache_path(self.out).name} belongs to another file")
         if cache.basis != self._basis:
-            raise ReuseError("it was built by another version or with other options")
+            raise ReuseError(f"it was built {_how_else(cache.basis, self._basis)}")
         _require_columns(dataset)
         return Older.of_dataset(dataset), cache.opened(root)
 
@@ -212,10 +227,8 @@ class Memory:
         for partial in self.left.partials:
             begun = read_begun(partial)
             if begun is None or begun.basis != self._basis:
-                self._notes.append(
-                    f"no row of {partial.name} could be used: it is of a build with other "
-                    "options or structures."
-                )
+                how = "by another version" if begun is None else _how_else(begun.basis, self._basis)
+                self._notes.append(f"no row of {partial.name} could be used: it was built {how}.")
                 continue
             n_rows, _ = count_rows(partial)
             with bar("rows that are there", "rows", n_rows, shown=progress) as shown:
@@ -245,6 +258,7 @@ class Memory:
     def remember(
         self,
         root: Path,
+        options: BuildOptions,
         kept: Kept | None,
         spool: Spool,
         examined: Sequence[Finding],
@@ -264,6 +278,8 @@ class Memory:
         is_chosen = reviewed.is_good.copy()
         is_chosen[list(reviewed.lost)] = False  # their rows are not what their links give
         chosen, is_kept = np.flatnonzero(is_chosen), spool.is_kept()[is_chosen]
+        if self.is_update and self.out.exists():
+            self._notes += _changes(open_older(self.out), reviewed, options)
         if kept is not None:
             is_older = kept.older.path == self.out
             source = "the older file" if is_older else kept.older.name
@@ -339,6 +355,30 @@ def _frame_paths(reviewed: Reviewed, rows: npt.NDArray[np.int64]) -> list[str]:
     return [path.decode() for path in reviewed.manifest["dicom_path"][rows].tolist()]
 
 
+def _changes(older: Dataset, reviewed: Reviewed, options: BuildOptions) -> Iterator[str]:
+    """Yield what an update changes that nobody may have meant."""
+    before, now = (
+        {name: recorded.get(name) for name in _CHOOSE}
+        for recorded in (older.attributes["options"], json.loads(json.dumps(options.recorded())))
+    )
+    if names := _different(before, now):
+        yield (
+            f"the older file was built with other options ({', '.join(names)}): give the same, "
+            "unless you mean to change them."
+        )
+    tables = (older.manifest.stored, reviewed.manifest)
+    if all(name in table for name in SampleKey._fields for table in tables):
+        old, new = (
+            set(zip(*(table[name].tolist() for name in SampleKey._fields), strict=True))
+            for table in tables
+        )
+        if n_gone := len(old - new):
+            yield (
+                f"{counted(n_gone, 'row')} of the older file {'is' if n_gone == 1 else 'are'} not "
+                "in the new one: an image or drawing is gone, or is among the findings."
+            )
+
+
 def left_text(out: Path) -> str:
     """Return a sentence on the partial file that a resume could use; empty where there is none."""
     partials = leftovers(Path(os.path.realpath(out)))
@@ -360,8 +400,11 @@ def for_update(options: BuildOptions, out: Path) -> BuildOptions:
     """
     if not out.exists():
         return options
-    open_older(out)
+    stored = open_older(out).manifest.stored
     if options.splits_from is not None or options.split_file is not None:
+        return options
+    is_divided = bool((stored["split"] >= 0).any() or (stored["fold"] >= 0).any())
+    if not is_divided and options.split is None and options.folds is None:
         return options
     return replace(options, splits_from=str(out))
 
@@ -386,6 +429,23 @@ def open_older(out: Path) -> Dataset:
 def _basis(found: Discovery, options: BuildOptions) -> str:
     recorded = {k: v for k, v in options.to_json().items() if k not in _NOT_OF_ROWS}
     return json.dumps([VERSION, recorded, found.scheme.to_json()], sort_keys=True)
+
+
+def _how_else(before: str, now: str) -> str:
+    """Return how a file of another basis was built, for messages."""
+    version, options, _ = json.loads(before)
+    our_version, our_options, _ = json.loads(now)
+    if version != our_version:
+        return f"by version {version}"
+    if names := _different(options, our_options):
+        return f"with other options ({', '.join(names)})"
+    return "with other structures"
+
+
+def _different(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    """Return the options that differ, as they are typed."""
+    names = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    return sorted({"--" + _TYPED.get(name, name).replace("_", "-") for name in names})
 
 
 def _is_newly_audited(link: Link, cache: Cache, place: int) -> bool:

@@ -247,7 +247,7 @@ def test_one_is_no_plural(tmp_path):
 def test_the_command_line_types_options_where_python_has_arguments(root, out):
     result = run("build", root, out, *SIZE)
     assert result.exit_code == 1
-    assert "exists already. Use --force to replace it." in result.stderr
+    assert "Use --force to replace it, or --update to take over its rows." in result.stderr
     result = run("build", root, out, *SIZE, "--strict", "--force")
     assert "Build stopped by --strict: 1 finding of severity error." in result.stderr
     assert "build without --strict" in result.stderr

@@ -25,6 +25,7 @@ from etl.options import BuildOptions
 from etl.output import hdf5_file, target
 from etl.update import journal, memory, sources
 from loader import open_dataset
+from loader.format import VERSION
 
 SIZE = {"rows": ROWS, "columns": COLUMNS, "audit": False, "contours": ("i", "o"), "partial": True}
 N_ROWS = 120
@@ -119,6 +120,20 @@ def test_a_killed_build_goes_on_and_parses_only_the_rest(
         f"{N_ROWS - n_noted} pairs parsed."
     )
     assert names(out) == []
+
+
+@pytest.mark.parametrize("options", [{"size": "fit", "rows": ROWS + 4}, {"size": "most"}])
+def test_a_killed_build_of_other_sizes_goes_on(root, tmp_path, monkeypatch, options):
+    out, full = tmp_path / "out.h5", tmp_path / "full.h5"
+    kill(root, out, 100, monkeypatch, options=options)
+    frames = []
+    monkeypatch.setattr(
+        render, "read_frame", lambda *a, real=render.read_frame: (frames.append(1), real(*a))[1]
+    )
+    build(root, out, resume=True, options=options)
+    assert len(frames) == N_ROWS - 96
+    build(root, full, options=options)
+    assert out.read_bytes() == full.read_bytes()
 
 
 def test_the_partial_file_itself_becomes_the_new_one(root, tmp_path, monkeypatch, full):
@@ -264,7 +279,8 @@ def test_rows_of_other_options_or_of_another_version_are_parsed_again(
     parsed.clear()
     result = build(root, out, resume=True, options=options)
     assert len(parsed) == N_ROWS
-    assert result.notes[-1].startswith(f"no row of {partial.name} could be used")
+    how = "with other options (--rasterizer)" if what == "options" else f"by version {VERSION}"
+    assert result.notes[-1] == f"no row of {partial.name} could be used: it was built {how}."
     build(root, tmp_path / "full.h5", options=options)
     assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
 

@@ -24,11 +24,13 @@ import etl
 from etl import examine, render
 from etl.cli import cli
 from etl.errors import EtlError, ReuseError
+from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import target
 from etl.update import cache, memory, sources
 from etl.update.seal import Seal
 from loader import open_dataset
+from loader.format import VERSION
 
 # Noise has no edges: the audit would read sources again to find out why contours fit none.
 SIZE = {"rows": ROWS, "columns": COLUMNS, "audit": False}
@@ -164,8 +166,9 @@ REASONS = {
     "damaged cache": "out.h5.cache is damaged, or of another version",
     "cache of another OUT": "out.h5.cache belongs to another file",
     "no sealing source": "the sources that its cache was sealed with are gone or changed",
-    "other options": "it was built by another version or with other options",
-    "another version": "it was built by another version or with other options",
+    "other options": "it was built with other options (--rasterizer, --size)",
+    "another version": f"it was built by version {VERSION}",
+    "other structures": "it was built with other structures",
     "damaged row": "its row 4 is not what was written",
     "damaged column": "its manifest/mean is not what was written",
     "other values": "the images need another type of values now",
@@ -194,9 +197,14 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
             with (root / path).open("ab") as file:
                 file.write(bytes(2))
     elif what == "other options":
-        options = {"rasterizer": "pillow"}
+        options = {"rasterizer": "pillow", "rows": ROWS + 2, "size": "fit"}
     elif what == "another version":
         monkeypatch.setattr(memory, "VERSION", "9.9.9")
+    elif what == "other structures":
+        to_json = LabelScheme.to_json
+        monkeypatch.setattr(
+            LabelScheme, "to_json", lambda *a: [one | {"meaning": "pool"} for one in to_json(*a)]
+        )
     elif what in {"damaged row", "damaged column"}:
         name, index = ("masks", (4, 5, 5)) if what == "damaged row" else ("manifest/mean", 3)
         with h5py.File(out) as file:
@@ -276,6 +284,34 @@ def test_people_under_two_ids_are_found_between_kept_and_new_rows(tmp_path):
     assert [one.code for one in result.findings if one.code == "same-person"] == ["same-person"]
     build(root, full, update=False, split=(50, 50, 0), splits_from=str(old))
     assert out.read_bytes() == full.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"split": (34, 33, 33)}, {"folds": 2}])
+def test_of_a_split_that_is_not_there_only_who_asks_for_one_is_told(root, out, options):
+    result = build(root, out, **options)
+    told = [note for note in result.notes if "has a split or a fold" in note]
+    assert len(told) == bool(options)
+
+
+def test_an_update_says_what_nobody_may_have_meant(root, out, tmp_path):
+    listed = tmp_path / "list.csv"
+    listed.write_text("patient_id,slice\nP2,3\n")
+    (root / "dicoms/P1/1.dcm").unlink()
+    result = build(root, out, exclude_file=str(listed), exclude_flagged=("area-jump",))
+    assert result.notes[:2] == [
+        "the older file was built with other options (--exclude-file, --exclude-flagged): give the "
+        "same, unless you mean to change them.",
+        "2 rows of the older file are not in the new one: an image or drawing is gone, or is among "
+        "the findings.",
+    ]
+    assert len(open_dataset(out)) == 7
+    result = build(root, out, exclude_file=str(listed), exclude_flagged=("area-jump",))
+    assert result.notes == ["7 of 7 rows were taken over from the older file; 0 pairs parsed."]
+
+
+def test_a_build_over_an_older_file_is_told_of_both_ways(root, out):
+    with pytest.raises(EtlError, match=r"Use `force=True` to replace it, or `update=True` to take"):
+        etl.build(root, out, BuildOptions(**SIZE))
 
 
 def test_a_table_is_updated_too(root, tmp_path, monkeypatch):
