@@ -114,7 +114,7 @@ def test_the_same_call_gives_the_same_bits():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_device_makes_what_numpy_makes(compiled):
+def test_cuda_makes_what_numpy_makes(compiled):
     images, masks = samples(128, 128, n=16)
     augment = Augment.cardiac_mr()
     parameters = draw_parameters(augment, (128, 128), seed=7, epoch=0, rows=np.arange(16))
@@ -123,6 +123,41 @@ def test_a_device_makes_what_numpy_makes(compiled):
     found = torch_backend.augment_batch(*tensors, parameters, compiled=compiled)
     np.testing.assert_allclose(found[0].cpu(), expected[0], rtol=0, atol=1 / 32)
     assert (found[1].cpu().numpy() != expected[1]).sum() <= 1e-3 * masks.size
+
+
+def test_autocast_of_the_training_loop_changes_nothing():
+    """Matrix products would be of 8 bits there: displacements wrong by a tenth of a pixel."""
+    augment = Augment.cardiac_mr(elastic=(1, 0.05, 0.1), bias_field=(1, 0.2, 0.4))
+    images, masks = samples(64, 64)
+    expected = both(augment, images, masks)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = both(augment, images, masks)[1]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
+@pytest.mark.parametrize("has_corners", [False, True])
+def test_operations_are_one_graph(has_corners):
+    """What breaks a graph is not fused, and tells nobody."""
+    augment = Augment.cardiac_mr(**TURNS)
+    images, masks = map(torch.from_numpy, samples(40, 40))
+    shape = (24, 24) if has_corners else (40, 40)
+    parameters = draw_parameters(augment, shape, seed=7, epoch=1, rows=np.arange(8))
+    corners = torch.full((8, 2), 5) if has_corners else None
+    traced = torch.compile(torch_backend._change, backend="eager", fullgraph=True, dynamic=False)
+    found = traced(
+        images,
+        masks,
+        torch.from_numpy(parameters.table),
+        (parameters.layout, parameters.interpolation, parameters.shape),
+        torch_backend._bases(shape, images.device),
+        torch_backend._normals(images.device),
+        corners,
+    )
+    expected = torch_backend.augment_batch(images, masks, parameters, corners=corners)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for torch.compile")

@@ -667,6 +667,7 @@ def current_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current_stream)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "to", send)
@@ -765,7 +766,7 @@ def test_device_batches_on_a_device_that_is_not_there(path, current_stream):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_device_batches_on_cuda(path):
+def test_device_batches_are_on_cuda(path):
     batches = loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
     for epoch in expected_epochs(path, 3):
         for rows, (images, masks) in zip(epoch, batches, strict=True):
