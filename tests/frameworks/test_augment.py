@@ -125,6 +125,68 @@ def test_cuda_makes_what_numpy_makes(compiled):
     assert (found[1].cpu().numpy() != expected[1]).sum() <= 1e-3 * masks.size
 
 
+DISC = (54.06, 70.2)  # row and column of its centre
+
+
+def centroids(samples):
+    """Return the mean row and column of the values of each sample."""
+    rows, columns = (np.arange(side) for side in samples.shape[1:])
+    values = samples.astype(np.float64)
+    down, across = values.sum(2) @ rows, values.sum(1) @ columns
+    return np.stack([down, across], 1) / values.sum((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"flip_rows": 0.5, "flip_columns": 0.5, "quarter_turns": 0.7},
+        {"rotate": (1, -45, 45)},
+        {"scale": (1, 0.7, 1.4)},
+        {"shift": (1, -0.1, 0.1)},
+        {"shear": (1, -10, 10)},
+        {"elastic": (1, 0.01, 0.04)},
+        {**TURNS, "rotate": (1, -45, 45), "scale": (1, 0.7, 1.2), "interpolation": "cubic"},
+    ],
+)
+def test_a_disc_and_its_mask_go_to_one_place(backend, parts):
+    """A mask moves by whole pixels; on average it must be where the image is, and no pixel off."""
+    y, x = np.mgrid[:128, :128]
+    distance, n = np.hypot(y - DISC[0], x - DISC[1]), 300
+    images = np.repeat(np.clip(20.5 - distance, 0, 1)[None], n, 0).astype(np.float32)
+    masks = np.repeat((distance <= 20)[None], n, 0).astype(np.uint8)
+    parameters = draw_parameters(
+        Augment.none(**parts), (128, 128), seed=3, epoch=1, rows=np.arange(n)
+    )
+    if backend == "numpy":
+        found = numpy_backend.augment_batch(images, masks, parameters)
+    else:
+        tensors = torch.from_numpy(images), torch.from_numpy(masks)
+        found = [one.numpy() for one in torch_backend.augment_batch(*tensors, parameters)]
+    shown, drawn = map(centroids, found)
+    assert np.abs((shown - drawn).mean(0)).max() < 0.05
+    assert np.abs(shown - drawn).max() < 0.6
+    if "elastic" in parts:
+        return
+    tables, middle = parameters.parts(), np.array([63.5, 63.5])
+    affine = tables.get("affine", np.eye(2, 3)[None].repeat(n, 0))
+    before = np.array(DISC)[::-1] - middle
+    if "turn" in tables:
+        flips = 1 - 2 * tables["turn"][:, 1::-1]
+        angle = np.pi / 2 * tables["turn"][:, 2]
+        turned = before * flips
+        cosine, sine = np.cos(angle), np.sin(angle)
+        before = np.stack(
+            [
+                cosine * turned[:, 0] + sine * turned[:, 1],
+                -sine * turned[:, 0] + cosine * turned[:, 1],
+            ],
+            1,
+        )
+    moved = np.linalg.solve(affine[:, :, :2], (before - affine[:, :, 2])[..., None])[..., 0]
+    assert np.abs(shown - (moved + middle)[:, ::-1]).max() < 0.05
+
+
 def test_autocast_of_the_training_loop_changes_nothing():
     """Matrix products would be of 8 bits there: displacements wrong by a tenth of a pixel."""
     augment = Augment.cardiac_mr(elastic=(1, 0.05, 0.1), bias_field=(1, 0.2, 0.4))

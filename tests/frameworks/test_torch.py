@@ -1096,3 +1096,14 @@ def test_torch_is_not_imported_unless_asked_for():
     probe = "import sys, loader; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 1}])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_batches_of_batches_are_refused(path, options):
+    """A DataLoader has batch_size=1 by default."""
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    with pytest.raises(loader.LoaderError, match="Give batch_size=None to the DataLoader"):
+        next(iter(DataLoader(dataset, **options)))
+    images, masks = next(iter(DataLoader(dataset, batch_size=None)))
+    assert len(images) == len(masks) == OPTIONS["batch_size"]
