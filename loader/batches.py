@@ -604,6 +604,11 @@ def check_plan(plan: EpochPlan, dataset: Dataset) -> None:
             f"{plan.n_per_step}, {sizes}; found {plan.n_samples}). Choose a batch_size that "
             'divides them, or remainder="keep", "pad" or "sample".'
         )
+    if plan.n_samples == 0:
+        raise LoaderError(
+            f"{where}: the file has no rows. Build it of data with contours; dicom-etl report "
+            "tells why it has none."
+        )
     if plan.n_batches == 0:
         needed = {"keep": plan.world_size, "pad": 1}.get(plan.remainder, plan.n_per_step)
         others = '"pad"' if plan.n_samples < plan.world_size else '"keep" or "pad"'

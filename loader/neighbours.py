@@ -118,10 +118,11 @@ class Neighbours:
         lines = self._lines(dataset)
         found = np.delete(lines.table[rows], self.n, axis=1)
         if (found == NONE).all():
+            other = "slice" if self.along == "number" else "number"
             raise LoaderError(
                 f"Batches not made: {dataset.path}: no row has a neighbour along {self.along} "
                 f"(expected {LACKING[self.along]}; found rows of one image each, or without "
-                "these). Leave neighbours out, or use another along, such as along='number'."
+                f"these). Leave neighbours out, or use another along, such as along={other!r}."
             )
         return int(np.count_nonzero(~lines.is_placed[rows]))
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
-import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]
 
 from loader.augment.parameters import (
@@ -178,8 +177,7 @@ def _sources(
         of_columns = (line[:, 0] * across + (line[:, 2] + begin)).float()
         of_rows = (line[:, 1] * down).float()
         if "elastic" in parts:
-            moved = parts["elastic"][:, axis].float()
-            bent = bases[0] @ moved @ bases[1].T
+            bent = (bases[0] @ parts["elastic"][:, axis] @ bases[1].T).float()
             coordinates.append(bent + of_columns[:, None, :] + of_rows[:, :, None])
         else:
             coordinates.append(of_columns[:, None, :] + of_rows[:, :, None])
@@ -194,8 +192,8 @@ def _shaded(
 ) -> "torch.Tensor":
     before = images
     if "bias_field" in parts:
-        coefficients = parts["bias_field"].float()
-        field = (bases[0] @ coefficients @ bases[1].T).exp()
+        coefficients = parts["bias_field"]
+        field = (bases[0] @ coefficients @ bases[1].T).float().exp()
         lowest = before.amin((1, 2), keepdim=True)
         shown = (images - lowest) * field + lowest
         images = torch.where(coefficients.any(2).any(1)[:, None, None], shown, images)
@@ -268,9 +266,13 @@ def _noise(drawn: "torch.Tensor", table: "torch.Tensor", shape: "torch.Size") ->
 
 @lru_cache(8)
 def _bases(shape: tuple[int, int], device: "torch.device") -> "tuple[torch.Tensor, ...]":
-    """Return the splines of rows and columns, and the powers of both, on a device."""
+    """Return the splines of rows and columns, and the powers of both, on a device.
+
+    In float64: products of float32 matrices are rounded to 10 bits under TensorFloat-32, and to 8
+    under autocast, which the training loop may have set.
+    """
     bases = [basis(side) for basis in (spline_basis, power_basis) for side in shape]
-    return tuple(torch.from_numpy(one.astype(np.float32)).to(device) for one in bases)
+    return tuple(torch.from_numpy(one).to(device) for one in bases)
 
 
 @lru_cache(8)

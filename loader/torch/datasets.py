@@ -25,6 +25,7 @@ from loader.torch.options import (
     Selecting,
     State,
     Tensors,
+    Whole,
     as_tensors,
     ranked_batches,
 )
@@ -215,9 +216,9 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Batch]):
                 self._at = start._replace(batch=batch + start.stride)
                 images, masks = as_tensors(arrays)
                 if self._with_padding:
-                    yield images, masks, torch.tensor(drawn.is_padding)
+                    yield Whole((images, masks, torch.tensor(drawn.is_padding)))
                 else:
-                    yield images, masks
+                    yield Whole((images, masks))
         finally:
             if prefetcher:
                 prefetcher.close()

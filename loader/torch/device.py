@@ -15,7 +15,7 @@ import loader
 from loader.arguments import whole
 from loader.feed import Arrays, Drawn, Feed, Position, Stream, join
 from loader.prefetch import Prefetcher
-from loader.torch.on_device import Made, Maker, OnDevice
+from loader.torch.on_device import Made, Maker, OnDevice, numbered
 from loader.torch.options import Batching, Tensors, as_tensors
 from loader.torch.transform import Scale, Transform, batch_bytes, batches_together, bits_of
 
@@ -67,11 +67,11 @@ class DeviceBatches(OnDevice):
         self._compiled = compiled
 
     def _make_maker(self) -> Maker:
-        feed = self._batches.feed
-        if self._device.type != "cuda" or feed.form.needs_host:
-            return _Plain(feed, self._device)
+        feed, device = self._batches.feed, numbered(self._device)
+        if device.type != "cuda" or feed.form.needs_host:
+            return _Plain(feed, device)
         threads = self._gather_threads or _n_threads(feed)
-        return Pinned(feed, self._device, threads, compiled=self._compiled)
+        return Pinned(feed, device, threads, compiled=self._compiled)
 
 
 def _n_threads(feed: Feed) -> int:
@@ -276,7 +276,9 @@ class Pinned:
 
     def _slot(self) -> _Slot:
         rows, columns = self._feed.stored_shape
-        n = self._feed.batch_size * self._n_together
+        n, order = self._feed.batch_size * self._n_together, self._feed.order
+        if order.plan.remainder != "pad":  # a batch may be larger than all rows together
+            n = min(n, self._feed.n_samples)
         images = bits_of(np.empty((n, rows, columns), self._stored.image_dtype))
         masks = bits_of(np.empty((n, rows, columns), self._feed.dataset.masks.dtype))
         return _Slot(

@@ -33,6 +33,13 @@ class Maker(Protocol):
         """End what runs in the background."""
 
 
+def numbered(device: "torch.device") -> "torch.device":
+    """Return a CUDA device with its number, so that it stays the same whatever is current later."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 class OnDevice(OfFile):
     """Batches on a device; how they get there is the maker's."""
 
@@ -90,7 +97,7 @@ class OnDevice(OfFile):
         self.close()
 
     def close(self) -> None:
-        """End the threads that prepare batches; the next iteration starts others."""
+        """End the threads that prepare batches; the next batch starts others."""
         if self._maker is not None:
             self._maker.close()
         self._maker = None
@@ -148,7 +155,8 @@ class OnDevice(OfFile):
                 self._position = drawn.after
                 yield tensors
                 self._require_current(iteration)
-                if n_loads != self._n_loads:  # what is in flight does not come after this state
+                # What is in flight does not come after a state that was loaded; or it was closed.
+                if n_loads != self._n_loads or self._maker is not maker:
                     break
 
     def _require_current(self, iteration: object) -> None:

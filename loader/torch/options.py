@@ -1,15 +1,17 @@
 """Options of the data sets, and what all of them have."""
 
-from collections.abc import Mapping
-from typing import Final, NotRequired, TypeAlias, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, NoReturn, NotRequired, TypeAlias, TypedDict
 
 import torch  # type: ignore[import-not-found, unused-ignore]
 from torch import distributed  # type: ignore[import-not-found, unused-ignore]
+from torch.utils.data._utils import collate  # type: ignore[import-not-found, unused-ignore]
 
 import loader
 from loader.augment.settings import Augment
 from loader.batches import Batches, Values, check_plan, warn_left_out
 from loader.channels import MaskChannels
+from loader.errors import LoaderError
 from loader.feed import Arrays, Order
 from loader.neighbours import Neighbours
 from loader.normalise import Normalize
@@ -111,6 +113,22 @@ class CheckRanks:
         check_plan(order.plan, self._dataset)
         if torch.utils.data.get_worker_info() is None:
             warn_left_out(order)
+
+
+class Whole(tuple[torch.Tensor, ...]):
+    """A batch as an IterableDataset hands it out; a DataLoader must not make batches of these."""
+
+    __slots__ = ()
+
+
+def _refuse_batches(batch: Sequence[object], **_: object) -> NoReturn:
+    raise LoaderError(
+        f"Batch not made: a DataLoader puts {len(batch)} together of what are batches already. "
+        "Give batch_size=None to the DataLoader, and batch_size to the data set."
+    )
+
+
+collate.default_collate_fn_map[Whole] = _refuse_batches
 
 
 def as_tensors(arrays: Arrays) -> Tensors:

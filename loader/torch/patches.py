@@ -84,10 +84,23 @@ class GridPatches:
     def __init__(self, shape: tuple[int, int], size: tuple[int, int], overlap: int = 0) -> None:
         self._grid = grid_patches.GridPatches(shape, size, overlap)
         self.shape, self.size, self.corners = self._grid.shape, self._grid.size, self._grid.corners
+        self._sent: dict[tuple[Blend, torch.device], torch.Tensor] = {}
 
     def __len__(self) -> int:
         """Return the number of patches of an image."""
         return len(self._grid)
+
+    def _weights(self, blend: Blend, device: "torch.device") -> "torch.Tensor":
+        """Return how much each pixel of a patch counts; sent once, for sending waits."""
+        found = self._sent.get((blend, device))
+        if found is None:
+            weights = torch.from_numpy(self._grid.weights(blend))
+            found = self._sent[blend, device] = weights.to(device)
+        return found
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copy and pickle without what is on a device."""
+        return {**self.__dict__, "_sent": {}}
 
     def cut(self, images: "torch.Tensor") -> "torch.Tensor":
         """Return the patches of an image, of each channel of one, or of each image of a batch.
@@ -142,7 +155,7 @@ class GridPatches:
             Another number or size of patches, or no such blend.
         """
         device = patches.device
-        weights = torch.from_numpy(self._grid.weights(blend)).to(device)
+        weights = self._weights(blend, device)
         self._grid.check_patches(tuple(patches.shape))
         if not patches.is_floating_point():
             raise TypeError(

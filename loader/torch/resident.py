@@ -14,7 +14,7 @@ from loader.augment.parameters import Parameters
 from loader.errors import LoaderError
 from loader.feed import Drawn, Feed, Position
 from loader.torch.device import DeviceBatches
-from loader.torch.on_device import Made, Maker
+from loader.torch.on_device import Made, Maker, numbered
 from loader.torch.options import Batching
 from loader.torch.transform import Places, Scale, Transform, batches_together, bits_of, sent
 
@@ -87,7 +87,7 @@ class ResidentBatches(DeviceBatches):
                 "Choose fewer rows, or give fallback=True or use DeviceBatches, which send batch "
                 "after batch."
             )
-        return _Resident(self._batches.feed, self._device, compiled=self._compiled)
+        return _Resident(self._batches.feed, numbered(self._device), compiled=self._compiled)
 
 
 def _size(n_bytes: float) -> str:
@@ -98,7 +98,9 @@ def _free_bytes(device: "torch.device") -> int | None:
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
+    # torch keeps memory that tensors no longer need, and takes it first.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + kept)
 
 
 class _Resident:

@@ -114,7 +114,7 @@ def test_the_same_call_gives_the_same_bits():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_device_makes_what_numpy_makes(compiled):
+def test_cuda_makes_what_numpy_makes(compiled):
     images, masks = samples(128, 128, n=16)
     augment = Augment.cardiac_mr()
     parameters = draw_parameters(augment, (128, 128), seed=7, epoch=0, rows=np.arange(16))
@@ -123,6 +123,103 @@ def test_a_device_makes_what_numpy_makes(compiled):
     found = torch_backend.augment_batch(*tensors, parameters, compiled=compiled)
     np.testing.assert_allclose(found[0].cpu(), expected[0], rtol=0, atol=1 / 32)
     assert (found[1].cpu().numpy() != expected[1]).sum() <= 1e-3 * masks.size
+
+
+DISC = (54.06, 70.2)  # row and column of its centre
+
+
+def centroids(samples):
+    """Return the mean row and column of the values of each sample."""
+    rows, columns = (np.arange(side) for side in samples.shape[1:])
+    values = samples.astype(np.float64)
+    down, across = values.sum(2) @ rows, values.sum(1) @ columns
+    return np.stack([down, across], 1) / values.sum((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"flip_rows": 0.5, "flip_columns": 0.5, "quarter_turns": 0.7},
+        {"rotate": (1, -45, 45)},
+        {"scale": (1, 0.7, 1.4)},
+        {"shift": (1, -0.1, 0.1)},
+        {"shear": (1, -10, 10)},
+        {"elastic": (1, 0.01, 0.04)},
+        {**TURNS, "rotate": (1, -45, 45), "scale": (1, 0.7, 1.2), "interpolation": "cubic"},
+    ],
+)
+def test_a_disc_and_its_mask_go_to_one_place(backend, parts):
+    """A mask moves by whole pixels; on average it must be where the image is, and no pixel off."""
+    y, x = np.mgrid[:128, :128]
+    distance, n = np.hypot(y - DISC[0], x - DISC[1]), 300
+    images = np.repeat(np.clip(20.5 - distance, 0, 1)[None], n, 0).astype(np.float32)
+    masks = np.repeat((distance <= 20)[None], n, 0).astype(np.uint8)
+    parameters = draw_parameters(
+        Augment.none(**parts), (128, 128), seed=3, epoch=1, rows=np.arange(n)
+    )
+    if backend == "numpy":
+        found = numpy_backend.augment_batch(images, masks, parameters)
+    else:
+        tensors = torch.from_numpy(images), torch.from_numpy(masks)
+        found = [one.numpy() for one in torch_backend.augment_batch(*tensors, parameters)]
+    shown, drawn = map(centroids, found)
+    assert np.abs((shown - drawn).mean(0)).max() < 0.05
+    assert np.abs(shown - drawn).max() < 0.6
+    if "elastic" in parts:
+        return
+    tables, middle = parameters.parts(), np.array([63.5, 63.5])
+    affine = tables.get("affine", np.eye(2, 3)[None].repeat(n, 0))
+    before = np.array(DISC)[::-1] - middle
+    if "turn" in tables:
+        flips = 1 - 2 * tables["turn"][:, 1::-1]
+        angle = np.pi / 2 * tables["turn"][:, 2]
+        turned = before * flips
+        cosine, sine = np.cos(angle), np.sin(angle)
+        before = np.stack(
+            [
+                cosine * turned[:, 0] + sine * turned[:, 1],
+                -sine * turned[:, 0] + cosine * turned[:, 1],
+            ],
+            1,
+        )
+    moved = np.linalg.solve(affine[:, :, :2], (before - affine[:, :, 2])[..., None])[..., 0]
+    assert np.abs(shown - (moved + middle)[:, ::-1]).max() < 0.05
+
+
+def test_autocast_of_the_training_loop_changes_nothing():
+    """Matrix products would be of 8 bits there: displacements wrong by a tenth of a pixel."""
+    augment = Augment.cardiac_mr(elastic=(1, 0.05, 0.1), bias_field=(1, 0.2, 0.4))
+    images, masks = samples(64, 64)
+    expected = both(augment, images, masks)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = both(augment, images, masks)[1]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own
+@pytest.mark.parametrize("has_corners", [False, True])
+def test_operations_are_one_graph(has_corners):
+    """What breaks a graph is not fused, and tells nobody."""
+    augment = Augment.cardiac_mr(**TURNS)
+    images, masks = map(torch.from_numpy, samples(40, 40))
+    shape = (24, 24) if has_corners else (40, 40)
+    parameters = draw_parameters(augment, shape, seed=7, epoch=1, rows=np.arange(8))
+    corners = torch.full((8, 2), 5) if has_corners else None
+    traced = torch.compile(torch_backend._change, backend="eager", fullgraph=True, dynamic=False)
+    found = traced(
+        images,
+        masks,
+        torch.from_numpy(parameters.table),
+        (parameters.layout, parameters.interpolation, parameters.shape),
+        torch_backend._bases(shape, images.device),
+        torch_backend._normals(images.device),
+        corners,
+    )
+    expected = torch_backend.augment_batch(images, masks, parameters, corners=corners)
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for torch.compile")

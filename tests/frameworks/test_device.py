@@ -190,6 +190,21 @@ def test_augmentation_on_the_device_is_that_of_the_host(short, device):
                 np.testing.assert_array_equal(one[1], other[1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_after_close_an_iteration_goes_on(short, device):
+    (together,) = expected_epochs(short, 1)
+    for make in (loader_torch.DeviceBatches, loader_torch.ResidentBatches):
+        found = []
+        batches = make(short, device, prefetch=2, **OPTIONS)
+        for n, (images, masks) in enumerate(batches):
+            found.append((images.cpu().numpy(), masks.cpu().numpy()))
+            if n in {0, 5}:
+                batches.close()
+                batches.close()
+        batches.close()
+        require_equal([found], [together])
+
+
 def test_what_does_not_fit_is_refused_with_the_sizes(short, monkeypatch):
     from loader.torch import resident
 
@@ -211,7 +226,7 @@ def test_threads_are_a_number(short, gather_threads):
 @CUDA
 @pytest.mark.parametrize("gather_threads", [1, 3])
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
-def test_batches_through_pinned_memory(path, gather_threads, prefetch):
+def test_cuda_takes_batches_through_pinned_memory(path, gather_threads, prefetch):
     with loader_torch.DeviceBatches(
         path, "cuda", gather_threads=gather_threads, prefetch=prefetch, **OPTIONS
     ) as batches:
@@ -219,7 +234,7 @@ def test_batches_through_pinned_memory(path, gather_threads, prefetch):
 
 
 @CUDA
-def test_batches_that_nobody_waits_for_are_whole(short):
+def test_cuda_batches_that_nobody_waits_for_are_whole(short):
     """Ten epochs of work queued on the device before the first result is looked at."""
     batches = loader_torch.DeviceBatches(short, "cuda", normalize="zscore", **OPTIONS)
     sums = [images.double().sum() for _ in range(10) for images, _ in batches]

@@ -667,6 +667,7 @@ def current_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current_stream)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "to", send)
@@ -765,7 +766,7 @@ def test_device_batches_on_a_device_that_is_not_there(path, current_stream):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_device_batches_on_cuda(path):
+def test_device_batches_are_on_cuda(path):
     batches = loader_torch.DeviceBatches(path, "cuda", **OPTIONS)
     for epoch in expected_epochs(path, 3):
         for rows, (images, masks) in zip(epoch, batches, strict=True):
@@ -1095,3 +1096,14 @@ def test_torch_is_not_imported_unless_asked_for():
     probe = "import sys, loader; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 1}])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_batches_of_batches_are_refused(path, options):
+    """A DataLoader has batch_size=1 by default."""
+    dataset = loader_torch.IterableDataset(path, **OPTIONS)
+    with pytest.raises(loader.LoaderError, match="Give batch_size=None to the DataLoader"):
+        next(iter(DataLoader(dataset, **options)))
+    images, masks = next(iter(DataLoader(dataset, batch_size=None)))
+    assert len(images) == len(masks) == OPTIONS["batch_size"]
