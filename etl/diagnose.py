@@ -69,7 +69,7 @@ def choose_audited(source: Source, found: Discovery, options: BuildOptions) -> l
     That are contours as a program wrote them, of a structure whose edges are clear: of the heart
     the inner ones. Around the outer ones lie fat, lung and blood, which prove nothing.
     """
-    if not (options.has_audit and found.scheme.has_contrast):
+    if not options.has_audit:
         return []
     mark_audited(found.links, found.scheme, options.audit_contours)
     if not source.has_text_contours:

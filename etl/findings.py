@@ -374,14 +374,15 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "alignment-dataset": FindingCode(
         "warning",
-        "the contours of most patients are displaced by 0.5 pixel or more against the edges; "
-        "the finding has no row",
+        "the contours of most patients are displaced by 0.4 pixel or more along x or y against the "
+        "edges, and by 4 times the measurement's error; the finding has no row",
         "as the message says: `--contour-origin 1` for about (+1, +1)",
     ),
     "alignment-patient": FindingCode(
         "warning",
-        "the contours of one patient are displaced by 0.75 pixel or more against the others, none "
-        "is near an edge, or they fit in other coordinates; the finding has no row",
+        "the contours of one patient are displaced by 0.4 pixel or more along x or y against the "
+        "others, and by more than they differ among themselves, none is near an edge, or they fit "
+        "in other coordinates; the finding has no row",
         "check whether contours and images are of one acquisition",
     ),
     "disagrees-with-model": FindingCode(

@@ -438,7 +438,8 @@ def _moved(shape: Shape, grid: SourceGrid) -> Shape:
 
 
 def _alignment(sample: Sample, image: Image, scheme: LabelScheme) -> Alignment:
-    if sample.link.is_audited and (chosen := audited(sample.regions, scheme)) is not None:
+    link = sample.link
+    if link.is_audited and (chosen := audited(sample.regions, scheme, link.key)) is not None:
         return measure(image, *chosen)
     return Alignment(math.nan, math.nan, NOT_AUDITED)
 

@@ -15,7 +15,7 @@ from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import hdf5_file
 from etl.output.row_writer import Plan
-from etl.quality.alignment import Audit, audit
+from etl.quality.alignment import Audit, audit, is_audited
 from etl.quality.copies import Pictures
 from etl.quality.rows import Rows, check_rows
 from etl.render import ManifestTable, Rendered
@@ -88,7 +88,7 @@ def review(
         marks = rendered.marks
         rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
         findings += check_rows(rows)
-    if options.has_audit and scheme.has_contrast:
+    if options.has_audit and is_audited(rendered.marks["alignment"], scheme):
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
         alignments = rendered.marks["alignment"]
         audited = audit(patients, paths, alignments, options.contour_origin, diagnosis.patients)

@@ -388,7 +388,7 @@ TABLE = [
     ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
     ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
     ("contours-misfit", all_far_off, [], [8.0, 20.0]),
-    ("alignment-patient", one_patient_displaced, [0.2, 0.5], [1.0, 2.0]),
+    ("alignment-patient", one_patient_displaced, [0.2, 0.4], [0.6, 1.0, 2.0]),
 ]
 CASES = [
     pytest.param(code, plant, strength, is_found, id=f"{code}-{plant.__name__}-{strength}")

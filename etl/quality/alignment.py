@@ -3,10 +3,16 @@
 A contour is moved over the image within `SEARCH` pixels; where the contrast across it, along its
 normals, is strongest, there it belongs. Each contour is its drawer's, so medians decide: of a
 patient, and over the patients.
+
+Of most structures nobody knows whether they are brighter or darker than their surroundings. Of
+these the contrast of either sign counts, if it comes from all sides: where only one side has an
+edge, a contour drawn too large would look displaced. Structures that most contours show without
+such a contrast are soft, and say nothing.
 """
 
 import math
 import posixpath
+import zlib
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from etl.findings import Finding
+from etl.findings import Finding, SampleKey
 from etl.labels import BRIGHTER, DARKER, LabelScheme
 from etl.model import Image, Link, Region, Vertices
 from etl.options import AUDIT_CONTOURS
@@ -29,16 +35,24 @@ SEARCH: Final = 3  # pixels: an origin, a corner or a flip by one pixel lies wel
 # Of the contrast that every normal could have had on its own. Three real patients' inner contours
 # reach 0.36 to 0.79 and places with no contour 0.3. Around the heart muscle lie fat, lung and
 # blood: its contours reach 0.5 at a place up to a pixel wrong, so that only more than that counts.
-MIN_CONTRAST: Final[dict[str, float]] = {BRIGHTER: 0.4, DARKER: 0.7}
-MIN_DISPLACEMENT: Final = 0.5  # pixels: below, a border between pixels is a matter of taste
+MIN_CONTRAST: Final[dict[str, float]] = {BRIGHTER: 0.4, DARKER: 0.7, "": 0.4}
+# Of the same, from each of the four sides: only where the sign of the contrast is not known.
+MIN_SIDE: Final = 0.2
+# Along x or y, pixels: half a pixel is what a pixel's corner taken for its centre makes. Below, a
+# border between pixels is a matter of taste.
+MIN_DISPLACEMENT: Final = 0.4
+AGREEMENT: Final = 0.5  # of the displacement, that a patient or a structure has at least
 MIN_CONTOURS: Final = 4  # measured in all, for the data set to have a displacement
-PATIENT_DISPLACEMENT: Final = 0.75  # pixels from the others: drawers and scanners differ by less
+PATIENT_DISPLACEMENT: Final = 0.4  # pixels from the others, along x or y
 PATIENT_CONTOURS: Final = 3  # measured, for the patient's median to be more than one drawing
 MIN_PATIENTS: Final = 3  # of two patients nobody can say which one is off
 DEVIATIONS: Final = 4.0  # standard errors: what the scatter of single contours makes by chance
 ORIGIN_TOLERANCE: Final = 0.5  # pixels about (1, 1): nearer to it than to any other whole step
+HALF_TOLERANCE: Final = 0.15  # pixels about half a pixel
+MAX_SPREAD: Final = 1.0  # pixels, of the contours of a structure of unknown contrast: hand-drawn
 
 _N_NORMALS: Final = 64
+_SPARSER: Final = 2  # every second normal, where the sign of the contrast is not known
 _SMOOTHING: Final = 3  # normals to either side: contours on a grid of half pixels are staircases
 _REACH: Final = 1.0  # pixels in and out along the normal: where half the edge's blur is crossed
 _FAINT: Final = 0.5  # of the median: fainter normals weigh less, stronger ones the same
@@ -53,12 +67,14 @@ _MAX_LISTED: Final = 500  # patients in the numbers: an attribute has room for 6
 
 DATA_SET: Final = ""  # among patients: all of them
 
+_UNKNOWN: Final = 255  # no code of a structure: the samples in which no contrast is known
+
 NOT_AUDITED: Final = 0
 MEASURED: Final = 1
 TOO_LITTLE_CONTRAST: Final = 2
 AT_EDGE: Final = 3  # of the search: it may lie farther off, or be another image's
 
-ALIGNMENT: Final = np.dtype([("dx", "<f4"), ("dy", "<f4"), ("outcome", "|u1")])
+ALIGNMENT: Final = np.dtype([("dx", "<f4"), ("dy", "<f4"), ("outcome", "|u1"), ("code", "|u1")])
 
 
 class Alignment(NamedTuple):
@@ -67,6 +83,7 @@ class Alignment(NamedTuple):
     dx: float  # pixels, x: how far the contour is too far to the right
     dy: float  # pixels, y: so much too far down
     outcome: int
+    code: int = 0  # of the structure, where its contrast is not known
 
 
 def mark_audited(
@@ -75,7 +92,7 @@ def mark_audited(
     """Mark the links to audit: some of each patient, evenly spread.
 
     Of each patient only those that show the structure with the lowest code whose contrast is known:
-    of the heart the inner contour, where it is drawn.
+    of the heart the inner contour, where it is drawn. Where a patient has no such structure, any.
 
     Parameters
     ----------
@@ -87,7 +104,8 @@ def mark_audited(
     places: defaultdict[str, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, link in enumerate(links):
         codes = [annotation.code for annotation in link.annotations]
-        if (code := audited_code(codes, scheme)) is not None:
+        if codes:
+            code = audited_code(codes, scheme) or _UNKNOWN
             places[link.key.patient_id][code].append(place)
     for by_code in places.values():
         mine = by_code[min(by_code)]
@@ -97,16 +115,35 @@ def mark_audited(
             links[place] = links[place]._replace(is_audited=True)
 
 
-def audited(regions: Iterable[Region], scheme: LabelScheme) -> tuple[Vertices, Structure] | None:
-    """Return the contour of a sample that the audit measures: the longest of its structure."""
+def audited(
+    regions: Iterable[Region], scheme: LabelScheme, key: SampleKey | None = None
+) -> tuple[Vertices, Structure] | None:
+    """Return the contour of a sample that the audit measures: the longest of its structure.
+
+    Parameters
+    ----------
+    regions : iterable of Region
+        Those that are masks have no contour.
+    scheme : LabelScheme
+    key : SampleKey, optional
+        Chooses one of the structures where the contrast of none is known, so that the samples of a
+        data set show all of them. None: no such structure is measured.
+    """
     drawn = {region.code: region.polygons for region in regions if region.polygons}
-    if (code := audited_code(drawn, scheme)) is None:
-        return None
-    return max(drawn[code], key=len), scheme[code]
+    code = audited_code(drawn, scheme)
+    if code is None and drawn and key is not None:
+        turn = zlib.crc32(repr(tuple(key)).encode())
+        code = sorted(drawn)[turn % len(drawn)]
+    return None if code is None else (max(drawn[code], key=len), scheme[code])
+
+
+def is_audited(rows: npt.NDArray[np.void], scheme: LabelScheme) -> bool:
+    """Say whether an audit has something to tell of the rows: masks have no contours."""
+    return scheme.has_contrast or bool((rows["outcome"] != NOT_AUDITED).any())
 
 
 def audited_code(codes: Iterable[int], scheme: LabelScheme) -> int | None:
-    """Return the structure of a sample that the audit measures; None where it has none."""
+    """Return the structure of known contrast that the audit measures; None where there is none."""
     return min((code for code in codes if scheme[code].contrast), default=None)
 
 
@@ -120,24 +157,29 @@ def measure(image: Image, vertices: Vertices, structure: Structure) -> Alignment
     vertices : float64 array, shape (n_vertices, 2)
         (x, y) in pixels.
     structure : Structure
-        Its contrast says whether the inside is brighter or darker than what surrounds it.
+        Its contrast says whether the inside is brighter or darker than what surrounds it, or that
+        it is not known which.
     """
-    contrast = _contrast(image, vertices, structure)
+    code = 0 if structure.contrast else structure.code
+    faint = Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST, code)
+    measured = _contrast if structure.contrast else _contrast_of_either_sign
+    contrast = measured(image, vertices, structure)
     if contrast is None:
-        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+        return faint
     row, column = divmod(int(contrast.argmax()), 2 * _RING + 1)
     if contrast[row, column] < MIN_CONTRAST[structure.contrast]:
-        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+        return faint
+    at_edge = faint._replace(outcome=AT_EDGE)
     if {row, column} & {0, 2 * _RING}:
-        return Alignment(math.nan, math.nan, AT_EDGE)
+        return at_edge
     peak = peak_of(contrast[row - 1 : row + 2, column - 1 : column + 2])
     if peak is None:
-        return Alignment(math.nan, math.nan, TOO_LITTLE_CONTRAST)
+        return faint
     # The contour belongs where the contrast is; so it lies off by the opposite.
     dx, dy = _RING - column - peak[0], _RING - row - peak[1]
     if max(abs(dx), abs(dy)) > SEARCH:
-        return Alignment(math.nan, math.nan, AT_EDGE)
-    return Alignment(dx, dy, MEASURED)
+        return at_edge
+    return Alignment(dx, dy, MEASURED, code)
 
 
 def edge_contrast(image: Image, vertices: Vertices, structure: Structure) -> float:
@@ -151,16 +193,44 @@ def edge_contrast(image: Image, vertices: Vertices, structure: Structure) -> flo
 
 def _contrast(image: Image, vertices: Vertices, structure: Structure) -> _Floats | None:
     """Return the contrast across a contour moved along y, then x; None where there is none."""
-    inside, outside = contour_normals(vertices)
+    shares = _shares(image, *contour_normals(vertices))
+    if shares is None:
+        return None
+    contrast: _Floats = shares.mean(axis=0)
+    return -contrast if structure.contrast == DARKER else contrast
+
+
+def _contrast_of_either_sign(
+    image: Image, vertices: Vertices, _structure: Structure
+) -> _Floats | None:
+    """Return the contrast of the sign that is the stronger; None where a side has too little."""
+    inside, outside = (points[::_SPARSER] for points in contour_normals(vertices))
+    shares = _shares(image, inside, outside)
+    if shares is None:
+        return None
+    contrast: _Floats = shares.mean(axis=0)
+    row, column = divmod(int(np.abs(contrast).argmax()), 2 * _RING + 1)
+    sign = math.copysign(1.0, contrast[row, column])
+    x, y = (outside - inside).T
+    is_level = np.abs(x) >= np.abs(y)
+    side = np.where(is_level, x > 0, 2 + (y > 0))
+    total = np.bincount(side, sign * shares[:, row, column], minlength=4)
+    if (total < MIN_SIDE * np.bincount(side, minlength=4).clip(1)).any():
+        return None
+    return sign * contrast
+
+
+def _shares(image: Image, inside: _Floats, outside: _Floats) -> _Floats | None:
+    """Return the contrast of each normal moved along y, then x, in shares of its strongest one."""
     values = _moved_values(image, np.concatenate([inside, outside]))
-    step = values[:_N_NORMALS] - values[_N_NORMALS:]
+    step = values[: len(inside)] - values[len(inside) :]
     # Every normal counts the same: a bright vessel beside the contour must not decide by itself.
     own = np.abs(step).max(axis=(1, 2))
     own = np.maximum(own, _FAINT * float(np.median(own)))
     if not own.all():
         return None
-    contrast: _Floats = (step / own[:, None, None]).mean(axis=0)
-    return -contrast if structure.contrast == DARKER else contrast
+    step /= own[:, None, None]
+    return step
 
 
 def contour_normals(vertices: Vertices) -> tuple[_Floats, _Floats]:
@@ -265,6 +335,7 @@ def audit(
     explained : container of str
         Patients about which there is a finding already; "" is among them where it is about all.
     """
+    rows = _without_soft(rows)
     patients = _patients(patient_ids, paths, rows)
     measured = [patient for patient in patients if len(patient.offsets)]
     counts = np.bincount(rows["outcome"], minlength=4)
@@ -287,7 +358,8 @@ def audit(
             for place in sorted(farthest.tolist())
         }
         if DATA_SET not in explained:
-            findings += _data_set(medians, middle, every, contour_origin)
+            by_structure = _by_structure(rows)
+            findings += _data_set(medians, middle, every, by_structure, contour_origin)
             single = [*_displaced(measured, medians, middle), *_lost(patients, measured)]
             findings += [finding for who, finding in single if who not in explained]
     return Audit(findings, numbers)
@@ -307,27 +379,61 @@ def _patients(
     patients = []
     for patient_id, mine in places.items():
         good = rows[mine][rows["outcome"][mine] == MEASURED]
-        offsets = np.stack([good["dx"], good["dy"]], axis=1).astype(np.float64)
         folder = posixpath.commonpath(folders[patient_id])
-        patients.append(_Patient(folder, patient_id, len(mine), offsets))
+        patients.append(_Patient(folder, patient_id, len(mine), _offsets(good)))
     return patients
 
 
+def _without_soft(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return the rows; those of soft structures as if they had too little contrast.
+
+    Soft is a structure of unknown contrast of which most contours lie by no edge, or off the edges
+    by something else each time.
+    """
+    rows = rows.copy()
+    codes, outcomes = rows["code"], rows["outcome"]
+    for code in np.unique(codes[codes > 0]).tolist():
+        mine = (codes == code) & (outcomes != NOT_AUDITED)
+        clear = mine & (outcomes == MEASURED)
+        offsets = _offsets(rows[clear])
+        is_soft = 2 * len(offsets) < np.count_nonzero(mine)
+        if is_soft or _spread(offsets - _median(offsets)) > MAX_SPREAD:
+            rows[clear] = (math.nan, math.nan, TOO_LITTLE_CONTRAST, code)
+    return rows
+
+
+def _by_structure(rows: npt.NDArray[np.void]) -> _Floats:
+    """Return the median displacement of each structure of unknown contrast; shape (n, 2)."""
+    good = rows[(rows["outcome"] == MEASURED) & (rows["code"] > 0)]
+    codes, counts = np.unique(good["code"], return_counts=True)
+    medians = [
+        _median(_offsets(good[good["code"] == code])) for code in codes[counts >= MIN_CONTOURS]
+    ]
+    return np.array(medians).reshape(-1, 2)
+
+
 def _data_set(
-    medians: _Floats, middle: _Floats, every: _Floats, contour_origin: int
+    medians: _Floats, middle: _Floats, every: _Floats, by_structure: _Floats, contour_origin: int
 ) -> list[Finding]:
     distance = math.hypot(*middle)
-    error = _MEDIAN_ERROR * _spread(every - middle) / math.sqrt(len(every))
-    if len(every) < MIN_CONTOURS or distance < max(MIN_DISPLACEMENT, DEVIATIONS * error):
+    spread = _spread(every - middle)
+    error = _MEDIAN_ERROR * spread / math.sqrt(len(every))
+    is_displaced = np.abs(middle).max() >= MIN_DISPLACEMENT
+    if len(every) < MIN_CONTOURS or not is_displaced or distance < DEVIATIONS * error:
         return []
-    n_agreeing = int((medians @ (middle / distance) >= MIN_DISPLACEMENT).sum())
-    if 2 * n_agreeing <= len(medians):
+    wanted = AGREEMENT * distance
+    # Images that lie elsewhere displace all structures: one by itself may be drawn like that.
+    agrees, alike = (some @ (middle / distance) >= wanted for some in (medians, by_structure))
+    if not agrees.mean() > 0.5 or (len(alike) and not alike.mean() > 0.5):  # noqa: PLR2004
         return []
     message = (
-        f"the contours lie {_offset(middle)} off the edges in the images: the median of "
-        f"{len(every)} contours, whose spread is {_spread(every - middle):.2f}; so in {n_agreeing} "
-        f"of {len(medians)} patients. {_advice(middle, contour_origin)}"
+        f"the contours lie {_offset(middle)} off the edges in the images, give or take "
+        f"{_rounded(error):.2f}: the median of {len(every)} contours, whose spread is "
+        f"{spread:.2f}; so in {int(agrees.sum())} of {len(medians)} patients. "
+        f"{_advice(middle, contour_origin)}"
     )
+    if len(alike) and "--contour-origin" in message:
+        message += " A structure set has millimetres: check ImagePositionPatient of the images."
     return [Finding("alignment-dataset", "", message)]
 
 
@@ -338,7 +444,20 @@ def _advice(middle: _Floats, contour_origin: int) -> str:
                 f"Such files usually count from {1 - origin}: build with "
                 f"--contour-origin {1 - origin}."
             )
+    if _is_half(middle):
+        return (
+            "Half a pixel is what a pixel's corner makes that is taken for its centre: "
+            "ImagePositionPatient, and (0, 0) in a text contour, are the first pixel's centre. "
+            "Correct that in the program that wrote the contours, and write them again."
+        )
     return "Look at the overlays, and at how the program that wrote the contours counts pixels."
+
+
+def _is_half(displacement: _Floats) -> bool:
+    """Say whether contours are off by half a pixel along one axis or both, and by no more."""
+    size = np.abs(displacement)
+    near = np.minimum(size, np.abs(size - 0.5)) <= HALF_TOLERANCE
+    return bool(near.all() and size.max() > HALF_TOLERANCE)
 
 
 def _displaced(
@@ -348,16 +467,17 @@ def _displaced(
     if len(measured) < MIN_PATIENTS:
         return []
     away = np.hypot(*(medians - middle).T)
+    along = np.abs(medians - middle).max(axis=1)
     usual = float(np.median(away)) / _RAYLEIGH
     own = [patient.offsets - patient.median for patient in measured]
     scatter = _spread(np.concatenate(own))
     findings = []
-    for patient, median, distance in zip(measured, medians, away.tolist(), strict=True):
+    for place, (patient, median) in enumerate(zip(measured, medians, strict=True)):
         n_contours = len(patient.offsets)
         spread = max(scatter, _spread(patient.offsets - median))
         error = math.hypot(usual, _MEDIAN_ERROR * spread / math.sqrt(n_contours))
-        needed = max(PATIENT_DISPLACEMENT, DEVIATIONS * error)
-        if n_contours >= PATIENT_CONTOURS and distance >= needed:
+        is_displaced = along[place] >= PATIENT_DISPLACEMENT and away[place] >= DEVIATIONS * error
+        if n_contours >= PATIENT_CONTOURS and is_displaced:
             message = (
                 f"its contours lie {_offset(median)} off the edges in its images (median of "
                 f"{n_contours}), those of the data set {_offset(middle)}. Look at its overlays: "
@@ -395,6 +515,11 @@ def about_patient(patient_id: str, folder: str, message: str) -> Finding:
     if posixpath.basename(folder) != patient_id:
         message = f"patient {patient_id!r}: {message}"
     return Finding("alignment-patient", folder, message)
+
+
+def _offsets(rows: npt.NDArray[np.void]) -> _Floats:
+    """Return dx and dy of rows that are measured."""
+    return np.stack([rows["dx"], rows["dy"]], axis=1).astype(np.float64)
 
 
 def _median(offsets: _Floats) -> _Floats:

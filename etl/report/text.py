@@ -138,7 +138,7 @@ def _checks(summary: Summary) -> Iterator[tuple[str, str]]:
     if set(QUALITY_CODES) <= set(summary.unchecked):
         yield "Checks", "none: built with --no-qc"
     elif set(AUDIT_CODES) <= set(summary.unchecked):
-        yield "Alignment", "not measured: --no-audit, or no structure whose contrast is known"
+        yield "Alignment", "not measured: --no-audit, or all structures are masks"
     if summary.alignment is not None:
         yield "Alignment", alignment_text(summary.alignment)
     if summary.predictions is not None:

@@ -227,14 +227,14 @@ class Kept:
     ) -> None:
         """Let the audit see what it sees in a full build: which rows it takes may have changed."""
         if not link.is_audited:
-            alignment[n] = (math.nan, math.nan, NOT_AUDITED)
+            alignment[n] = (math.nan, math.nan, NOT_AUDITED, 0)
         elif alignment["outcome"][n] == NOT_AUDITED:
             codes = {structure.label: structure.code for structure in self.scheme}
             polygons: defaultdict[int, list[Vertices]] = defaultdict(list)
             for label, vertices in self.older.polygons(row):
                 polygons[codes[label]].append(vertices)
             regions = [Region(code, tuple(drawn), "") for code, drawn in polygons.items()]
-            if (chosen := audited(regions, self.scheme)) is not None:
+            if (chosen := audited(regions, self.scheme, link.key)) is not None:
                 image = self.older.image(row, plan)
                 alignment[n] = tuple(measure(image, *chosen))  # type: ignore[arg-type]
 
