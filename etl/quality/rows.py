@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding, SampleKey, counted
-from etl.geometry import heights, offsets_in_plane
+from etl.geometry import are_directions, heights, offsets_in_plane
 from etl.labels import LabelScheme
 from etl.quality.copies import Pictures, Twin, Verdict, judge
 from etl.quality.near_copies import find_near_copies
@@ -381,8 +381,11 @@ def _position(manifest: ManifestTable) -> _Floats:
 
 
 def _orientation(manifest: ManifestTable) -> _Floats:
+    """Return direction cosines, shape (n, 6); NaN where they are no two directions."""
     names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
-    return np.stack([_floats(manifest, name) for name in names], axis=1)
+    cosines = np.stack([_floats(manifest, name) for name in names], axis=1)
+    cosines[~are_directions(cosines)] = np.nan
+    return cosines
 
 
 def _spacing(manifest: ManifestTable) -> _Floats:

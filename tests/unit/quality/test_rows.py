@@ -188,6 +188,26 @@ def test_missing_geometry_is_one_info_about_the_data_set_and_no_more(missing, at
     assert f"no usable {attribute} in 5 of {len(rows)} rows (1 patient)." in finding.message
 
 
+@pytest.mark.parametrize(
+    ("cosines", "is_told"),
+    [
+        ((0, 0, 0, 0, 0, 0), True),
+        ((2, 0, 0, 0, 2, 0), True),
+        ((1, 0, 0, 1, 0, 0), True),
+        ((1, 0, 0, 0, 0.8, -0.6), False),
+        ((0.9999, 0.01, 0, -0.01, 0.79, -0.61), False),  # rounded
+    ],
+)
+def test_cosines_that_are_no_directions_are_missing(cosines, is_told):
+    rows = study()
+    names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
+    for row in rows:
+        row.values |= dict(zip(names, map(float, cosines), strict=True))
+    told = [finding.message for finding in check(rows) if finding.code == "geometry-missing"]
+    assert bool(told) == is_told
+    assert all("no usable ImageOrientationPatient in" in message for message in told)
+
+
 def test_missing_geometry_names_each_attribute_with_its_rows_and_patients():
     rows = study()
     for row in rows:
