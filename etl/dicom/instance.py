@@ -169,6 +169,13 @@ def _instance(
     number = 1 if frame_number is None else frame_number
     if groups is not None and groups.has_frame(number):
         elements = {**elements, **groups.of_frame(number)}
+        for tag in (RESCALE_SLOPE, RESCALE_INTERCEPT):
+            if groups.is_lost(tag, elements):
+                raise ImageError(
+                    "image-unreadable",
+                    f"frame {number} has no {KEYWORDS[tag]}, which other frames have. Export it "
+                    "again.",
+                )
     described = tuple([one for one in elements.items() if one[0] in _PIXEL_TAGS])
     pixels = _pixels(described, syntax, deflated_at, frame_number is None)
     n_frames = pixels.n_frames

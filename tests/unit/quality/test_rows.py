@@ -59,6 +59,8 @@ def make_row(cine, slice_index, phase, kinds):
         "instance_number": number,
         "pixel_spacing_row": 1.4,
         "pixel_spacing_column": 1.4,
+        "rescale_slope": 1.0,
+        "rescale_intercept": 0.0,
         "slice_location": STEP * slice_index,
         "trigger_time": 900.0 * phase / cine.phases + 3.0 * slice_index,
     }
@@ -363,6 +365,26 @@ def test_a_few_contours_have_no_usual_area():
     rows = study(9, 1, 1)
     rows[4].contours = {"i": scaled(rows[4].contours["i"], 4)}
     assert found(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("usual", "own", "is_told"),
+    [
+        ((1, -1024), (1, 0), True),
+        ((2, 0), (1, 0), True),
+        ((1, 0), (1, -1024), False),  # one that is rescaled among others that are not
+        ((1, -1024), (1, -1000), False),
+        ((1, 0), (1, 0), False),
+        (None, (1, 0), False),  # each image has a slope of its own
+    ],
+)
+def test_an_image_that_is_not_rescaled_as_its_series_is(usual, own, is_told):
+    rows = study()
+    for place, row in enumerate(rows):
+        slope, intercept = (1 + place / 100, 0) if usual is None else usual
+        row.values |= {"rescale_slope": slope, "rescale_intercept": intercept}
+    rows[5].values |= dict(zip(("rescale_slope", "rescale_intercept"), own, strict=True))
+    assert found(rows) == [("rescale-differs", rows[5].dicom_path)] * is_told
 
 
 # ------------------------------------------------------------------------------------- geometry
