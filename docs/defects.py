@@ -607,6 +607,17 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("rescale-differs")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=False)
+    _one_series(tree, patient)
+    for other in tree.slices(patient):
+        if other != number:
+            tree.edit((patient, other), RescaleSlope="1", RescaleIntercept="-1024")
+    tree.edit((patient, number), RescaleSlope="1", RescaleIntercept="0")
+    return Planted()
+
+
 @plants("geometry-missing")
 def _(tree: Tree) -> Planted:
     patient = tree.patients[1]

@@ -358,6 +358,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "check whether the image belongs to the series",
         flag=12,
     ),
+    "rescale-differs": FindingCode(
+        "warning",
+        "an image has no RescaleSlope and RescaleIntercept, or 1 and 0, where 3 images of its "
+        "series and 75 % of them agree on others",
+        "export the image again",
+        flag=20,
+    ),
     "instance-number-differs": FindingCode(
         "warning",
         "InstanceNumber disagrees with the file name, where 3 of the patient's images and 75 % "

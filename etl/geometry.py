@@ -42,9 +42,7 @@ class ImagePlane(NamedTuple):
         numbers = [*self.position, *self.row, *self.column, *self.spacing]
         if not all(map(math.isfinite, numbers)) or min(self.spacing) <= 0:
             return False
-        row, column = np.array(self.row), np.array(self.column)
-        cosines = np.array([row @ row, column @ column, row @ column])
-        return bool((np.abs(cosines - [1, 1, 0]) <= _COSINE_TOLERANCE).all())
+        return bool(are_directions(np.array([*self.row, *self.column]))[()])
 
     @property
     def normal(self) -> Floats:
@@ -98,6 +96,20 @@ class ImagePlane(NamedTuple):
         """Return the steps from one column to the next, and from one row to the next, mm."""
         between_rows, between_columns = self.spacing
         return np.array([self.row, self.column]) * [[between_columns], [between_rows]]
+
+
+def are_directions(cosines: Floats) -> npt.NDArray[np.bool_]:
+    """Say whether direction cosines are two unit vectors at right angles, but for rounding.
+
+    Parameters
+    ----------
+    cosines : float64 array, shape (..., 6)
+        Along a row, then along a column; NaN are no directions.
+    """
+    row, column = cosines[..., :3], cosines[..., 3:]
+    products = [(a * b).sum(axis=-1) for a, b in ((row, row), (column, column), (row, column))]
+    off = np.abs(np.stack(products, axis=-1) - [1, 1, 0])
+    return np.asarray((off <= _COSINE_TOLERANCE).all(axis=-1))
 
 
 class SourceGrid(NamedTuple):
@@ -188,10 +200,8 @@ class Planes(NamedTuple):
         flat = (number for plane in planes for part in plane for number in part)
         values = np.fromiter(flat, np.float64, 11 * len(planes)).reshape(-1, 11)
         positions, row, column, spacing = np.split(values, [3, 6, 9], axis=1)
-        cosines = [(a * b).sum(axis=1) for a, b in ((row, row), (column, column), (row, column))]
-        off = np.abs(np.stack(cosines, axis=1) - [1, 1, 0])
         is_known = np.isfinite(values).all(axis=1) & (spacing > 0).all(axis=1)
-        is_known &= (off <= _COSINE_TOLERANCE).all(axis=1)
+        is_known &= are_directions(np.hstack([row, column]))
         normals = np.full_like(positions, np.nan)
         known = np.cross(row[is_known], column[is_known])
         normals[is_known] = known / np.linalg.norm(known, axis=1, keepdims=True)

@@ -43,7 +43,7 @@ def instance(pixels=None, *, bits_stored=None, uid="1.2.3", **attributes):
         "SeriesInstanceUID": "1.2.3.4",
         "InstanceNumber": 7,
         "ImagePositionPatient": [1.5, -2.25, 3],
-        "ImageOrientationPatient": [1, 0, 0, 0, 0.5, -0.5],
+        "ImageOrientationPatient": [1, 0, 0, 0, 0.6, -0.8],
         "SliceLocation": -16.634,
         "TriggerTime": 18.75,
         "PixelSpacing": [1.25, 1.5],

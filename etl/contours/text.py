@@ -25,6 +25,8 @@ _COLUMNS: Final = 2  # x and y
 _MIN_PART: Final = 3  # lines between blank ones that are a polygon of their own
 _NUMBER_CHARACTERS: Final = b"0123456789+-.eE"
 _BLANKS: Final = b" \t"
+_FIXED: Final = re.compile(rb"[+-]?[0-9]*\.[0-9]+")
+_MIN_TELLING: Final = 7  # numbers before the last one: of fewer, equal decimals may be chance
 
 
 def parse_contour(data: bytes) -> list[Vertices]:
@@ -48,12 +50,15 @@ def parse_contour(data: bytes) -> list[Vertices]:
     Raises
     ------
     ContourError
-        A line that is not two numbers, a number that is not finite, or too many lines.
+        A line that is not two numbers, a number that is not finite, too many lines, or a file that
+        is cut off in its last number.
     """
     if len(data) > most("contour-bytes"):
         raise too_large(len(data))
     vertices = _plain(data)
-    return _line_by_line(data) if vertices is None else [vertices]
+    polygons = _line_by_line(data) if vertices is None else [vertices]
+    _require_end(data)
+    return polygons
 
 
 def _plain(data: bytes) -> Vertices | None:
@@ -120,6 +125,34 @@ def _line_by_line(data: bytes) -> list[Vertices]:
     if len(borders) >= most("polygons"):  # blank lines separate them
         raise ContourError("contour-too-large", beyond("polygons", len(borders) + 1))
     return np.split(points, borders)
+
+
+def _require_end(data: bytes) -> None:
+    """Require a whole last number, where the file has no last line end.
+
+    A file that is cut off in a number has another number there. The decimals tell where all others
+    have equally many.
+
+    Raises
+    ------
+    ContourError
+        The last number has fewer decimals than each of the others.
+    """
+    if data.endswith((b"\n", b"\r")) or data.count(b".") < _MIN_TELLING:
+        return
+    *others, last = data.split()
+    decimals = {len(number.partition(b".")[2]) for number in others if _FIXED.fullmatch(number)}
+    if len(others) < _MIN_TELLING or not all(map(_FIXED.fullmatch, others)) or len(decimals) != 1:
+        return
+    n_decimals = len(last.partition(b".")[2])
+    if n_decimals < min(decimals):
+        number = _line_number(data, len(data))
+        raise ContourError(
+            "contour-unreadable",
+            f'line {number}: ends with "{last.decode("ascii")}", all other numbers have '
+            f"{min(decimals)} decimals, and there is no line end: the file seems to be cut off. "
+            "Copy it again.",
+        )
 
 
 def _borders(starts: list[int], n_points: int) -> list[int]:

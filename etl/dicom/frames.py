@@ -8,7 +8,7 @@ converted from single frames, and older multi-frame files, have it at the root.
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from etl.dicom.elements import (
@@ -66,6 +66,10 @@ class FunctionalGroups(NamedTuple):
     def has_frame(self, frame_number: int) -> bool:
         """Say whether the groups may be those of a frame; of shared groups nothing tells."""
         return not self.per_frame or 1 <= frame_number <= len(self.per_frame)
+
+    def is_lost(self, tag: int, elements: Mapping[int, Element]) -> bool:
+        """Say whether a frame, with these elements, lacks an attribute that another frame has."""
+        return tag not in elements and any(tag in frame for frame in self.per_frame)
 
     def of_frame(self, frame_number: int) -> dict[int, Element]:
         """Return the attributes of one frame, counted from 1."""

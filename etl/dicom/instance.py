@@ -56,10 +56,10 @@ from etl.dicom.encapsulated import Fragments, find_frames
 from etl.dicom.header import BIG_ENDIAN, NATIVE, Header, read_header, read_value
 from etl.dicom.identity import identity
 from etl.dicom.kept_tags import KeptTag, kept_values, more_tags
-from etl.dicom.pixels import modality_range, stored_range
+from etl.dicom.pixels import image_dtype, modality_range, stored_range
 from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError, beyond, changed_limits, most
-from etl.model import EncapsulatedPixels, Instance, NativePixels, PixelFormat
+from etl.model import EncapsulatedPixels, Instance, NativePixels, PixelFormat, ValueRange
 
 _COLOUR_MODELS: Final = frozenset(
     {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"}
@@ -170,6 +170,13 @@ def _instance(
     number = 1 if frame_number is None else frame_number
     if groups is not None and groups.has_frame(number):
         elements = {**elements, **groups.of_frame(number)}
+        for tag in (RESCALE_SLOPE, RESCALE_INTERCEPT):
+            if groups.is_lost(tag, elements):
+                raise ImageError(
+                    "image-unreadable",
+                    f"frame {number} has no {KEYWORDS[tag]}, which other frames have. Export it "
+                    "again.",
+                )
     described = tuple([one for one in elements.items() if one[0] in _PIXEL_TAGS])
     pixels = _pixels(described, syntax, deflated_at, frame_number is None)
     n_frames = pixels.n_frames
@@ -190,7 +197,7 @@ def _instance(
         sop_instance_uid=values.uid(SOP_INSTANCE_UID),
         series_instance_uid=values.uid(SERIES_INSTANCE_UID),
         instance_number=values.number(INSTANCE_NUMBER),
-        pixel_spacing=values.numbers(PIXEL_SPACING, 2),
+        pixel_spacing=_spacing(values),
         image_position=values.numbers(IMAGE_POSITION, 3),
         image_orientation=values.numbers(IMAGE_ORIENTATION, 6),
         slice_location=values.number(SLICE_LOCATION),
@@ -208,6 +215,15 @@ def _instance(
     if warnings := _warnings(opened.header, pixels, values):
         instance = instance._replace(warnings=warnings)
     return instance, pixels.end
+
+
+def _spacing(values: Values) -> tuple[float, ...]:
+    """Return PixelSpacing; NaN where it is none, as 0 or less is."""
+    spacing = values.numbers(PIXEL_SPACING, 2)
+    if min(spacing) <= 0:  # not so for NaN
+        values.remarks.append("PixelSpacing is not above 0 and is left out")
+        return (math.nan, math.nan)
+    return spacing
 
 
 def _encapsulated(
@@ -328,6 +344,7 @@ def _pixels(
     span = modality_range(pixels)
     if max(-span.lowest, span.highest) > float(np.finfo(np.float32).max):
         raise ImageError("image-unreadable", "its rescaled values are beyond float32.")
+    _require_steps(slope, span)
     if pixels.n_bytes == 0:
         raise ImageError("image-no-pixels", f"has {rows} x {columns} pixels.")
     storage = None
@@ -342,6 +359,17 @@ def _pixels(
         )
     end = pixel_data.offset + n_frames * pixels.n_bytes
     return _Pixels(pixels, storage, n_frames, end, tuple(values.remarks), wrapper_remarks)
+
+
+def _require_steps(slope: float, span: ValueRange) -> None:
+    """Require that values which differ are told apart where they become float32."""
+    largest = np.float32(max(-span.lowest, span.highest))
+    if np.dtype(image_dtype(span)).kind == "f" and float(np.spacing(largest)) > abs(slope):
+        raise ImageError(
+            "image-unreadable",
+            f"its values are up to {largest:.3g} in steps of {abs(slope):g} (RescaleSlope), which "
+            "float32 does not tell apart. Export it again.",
+        )
 
 
 def _overlay_bits(values: Values, bits_stored: int) -> int:

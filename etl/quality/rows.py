@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.findings import Finding, SampleKey, counted
-from etl.geometry import heights, offsets_in_plane
+from etl.geometry import are_directions, heights, offsets_in_plane
 from etl.labels import LabelScheme
 from etl.quality.copies import Pictures, Twin, Verdict, judge
 from etl.quality.near_copies import find_near_copies
@@ -51,6 +51,7 @@ ORIENTATION_TOLERANCE: Final = 0.01  # of a direction cosine: 0.6 degrees
 AGREEING_ROWS: Final = 3
 AGREEING_SHARE: Final = 0.75
 
+_NO_RESCALE: Final = (1.0, 0.0)  # slope and intercept
 _ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
 _LARGEST: Final = 1e10  # of a number in a header: more means nothing
 _N_NAMED: Final = 3  # others that a message names
@@ -274,6 +275,29 @@ def _geometry_changes(rows: Rows) -> Iterator[Finding]:
         yield rows.about_image("geometry-changes", row, message)
 
 
+def _lost_rescale(rows: Rows) -> Iterator[Finding]:
+    """Warn of images whose values are as they are stored, where others of the series are rescaled.
+
+    Slopes that differ from image to image, as in PET, are none of it.
+    """
+    manifest = rows.manifest
+    rescale = np.stack([_floats(manifest, f"rescale_{name}") for name in ("slope", "intercept")], 1)
+    uids = manifest["series_instance_uid"]
+    patients, series = _codes(manifest["patient_id"]), _codes(uids)
+    group = _codes(patients * (int(series.max(initial=0)) + 1) + series)
+    example, n_usual, n_rows = _usual(group, _codes(_as_one(rescale.view(np.int64))))
+    agrees = (n_usual >= AGREEING_ROWS) & (n_usual >= AGREEING_SHARE * n_rows) & (uids != b"")
+    is_plain = (rescale == _NO_RESCALE).all(axis=1)
+    for row in np.flatnonzero(agrees & is_plain & ~is_plain[example]).tolist():
+        slope, intercept = rescale[example[row]].tolist()
+        message = (
+            f"its RescaleSlope is 1 and its RescaleIntercept 0, or it has none, but {slope:g} and "
+            f"{intercept:g} are those of {n_usual[row]} of the {n_rows[row]} rows of its series. "
+            "Are its values rescaled?"
+        )
+        yield rows.about_image("rescale-differs", row, message)
+
+
 def _missing_geometry(rows: Rows) -> Iterator[Finding]:
     """Count the rows without an attribute of their place, in one finding for all of them."""
     manifest = rows.manifest
@@ -359,6 +383,7 @@ CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _one_drawing_twice,
     _area_outliers,
     _geometry_changes,
+    _lost_rescale,
     _missing_geometry,
     _instance_numbers,
     _jumps,
@@ -381,8 +406,11 @@ def _position(manifest: ManifestTable) -> _Floats:
 
 
 def _orientation(manifest: ManifestTable) -> _Floats:
+    """Return direction cosines, shape (n, 6); NaN where they are no two directions."""
     names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
-    return np.stack([_floats(manifest, name) for name in names], axis=1)
+    cosines = np.stack([_floats(manifest, name) for name in names], axis=1)
+    cosines[~are_directions(cosines)] = np.nan
+    return cosines
 
 
 def _spacing(manifest: ManifestTable) -> _Floats:

@@ -35,7 +35,8 @@ def build(out: Path, *, as_version_1: bool = False) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         patients = [(f"P{i}", f"A{i}") for i in range(4)]
-        root = write_tree(Path(folder) / "data", patients, slices=(1, 2), TriggerTime=None)
+        header = {"TriggerTime": None, "ImageOrientationPatient": [1, 0, 0, 0, 0.5, -0.5]}
+        root = write_tree(Path(folder) / "data", patients, slices=(1, 2), **header)
         for number in (1, 2) if as_version_1 else ():
             for _, original_id in patients:
                 write_contour(root, original_id, number, "i", SQUARE)

@@ -83,7 +83,7 @@ def test_images_masks_and_manifest_are_those_of_the_sources(root, tmp_path):
     assert manifest["ocontour_area"] == [90] * 6
     assert manifest["n_pixels_1"] == [49] * 6
     assert manifest["n_pixels_2"] == [90 - 49] * 6
-    assert manifest["image_orientation_column_z"] == [-0.5] * 6
+    assert manifest["image_orientation_column_z"] == [-0.8] * 6
     assert manifest["minimum"] == data.images.min(axis=(1, 2)).tolist()
     assert manifest["flags"] == [0] * 6
     assert data.contours["row"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

@@ -98,3 +98,35 @@ def test_a_message_never_holds_a_control_character(line):
         parse_contour(line + b" 1 2")
     assert caught.value.message.isascii()
     assert caught.value.message.isprintable()
+
+
+POINTS = "10.25 20.50\n30.75 20.50\n30.75 41.00\n10.25 41.00\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut"),
+    [
+        (POINTS, False),
+        (POINTS[:-1], False),  # an editor's: no line end
+        (POINTS[:-2], True),
+        (POINTS[:-3], True),
+        (POINTS[:-4], True),  # 41
+        (POINTS[:-5], True),  # 4
+        (POINTS[:-1].replace(".50", ".5").replace(".00", ".0"), False),  # no equal decimals
+        (POINTS.replace(".00", "")[:-1], False),
+        ("1 2\n3 4\n5 6\n7 8", False),
+        ("1.5 2.5\n3.5 4.5\n5.5 6", False),  # too few to tell
+        (POINTS[:-3] + "\n", False),  # somebody wrote that line
+    ],
+)
+def test_a_file_that_is_cut_off_in_its_last_number_is_no_contour(text, is_cut):
+    for data in (
+        text.encode(),
+        text.replace("\n", "\r\n").encode(),
+        text.replace(" ", "\t").encode(),
+    ):
+        if is_cut:
+            with pytest.raises(ContourError, match=r"line 4: ends with .* seems to be cut off"):
+                parse_contour(data)
+        else:
+            assert len(parse_contour(data)[0]) == text.count(" ")

@@ -238,3 +238,27 @@ def test_headers_are_kept_of_a_few_files_of_several_frames():
     assert list(dicom_instance._opened) == [(stamp, (), ()) for stamp in (16, 17, 18, 19)]
     read(dicom_bytes(), None, stamp="single")
     assert ("single", ()) not in dicom_instance._opened
+
+
+@pytest.mark.parametrize("where", ["nowhere", "shared", "root"])
+def test_a_frame_that_lost_its_slope_is_no_image(where):
+    """Its stored values would pass for rescaled ones."""
+    stack = np.stack([gradient(seed=number) for number in range(3)])
+    dataset = instance(stack[0], PixelData=stack.tobytes(), NumberOfFrames=3)
+    frame_items = [frame_groups(number) for number in (1, 2, 3)]
+    del frame_items[1].PixelValueTransformationSequence
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frame_items)
+    own = {"RescaleSlope": 9, "RescaleIntercept": 4}
+    shared = (
+        groups(PixelValueTransformationSequence=group(**own)) if where == "shared" else Dataset()
+    )
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    if where == "root":
+        dataset.RescaleSlope, dataset.RescaleIntercept = own.values()
+    data = dicom_bytes(dataset)
+    assert read(data, 1).pixel_format.rescale_slope == 2
+    if where == "nowhere":
+        with pytest.raises(ImageError, match="frame 2 has no RescaleSlope, which other frames"):
+            read(data, 2)
+    else:
+        assert read(data, 2).pixel_format.rescale_slope == 9

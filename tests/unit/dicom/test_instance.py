@@ -33,7 +33,7 @@ def test_attributes_are_those_of_the_file(syntax):
     assert found.instance_number == 7
     assert found.pixel_spacing == (1.25, 1.5)
     assert found.image_position == (1.5, -2.25, 3)
-    assert found.image_orientation == (1, 0, 0, 0, 0.5, -0.5)
+    assert found.image_orientation == (1, 0, 0, 0, 0.6, -0.8)
     assert (found.slice_location, found.trigger_time) == (-16.634, 18.75)
     assert (found.pixel_format.rows, found.pixel_format.columns) == (ROWS, COLUMNS)
 
@@ -43,6 +43,34 @@ def test_missing_or_malformed_attributes_are_nan_or_empty():
     found = read(dicom_bytes(bare))
     assert np.isnan([*found.pixel_spacing, found.trigger_time, found.slice_location]).all()
     assert found.sop_instance_uid == ""
+
+
+@pytest.mark.parametrize("spacing", [[0, 1], [1, -1]])
+def test_a_spacing_that_cannot_be_is_left_out_and_told(spacing):
+    found = read(dicom_bytes(instance(PixelSpacing=spacing)))
+    assert np.isnan(found.pixel_spacing).all()
+    message = "its PixelSpacing is not above 0 and is left out. Export it again."
+    assert found.warnings == (("image-header-invalid", message),)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "is_read"),
+    [
+        ("1.5", "1e9", False),  # float32 has steps of 64 there
+        ("1", "1e10", False),
+        ("1", "1e8", True),  # int32
+        ("0.001", "0", True),
+        ("65536", "1e6", True),
+        ("1e-7", "1", False),
+        ("1e-45", "0", False),
+    ],
+)
+def test_values_that_float32_would_make_equal_are_refused(slope, intercept, is_read):
+    data = dicom_bytes(instance(RescaleSlope=slope, RescaleIntercept=intercept))
+    if is_read:
+        assert read(data).pixel_format.rescale_slope == float(slope)
+    else:
+        assert rejection(data) == "image-unreadable"
 
 
 def data_set_replaced(data, junk):
@@ -159,7 +187,7 @@ def test_the_pixels_of_all_frames_must_be_there():
 def test_an_instance_knows_its_transfer_syntax_and_plane():
     found = read(dicom_bytes(syntax="implicit"))
     assert found.transfer_syntax_uid == SYNTAXES["implicit"]
-    assert found.plane == ImagePlane((1.5, -2.25, 3), (1, 0, 0), (0, 0.5, -0.5), (1.25, 1.5))
+    assert found.plane == ImagePlane((1.5, -2.25, 3), (1, 0, 0), (0, 0.6, -0.8), (1.25, 1.5))
     assert found.warnings == ()
 
 

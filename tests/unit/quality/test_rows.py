@@ -59,6 +59,8 @@ def make_row(cine, slice_index, phase, kinds):
         "instance_number": number,
         "pixel_spacing_row": 1.4,
         "pixel_spacing_column": 1.4,
+        "rescale_slope": 1.0,
+        "rescale_intercept": 0.0,
         "slice_location": STEP * slice_index,
         "trigger_time": 900.0 * phase / cine.phases + 3.0 * slice_index,
     }
@@ -186,6 +188,26 @@ def test_missing_geometry_is_one_info_about_the_data_set_and_no_more(missing, at
     assert (finding.code, finding.severity, finding.path) == ("geometry-missing", "info", "")
     assert finding.key is None
     assert f"no usable {attribute} in 5 of {len(rows)} rows (1 patient)." in finding.message
+
+
+@pytest.mark.parametrize(
+    ("cosines", "is_told"),
+    [
+        ((0, 0, 0, 0, 0, 0), True),
+        ((2, 0, 0, 0, 2, 0), True),
+        ((1, 0, 0, 1, 0, 0), True),
+        ((1, 0, 0, 0, 0.8, -0.6), False),
+        ((0.9999, 0.01, 0, -0.01, 0.79, -0.61), False),  # rounded
+    ],
+)
+def test_cosines_that_are_no_directions_are_missing(cosines, is_told):
+    rows = study()
+    names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
+    for row in rows:
+        row.values |= dict(zip(names, map(float, cosines), strict=True))
+    told = [finding.message for finding in check(rows) if finding.code == "geometry-missing"]
+    assert bool(told) == is_told
+    assert all("no usable ImageOrientationPatient in" in message for message in told)
 
 
 def test_missing_geometry_names_each_attribute_with_its_rows_and_patients():
@@ -343,6 +365,26 @@ def test_a_few_contours_have_no_usual_area():
     rows = study(9, 1, 1)
     rows[4].contours = {"i": scaled(rows[4].contours["i"], 4)}
     assert found(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("usual", "own", "is_told"),
+    [
+        ((1, -1024), (1, 0), True),
+        ((2, 0), (1, 0), True),
+        ((1, 0), (1, -1024), False),  # one that is rescaled among others that are not
+        ((1, -1024), (1, -1000), False),
+        ((1, 0), (1, 0), False),
+        (None, (1, 0), False),  # each image has a slope of its own
+    ],
+)
+def test_an_image_that_is_not_rescaled_as_its_series_is(usual, own, is_told):
+    rows = study()
+    for place, row in enumerate(rows):
+        slope, intercept = (1 + place / 100, 0) if usual is None else usual
+        row.values |= {"rescale_slope": slope, "rescale_intercept": intercept}
+    rows[5].values |= dict(zip(("rescale_slope", "rescale_intercept"), own, strict=True))
+    assert found(rows) == [("rescale-differs", rows[5].dicom_path)] * is_told
 
 
 # ------------------------------------------------------------------------------------- geometry
