@@ -366,6 +366,24 @@ def _(tree: Tree) -> Planted:
     return replace(planted, options={"structures": {"round": ["sphere", "torus"], "box": "box"}})
 
 
+@plants("structure-name-too-long")
+def _(tree: Tree) -> Planted:
+    def renamed(dataset: pydicom.Dataset) -> None:
+        dataset.StructureSetROISequence[0].ROIName = " ".join(["torus, seen from all sides,"] * 10)
+
+    return _structure_set(tree, renamed)
+
+
+@plants("patient-id-unusable")
+def _(tree: Tree) -> Planted:
+    planted = _structure_set(tree, lambda _: None)
+    for path in (tree.root / "shapes" / "images" / "SHAPES001").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "SHAPES001\x07"
+        dataset.save_as(path)
+    return planted
+
+
 @plants("contour-off-plane")
 def _(tree: Tree) -> Planted:
     def between(dataset: pydicom.Dataset) -> None:

@@ -89,6 +89,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         1_000_000, "points", "a text contour, or one contour of a structure set"
     ),
     "polygons": Limit(500, "polygons", "a text contour"),
+    "name-characters": Limit(256, "characters", "a patient's id, or the name of a structure"),
     "elements": Limit(
         10_000, "data elements", "the outermost level of a header that pydicom reads"
     ),

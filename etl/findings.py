@@ -73,6 +73,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "drawings have a ROINumber or segment number that no structure of their file has, or two",
         "export the structure set again",
     ),
+    "structure-name-too-long": FindingCode(
+        "error",
+        "a structure of a structure set or segmentation has a name longer than the limit "
+        "`name-characters`; what it draws is left out",
+        "name it shorter, or raise the limit",
+    ),
     "structure-ambiguous": FindingCode(
         "error",
         "two structures of one file mean one of `--structures`, or two of a structure set have one "
@@ -422,6 +428,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         " name or folder",
         "rename or move it as the message says",
     ),
+    "patient-id-unusable": FindingCode(
+        "warning",
+        "a PatientID is longer than the limit `name-characters`, or has characters that cannot be "
+        "shown; the patient is the first folder, as with `--patient-id folder`",
+        "correct the PatientID, raise the limit, or take folders",
+    ),
     "structure-missing": FindingCode(
         "warning",
         "`--structures` names a label that no annotation has",
@@ -598,6 +610,11 @@ def counted(n: int, noun: str) -> str:
 def located(path: str, message: str) -> str:
     """Return a message after the path that it is about, if any, as one printable line."""
     return printable(f"{path}: {message}" if path else message)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the beginning of a text, and how long it is, where it has more characters."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str) -> str:

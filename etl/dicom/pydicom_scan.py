@@ -26,7 +26,7 @@ _ELEMENT_HEADER: Final = 8  # bytes, at least
 _LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
 # Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
 # is asked of them here.
-_VALUE_UNUSED: Final = frozenset(
+VALUE_UNUSED: Final = frozenset(
     {MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
 )
 _ITEMS: Final = (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0")  # little and big endian
@@ -79,8 +79,7 @@ def elements(
         if element.offset + element.length > size and element.length != UNDEFINED:
             raise truncated()
         if tag in lenient:
-            is_usable = tag not in found and element.length <= MAX_VALUE_BYTES
-            found[tag] = element if is_usable else Element("", b"", element.offset, 0)
+            found[tag] = _lenient(element, is_second=tag in found)
         elif tag in keywords:
             _require_usable(tag, element, keywords[tag], is_second=tag in found)
             found[tag] = element
@@ -95,6 +94,15 @@ def elements(
     else:
         _require_end(file, end, size, found, meta=meta)
     return found
+
+
+def _lenient(element: Element, *, is_second: bool) -> Element:
+    """Return an attribute to keep; one without a usable value where it stands twice or is long."""
+    if is_second:
+        return Element("", b"", element.offset, 0)
+    if element.length > MAX_VALUE_BYTES:  # as many bytes, for the remark on its length
+        return Element("", bytes(MAX_VALUE_BYTES + 1), element.offset, element.length)
+    return element
 
 
 def _require_few_elements(number: int) -> None:
@@ -155,7 +163,7 @@ def _require_usable(tag: int, element: Element, keyword: str, *, is_second: bool
     """Refuse an element that stands twice, or whose value is too long to read."""
     if is_second:
         raise ImageError("image-unreadable", f"{keyword} stands in it twice. Export it again.")
-    if element.length > MAX_VALUE_BYTES and tag not in _VALUE_UNUSED:
+    if element.length > MAX_VALUE_BYTES and tag not in VALUE_UNUSED:
         raise ImageError(
             "image-unreadable",
             f"{keyword} has {element.length} bytes, expected {MAX_VALUE_BYTES} at most. Export it "

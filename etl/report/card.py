@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
-from etl.findings import AUDIT_CODES, QUALITY_CODES, counted, printable
+from etl.findings import AUDIT_CODES, QUALITY_CODES, counted, printable, shortened
 from etl.report.summary import Summary, alignment_text
 from etl.report.text import sources_text
 from loader import Dataset
@@ -34,6 +34,7 @@ TEXTS: Final[dict[str, str]] = {
     "limitations": "Limitations",
     "personal_information": "Personal information",
 }
+_MOST: Final = 4096  # characters of one cell or paragraph
 _CREATOR_KEYS: Final = ("name", "kind", "url", "email", "affiliation")
 _KINDS: Final = ("person", "organization")
 _PATHS: Final = {"split_file", "patients_csv", "exclude_file", "splits_from"}  # on the builder's
@@ -332,7 +333,7 @@ def _value(value: object) -> str:
 
 def _plain(value: object) -> str:
     """Return text as Markdown that shows it as it is, on one line."""
-    text = printable(" ".join(str(value).split()))
+    text = shortened(printable(" ".join(str(value).split())), _MOST)
     for letter in "\\`*_[]<>|#":
         text = text.replace(letter, f"\\{letter}")
     return text

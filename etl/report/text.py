@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from etl.findings import (
     counted,
     located,
     printable,
+    shortened,
 )
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
@@ -22,6 +24,8 @@ from etl.report.predictions import Agreement
 from etl.report.summary import Label, Summary, Tag, alignment_text, resizing_text
 from loader.format import MASK_BITS
 
+_ENDLESS: Final = re.compile(r"\S{4097,}")
+_SHOWN: Final = 80  # characters of such a word
 _WIDTH: Final = 110  # of a line where no terminal shows it; a path is never broken
 _NARROWEST: Final = 40
 _N_DIAGNOSES: Final = 10  # that a text shows
@@ -74,9 +78,12 @@ class Terminal:
         return f"\x1b[{_COLOURS[severity]}m{text}\x1b[0m"
 
     def wrapped(self, text: str, first: str = "", following: str = "") -> list[str]:
-        """Return printable text as lines that fit, each after its indent."""
+        """Return printable text as lines that fit, each after its indent.
+
+        A word longer than any path is cut: the file may be another program's.
+        """
         return textwrap.wrap(
-            printable(text),
+            printable(_ENDLESS.sub(lambda word: shortened(word[0], _SHOWN), text)),
             width=self.width,
             initial_indent=first,
             subsequent_indent=following,

@@ -19,7 +19,7 @@ import xxhash
 from etl.dicom.annotations import CLOSED, POINT, SEGMENTATION, AnnotationSet, Drawing
 from etl.dicom.identity import is_placeholder
 from etl.errors import EtlError, Limits, SourceError, beyond, changed_limits, most
-from etl.findings import Finding, SampleKey, counted
+from etl.findings import Finding, SampleKey, counted, shortened
 from etl.model import AnnotationRef, FileStamp, Link
 from etl.options import ALL, NEWEST, BuildOptions
 from etl.sources import archive, structures
@@ -38,6 +38,7 @@ from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
 
 _MAX_KEPT: Final = 2
 _EXAMPLES: Final = 3
+_SHOWN: Final = 80  # characters of a header's text in a message; a number or UID has 64 at most
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class _Set(NamedTuple):
 
     def __str__(self) -> str:
         """Return what people know it by."""
-        label = f" {self.content.label!r}" if self.content.label else ""
+        label = f" {shortened(self.content.label, _SHOWN)!r}" if self.content.label else ""
         return f"{self.content.what}{label}"
 
 
@@ -264,7 +265,8 @@ def _choose_sets(
     if rule != NEWEST:
         taken = [one for one in sets if one.content.sop_instance_uid == rule]
         if not taken and sets:
-            known = ", ".join(one.content.sop_instance_uid for one in sets[:_EXAMPLES])
+            uids = [one.content.sop_instance_uid for one in sets[:_EXAMPLES]]
+            known = ", ".join(shortened(uid, _SHOWN) for uid in uids)
             raise EtlError(
                 f"Option not usable: --structure-sets {rule}: no structure set has that "
                 f"SOPInstanceUID. There are {known}{', ...' * (len(sets) > _EXAMPLES)}."
@@ -363,14 +365,26 @@ def _drawn_by(one: _Set, archive: Archive, options: BuildOptions, drawing: str) 
 
 
 def _names(one: _Set) -> tuple[dict[str, str], list[Finding]]:
-    """Return number → name of the structures, and findings on numbers that name none or two."""
+    """Return number → name of the structures, and findings on those that cannot be used.
+
+    A number may name none or two, and a name may be too long.
+    """
     names: dict[str, str] = {}
     twice: set[str] = set()
     for structure in one.content.structures:
         if structure.number in names:
             twice.add(structure.number)
         names[structure.number] = structure.name or f"ROI {structure.number}"
-    findings: list[Finding] = []
+    too_long = {n: name for n, name in names.items() if len(name) > most("name-characters")}
+    findings = [
+        Finding(
+            "structure-name-too-long",
+            one.path,
+            f"the name of structure {shortened(number, _SHOWN)!r}, "
+            f"{shortened(name, _SHOWN)!r}, {beyond('name-characters', len(name))}",
+        )
+        for number, name in too_long.items()
+    ]
     n_contours = Counter(contour.number for contour in one.content.drawings)
     for number, n_times in n_contours.items():
         if number in twice or number not in names:
@@ -379,9 +393,11 @@ def _names(one: _Set) -> tuple[dict[str, str], list[Finding]]:
             if one.content.what == SEGMENTATION:
                 what = what.replace("structure", "segment")
                 n, of = counted(n_times, "frame"), "segment number"
-            message = f"{n} of {of} {number!r}, which {what} of the file has; not read."
+            shown = shortened(number, _SHOWN)
+            message = f"{n} of {of} {shown!r}, which {what} of the file has; not read."
             findings.append(Finding("structure-number-invalid", one.path, message))
-    return {number: name for number, name in names.items() if number not in twice}, findings
+    unusable = twice | too_long.keys()
+    return {number: name for number, name in names.items() if number not in unusable}, findings
 
 
 def _missing(
@@ -455,7 +471,8 @@ def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Fi
             message = f"{name!r}: {counted(n_times, 'point')}, which no mask shows."
             yield Finding("contour-point", one.path, message)
         else:
-            shown = kind if kind.isascii() and kind.isprintable() else "unknown"
+            is_word = kind.isascii() and kind.isprintable() and len(kind) <= _SHOWN
+            shown = kind if is_word else "unknown"
             n = counted(n_times, "contour")
             message = f"{name!r}: {n} of type {shown or 'unknown'}, expected CLOSED_PLANAR."
             yield Finding("contour-not-closed", one.path, message)

@@ -14,7 +14,7 @@ import numpy as np
 from etl.dicom.facts import CLASS_BYTES, ImageFacts, image_facts, is_dicom, object_class
 from etl.dicom.header import HEAD_BYTES
 from etl.dicom.segmentation import SEGMENTATIONS
-from etl.errors import SourceError
+from etl.errors import SourceError, beyond, most
 from etl.findings import Finding, SampleKey, counted
 from etl.geometry import Floats, ImagePlane, Planes
 from etl.model import FileStamp, FrameRef
@@ -193,26 +193,55 @@ def gather(indexed: Mapping[str, object], patient_id: PatientId) -> Archive:
                 patient = patient_of(path, facts.patient_id, patient_id)
                 members[patient, facts.series_instance_uid].append((path, facts))
     findings += _not_used(others)
+    if patient_id == "tag":
+        findings += _unusable_ids(members)
     series = [
         Series(*key, files[0][1].frame_of_reference_uid, _frames(key, files))
         for key, files in sorted(members.items())
     ]
-    by_instance: dict[str, tuple[Series, list[Frame]]] = {}
+    return Archive(series, _by_instance(series), findings)
+
+
+def _by_instance(series: Iterable[Series]) -> dict[str, tuple[Series, list[Frame]]]:
+    """Return SOPInstanceUID → its series and frames."""
+    found: dict[str, tuple[Series, list[Frame]]] = {}
     for one in series:
         for frame in one.frames:
             if frame.sop_instance_uid:
-                by_instance.setdefault(frame.sop_instance_uid, (one, []))[1].append(frame)
-    for _, frames in by_instance.values():
+                found.setdefault(frame.sop_instance_uid, (one, []))[1].append(frame)
+    for _, frames in found.values():
         frames.sort(key=lambda frame: frame.key.frame_number)
-    return Archive(series, by_instance, findings)
+    return found
 
 
 def patient_of(path: str, tag: str, rule: PatientId) -> str:
     """Return the patient of a file: its PatientID, or the first folder below the input."""
-    if rule == "tag" and tag and tag.isprintable():
+    if rule == "tag" and tag and not _id_problem(tag):
         return tag
     folder, slash, _ = path.partition("/")
     return folder if slash else "."
+
+
+def _id_problem(tag: str) -> str:
+    """Return why a PatientID is no id of a patient in the file; empty where it may be one."""
+    if len(tag) > most("name-characters"):
+        return beyond("name-characters", len(tag))
+    return "" if tag.isprintable() else "has characters that cannot be shown. Export it again."
+
+
+def _unusable_ids(
+    members: Mapping[tuple[str, str], Sequence[tuple[str, ImageFacts]]],
+) -> Iterator[Finding]:
+    """Yield a finding on the images of each patient whose PatientID is not its id."""
+    images: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for (patient, _), files in members.items():
+        for path, facts in files:
+            if problem := _id_problem(facts.patient_id):
+                images[patient, problem].append(path)
+    for (patient, problem), paths in sorted(images.items()):
+        n = counted(len(paths), "image")
+        message = f"PatientID of {n} {problem} Here the patient is {patient!r}, the first folder."
+        yield Finding("patient-id-unusable", min(paths), message)
 
 
 def _frames(key: tuple[str, str], files: Sequence[tuple[str, ImageFacts]]) -> list[Frame]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.dicom.facts import count_frames
-from etl.errors import EtlError
+from etl.errors import EtlError, beyond, most
 from etl.findings import Finding, SampleKey
 from etl.labels import cardiac_scheme
 from etl.model import AnnotationRef, FrameRef, Link
@@ -211,6 +211,8 @@ def _read_links(root: Path, tally: _Tally) -> list[_Patient]:
 def _id_problem(column: str, value: str) -> str | None:
     if not value:
         return f"{column} is empty"
+    if len(value) > most("name-characters"):
+        return f"{column} {value[:80]!r} {beyond('name-characters', len(value)).rstrip('.')}"
     if value in {".", ".."} or any(character in value for character in "/\\"):
         return f"{column} {value[:80]!r} is not the name of a folder"
     if not value.isprintable():

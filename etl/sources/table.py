@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from etl.errors import EtlError
+from etl.errors import EtlError, beyond, most
 from etl.findings import Finding, SampleKey
 from etl.model import AnnotationRef, FrameRef, Link
 from etl.options import BuildOptions
@@ -30,6 +30,7 @@ TABLE_FILE: Final = "table.csv"
 
 _COLUMNS: Final = ("patient_id", "image", "label", "contour")
 _MAX_DIGITS: Final = 9  # of a frame number
+_MAX_PATH: Final = 4096  # characters; the operating systems have less room
 
 
 class Header(NamedTuple):
@@ -189,6 +190,12 @@ def _read_line(number: int, row: Mapping[str, str], tally: _Tally) -> _Line | No
 
 
 def _text_problem(column: str, value: str) -> str:
+    if len(value) > most("name-characters"):
+        return f"{column} {value[:80]!r} {beyond('name-characters', len(value)).rstrip('.')}"
+    return _unseen_problem(column, value)
+
+
+def _unseen_problem(column: str, value: str) -> str:
     if not value:
         return f"{column} is empty"
     if not value.isprintable():
@@ -197,7 +204,9 @@ def _text_problem(column: str, value: str) -> str:
 
 
 def _path_problem(column: str, value: str) -> str:
-    if problem := _text_problem(column, value):
+    if len(value) > _MAX_PATH:
+        return f"{column} {value[:80]!r} has {len(value)} characters, more than any path"
+    if problem := _unseen_problem(column, value):
         return problem
     parts = value.replace("\\", "/").split("/")
     if parts[0] == "" or ":" in parts[0]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pydicom
 from PIL import Image, ImageDraw
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 
 Polygon = npt.NDArray[np.float64]
 Drawn: TypeAlias = list[Polygon] | npt.NDArray[np.bool_]  # on one frame: polygons, or a mask
@@ -31,6 +32,8 @@ class Axis(NamedTuple):
 Grid: TypeAlias = tuple[Axis, Axis]  # rows, columns
 
 _NUMBERS = {"DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV"}
+_LONGEST = 1024  # bytes of an attribute that a column keeps
+_LEFT_OUT = "\0"  # instead of a longer one
 
 
 def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]:
@@ -236,18 +239,26 @@ def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
     value = None
     for groups in [*per_frame[frame_number - 1 : frame_number], *shared[:1]]:
         items = [one.value[0] for one in groups if one.VR == "SQ" and one.value]
-        value = next((item[tag].value for item in items if keyword in item), value)
+        value = next((_value(item, tag) for item in items if keyword in item), value)
         if value not in (None, ""):
             break
-    value = value if value not in (None, "") else dataset.get(keyword)
+    if value in (None, "") and keyword in dataset:
+        value = _value(dataset, tag)
     is_number = dictionary_VM(tag) == "1" and dictionary_VR(tag) in _NUMBERS
     if is_number:
-        return math.nan if value in (None, "") else float(value)
+        return math.nan if value in (None, "", _LEFT_OUT) else float(value)
     if value is None:
         return ""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return str(value).strip(" \0")
     return "\\".join(str(one).strip(" \0") for one in value)
+
+
+def _value(item: pydicom.Dataset, tag: int) -> Any:  # noqa: ANN401  as pydicom has it
+    """Return the value of an attribute; `_LEFT_OUT` where no column has room for it."""
+    raw = item.get_item(tag)
+    is_long = isinstance(raw, RawDataElement) and raw.length > _LONGEST
+    return _LEFT_OUT if is_long else item[tag].value
 
 
 def polygons_of(text: str, origin: int) -> list[Polygon]:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from builders import contour_path, write_contour, write_dicom, write_tree
 
-from etl.errors import EtlError
+from etl.errors import EtlError, limited
 from etl.options import BuildOptions
 from etl.sources import link_csv
 
@@ -125,15 +125,16 @@ def test_an_id_that_a_terminal_would_obey_is_invalid_and_shown_escaped(root, cha
 def test_an_id_too_long_for_a_name_stops_nothing(root):
     with (root / "link.csv").open("a") as table:
         table.write(f"{'P' * 300},A8\nP8,{'A' * 300}\n")
-    for kinds in (("i",), ("i", "o")):
-        found = discover(root, kinds, partial=False)
-        assert slices(found) == ALL
-        assert codes(found) == {"link-unknown-patient": 4}
-        folder = f"dicoms/{'P' * 300}"
-        message = (
-            f"line 4: patient {'P' * 300!r} has no folder {folder}. Add it or remove the line."
-        )
-        assert message in {finding.message for finding in found.findings}
+    with limited((("name-characters", 300),)):
+        for kinds in (("i",), ("i", "o")):
+            found = discover(root, kinds, partial=False)
+            assert slices(found) == ALL
+            assert codes(found) == {"link-unknown-patient": 4}
+            folder = f"dicoms/{'P' * 300}"
+            message = (
+                f"line 4: patient {'P' * 300!r} has no folder {folder}. Add it or remove the line."
+            )
+            assert message in {finding.message for finding in found.findings}
 
 
 @pytest.mark.parametrize(("kind", "words"), [("folder", "is a folder"), ("fifo", "is a device or")])
