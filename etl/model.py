@@ -305,4 +305,4 @@ def _unpacked_mask(packed: tuple[bytes, tuple[int, int]] | None) -> Mask | None:
         return None
     data, (rows, columns) = packed
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * columns)
-    return bits.reshape(rows, columns).astype(np.bool_)
+    return bits.reshape(rows, columns).view(np.bool_)

@@ -22,6 +22,7 @@ META_OFFSET: Final = 132  # behind the preamble and "DICM"
 PIXEL_DATA: Final = 0x7FE00010
 UNDEFINED: Final = 0xFFFFFFFF  # the length of what ends with a delimiter
 DELIMITER_BYTES: Final = 8
+SEQUENCE_DELIMITER: Final = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 _SHORT: Final = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
@@ -33,6 +34,7 @@ _IMPLICIT: Final = struct.Struct("<HHL").unpack_from
 _META: Final = range(0x00020000, 0x00030000)  # the tags of the file meta information
 _ALL: Final = range(1 << 32)
 _ITEM: Final = 0xFFFEE000
+_ITEM_TAG: Final = b"\xfe\xff\0\xe0"
 _ITEM_DELIMITER: Final = b"\xfe\xff\x0d\xe0\0\0\0\0"
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _MAX_STEPS: Final = 1 << 20  # over items and the elements in them: about a second
@@ -170,6 +172,45 @@ def scan_head(head: bytes, wanted: Container[int]) -> dict[int, Element] | None:
     return found if end != _UNSURE and PIXEL_DATA in found else None
 
 
+def scan_items(
+    data: bytes, wanted: Container[int], *, implicit: bool
+) -> list[dict[int, Element]] | None:
+    """Return the wanted elements of each item of a sequence.
+
+    Parameters
+    ----------
+    data : bytes
+        The value of the sequence, without the delimiter that may end it.
+    wanted : container of int
+        Tags to return, as 32-bit numbers.
+    implicit : bool
+        Whether the encoding is Implicit VR.
+
+    Returns
+    -------
+    list of dict, or None
+        Tag → element; a sequence of undefined length without its value. None where pydicom must
+        look at it.
+    """
+    walk = _Walk(data, len(data), [], implicit=implicit)
+    items: list[dict[int, Element]] = []
+    offset = 0
+    while offset < len(data):
+        if data[offset : offset + 4] != _ITEM_TAG or offset + DELIMITER_BYTES > len(data):
+            return None
+        length, offset = _length_at(data, offset + 4), offset + DELIMITER_BYTES
+        end = after = offset + length
+        if length == UNDEFINED:
+            after = walk.skip_item(offset, len(data), depth=1)
+            end = after - DELIMITER_BYTES
+        found: dict[int, Element] = {}
+        if not offset <= end <= len(data) or walk.run(offset, end, found, wanted) != end:
+            return None
+        items.append(found)
+        offset = after
+    return items
+
+
 def is_vr(name: bytes) -> bool:
     """Say whether two bytes name a value representation."""
     return name in _SHORT or name in _LONG
@@ -267,12 +308,12 @@ class _Walk:
             if length != UNDEFINED:
                 offset += length
                 continue
-            offset = self._skip_item(offset, end, depth)
+            offset = self.skip_item(offset, end, depth)
             if offset == _UNSURE:
                 return _UNSURE
         return _UNSURE
 
-    def _skip_item(self, offset: int, end: int, depth: int) -> int:
+    def skip_item(self, offset: int, end: int, depth: int) -> int:
         """Return where an item of undefined length ends."""
         previous = -1
         while offset + 8 <= end:

@@ -7,7 +7,6 @@ first, and frames follow each other without a gap).
 """
 
 import io
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,7 +23,19 @@ from etl.dicom.annotations import (
     plainly,
     text,
 )
+from etl.dicom.elements import PER_FRAME_GROUPS, TRANSFER_SYNTAX_UID, Values
+from etl.dicom.header import EXPLICIT, IMPLICIT
 from etl.dicom.pydicom_scan import require_few_items
+from etl.dicom.quick_scan import (
+    DELIMITER_BYTES,
+    META_OFFSET,
+    PIXEL_DATA,
+    SEQUENCE_DELIMITER,
+    Element,
+    scan,
+    scan_meta,
+)
+from etl.dicom.segment_groups import Groups, SourceFrame, of_dataset, of_frames, of_root
 from etl.errors import SourceError
 from etl.geometry import ImagePlane
 
@@ -42,10 +53,10 @@ LABELMAP: Final = "LABELMAP"
 FRACTIONAL: Final = "FRACTIONAL"
 
 _CODE: Final = "segmentation-unreadable"
-_NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"})
-_NAN: Final = (math.nan,) * 3
+_NATIVE: Final = frozenset({IMPLICIT, EXPLICIT})
+_BITS: Final = frozenset({1, 8, 16})  # of a pixel that is not encoded
 
-Values = npt.NDArray[np.generic]
+Pixels = npt.NDArray[np.generic]
 
 
 class SegmentFrame(NamedTuple):
@@ -54,6 +65,7 @@ class SegmentFrame(NamedTuple):
     frame: int  # from 0
     number: int  # of the segment
     plane: ImagePlane
+    source: SourceFrame
 
 
 class Segmentation:
@@ -66,12 +78,15 @@ class Segmentation:
     """
 
     def __init__(self, data: bytes) -> None:
+        require_few_items(data, _CODE)
         with plainly(_CODE):
-            self._dataset = _parse(data)
-            self._kind = text(self._dataset, "SegmentationType")
-            self._size = int(self._dataset.Rows), int(self._dataset.Columns)
-            self._n_frames = int(self._dataset.get("NumberOfFrames") or 1)
-            self._highest = _highest(self._dataset, self._kind)
+            self._dataset, self._own, self._pixels = _open_quickly(data) or _open(data)
+            dataset = self._dataset
+            self._kind = text(dataset, "SegmentationType")
+            self._size = int(dataset.Rows), int(dataset.Columns)
+            self._bits = int(dataset.BitsAllocated)
+            self._n_frames = int(dataset.get("NumberOfFrames") or 1)
+            self._highest = _highest(dataset, self._kind)
             self._require_length()
             self.drawings = list(self._drawings())
 
@@ -79,9 +94,6 @@ class Segmentation:
         """Return what it says, with the drawings in the order of `drawings`."""
         with plainly(_CODE):
             dataset = self._dataset
-            groups = list(items(dataset, "PerFrameFunctionalGroupsSequence"))
-            drawings = [*self.drawings, *self._unknown()]
-            strengths = [self._strength(one) for one in drawings]
             return AnnotationSet(
                 what=SEGMENTATION,
                 sop_instance_uid=text(dataset, "SOPInstanceUID"),
@@ -102,8 +114,16 @@ class Segmentation:
                     for item in items(dataset, "SegmentSequence")
                 ),
                 drawings=tuple(
-                    _drawing(one, groups[one.frame] if groups else dataset, strength)
-                    for one, strength in zip(drawings, strengths, strict=True)
+                    Drawing(
+                        number=str(one.number),
+                        kind=SEGMENT,
+                        sop_instance_uid=one.source.sop_instance_uid,
+                        frame_number=one.source.frame_number,
+                        centre=_point(one.plane.position),
+                        problem="" if one.plane.is_known else "has no place in the patient",
+                        strength=self._strength(one),
+                    )
+                    for one in [*self.drawings, *self._unknown()]
                 ),
             )
 
@@ -126,6 +146,9 @@ class Segmentation:
 
     def _strength(self, one: SegmentFrame) -> float:
         """Return the highest share of a segment in a frame; 0 where the frame has none of it."""
+        packed = self._packed(one.frame) if self._kind == BINARY else None
+        if packed is not None and packed.is_whole:
+            return float(packed.data.any())
         values = self._frame(one.frame)
         if self._kind == LABELMAP:
             return float((values == one.number).any())
@@ -149,10 +172,10 @@ class Segmentation:
         if self._kind != LABELMAP:
             return
         known = {one.number for one in self.drawings} | self._background
-        for frame, plane in {one.frame: one.plane for one in self.drawings}.items():
-            for number in np.unique(self._frame(frame)).tolist():
+        for one in {one.frame: one for one in self.drawings}.values():
+            for number in np.unique(self._frame(one.frame)).tolist():
                 if number not in known:
-                    yield SegmentFrame(frame, number, plane)
+                    yield one._replace(number=number)
 
     @property
     def _background(self) -> set[int]:
@@ -170,57 +193,74 @@ class Segmentation:
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             return
         rows, columns = self._size
-        bits = int(dataset.BitsAllocated)
-        expected = -(-self._n_frames * rows * columns * bits // 8)
-        found = len(dataset.PixelData)
+        expected = -(-self._n_frames * rows * columns * self._bits // 8)
+        found = len(dataset.PixelData if self._pixels is None else self._pixels)
         if found < expected:
             raise SourceError(_CODE, "ends before its pixels do. Copy it again.")
         if found > expected + 1:
             raise SourceError(
                 _CODE,
                 f"PixelData has {found} bytes, expected {expected} for {self._n_frames} frames of "
-                f"{rows} x {columns} pixels of {bits} bits. Export it again.",
+                f"{rows} x {columns} pixels of {self._bits} bits. Export it again.",
             )
 
     def _drawings(self) -> Iterator[SegmentFrame]:
         dataset = self._dataset
-        shared = next(items(dataset, "SharedFunctionalGroupsSequence"), dataset)
-        per_frame = list(items(dataset, "PerFrameFunctionalGroupsSequence"))
-        if per_frame and len(per_frame) != self._n_frames:
+        own = self._own
+        if own and len(own) != self._n_frames:
             raise SourceError(
                 _CODE,
-                f"has {self._n_frames} frames, but functional groups for {len(per_frame)}. "
+                f"has {self._n_frames} frames, but functional groups for {len(own)}. "
                 "Export it again.",
             )
+        root = of_dataset(dataset).over(of_root(dataset))
+        shared = root
+        if (item := next(items(dataset, "SharedFunctionalGroupsSequence"), None)) is not None:
+            shared = of_dataset(item).over(root)
         numbers = [int(item.SegmentNumber) for item in items(dataset, "SegmentSequence")]
         for frame in range(self._n_frames):
-            groups = [*per_frame[frame : frame + 1], shared, dataset]
-            plane = _plane(groups)
+            groups = (own[frame] if own else Groups(source=root.source)).over(shared)
+            plane, source = groups.plane, groups.source
             if self._kind == LABELMAP:
-                segments = [number for number in numbers if number not in self._background]
-                yield from (SegmentFrame(frame, number, plane) for number in segments)
+                for number in numbers:
+                    if number not in self._background:
+                        yield SegmentFrame(frame, number, plane, source)
+            elif groups.number is None:
+                raise SourceError(_CODE, "has a frame of no segment. Export it again.")
             else:
-                named = _group(groups, "SegmentIdentificationSequence")
-                yield SegmentFrame(frame, int(named.ReferencedSegmentNumber), plane)
+                yield SegmentFrame(frame, groups.number, plane, source)
 
-    def _frame(self, frame: int) -> Values:
-        dataset = self._dataset
+    def _packed(self, frame: int) -> "_Packed | None":
+        """Return the bits of a frame; None where a pixel has more than one bit, or is encoded."""
+        if self._bits > 1 or self._pixels is None:
+            return None
+        n_pixels = self._size[0] * self._size[1]
+        first = frame * n_pixels
+        data = np.frombuffer(self._pixels, np.uint8)[first // 8 : (first + n_pixels + 7) // 8]
+        return _Packed(data, first % 8, is_whole=n_pixels % 8 == first % 8 == 0)
+
+    def _frame(self, frame: int) -> Pixels:
         rows, columns = self._size
         n_pixels = rows * columns
-        bits = int(dataset.BitsAllocated)
-        if str(dataset.file_meta.TransferSyntaxUID) not in _NATIVE or bits not in {1, 8, 16}:
+        if (packed := self._packed(frame)) is not None:
+            bits = np.unpackbits(packed.data, bitorder="little")[packed.skipped :]
+            return bits[:n_pixels].reshape(rows, columns)
+        if self._pixels is None:
             from pydicom.pixels.utils import pixel_array
 
-            return np.asarray(pixel_array(dataset, index=frame)).reshape(rows, columns)
-        data = dataset.PixelData
-        if bits > 1:
-            dtype = np.dtype(f"<u{bits // 8}")
-            values = np.frombuffer(data, dtype, n_pixels, frame * n_pixels * dtype.itemsize)
-            return values.reshape(rows, columns)
-        first = frame * n_pixels
-        some = np.frombuffer(data, np.uint8)[first // 8 : (first + n_pixels + 7) // 8]
-        unpacked = np.unpackbits(some, bitorder="little")[first % 8 :]
-        return unpacked[:n_pixels].reshape(rows, columns)
+            return np.asarray(pixel_array(self._dataset, index=frame)).reshape(rows, columns)
+        values = np.frombuffer(
+            self._pixels, f"<u{self._bits // 8}", n_pixels, frame * n_pixels * (self._bits // 8)
+        )
+        return values.reshape(rows, columns)
+
+
+class _Packed(NamedTuple):
+    """The bytes that have the bits of a frame."""
+
+    data: npt.NDArray[np.uint8]
+    skipped: int  # bits of the frame before
+    is_whole: bool  # they have no bit of another frame
 
 
 def _highest(dataset: "Dataset", kind: str) -> float:
@@ -241,24 +281,9 @@ def _highest(dataset: "Dataset", kind: str) -> float:
     return highest
 
 
-def _drawing(one: SegmentFrame, group: "Dataset", strength: float) -> Drawing:
-    sources = [
-        source
-        for derivation in items(group, "DerivationImageSequence")
-        for source in items(derivation, "SourceImageSequence")
-    ]
-    source = sources[0] if sources else None
-    frame = "" if source is None else text(source, "ReferencedFrameNumber")
-    x, y, z = one.plane.position
-    return Drawing(
-        number=str(one.number),
-        kind=SEGMENT,
-        sop_instance_uid="" if source is None else text(source, "ReferencedSOPInstanceUID"),
-        frame_number=int(frame) if frame.isascii() and frame.isdecimal() else 0,
-        centre=(x, y, z),
-        problem="" if one.plane.is_known else "has no place in the patient",
-        strength=strength,
-    )
+def _point(position: tuple[float, ...]) -> tuple[float, float, float]:
+    x, y, z = position
+    return x, y, z
 
 
 def _name(item: "Dataset") -> str:
@@ -272,39 +297,67 @@ def _name(item: "Dataset") -> str:
     return ""
 
 
-def _plane(groups: "list[Dataset]") -> ImagePlane:
-    place = _group(groups, "PlanePositionSequence")
-    turn = _group(groups, "PlaneOrientationSequence")
-    measures = _group(groups, "PixelMeasuresSequence")
-    orientation = _numbers(turn, "ImageOrientationPatient", 6)
-    return ImagePlane(
-        _numbers(place, "ImagePositionPatient", 3),
-        orientation[:3],
-        orientation[3:],
-        _numbers(measures, "PixelSpacing", 2),
-    )
+class _Opened(NamedTuple):
+    """A segmentation without its pixels and the groups of its frames, and those beside it."""
+
+    dataset: "Dataset"
+    own: list[Groups]  # of each frame; empty where the file has none
+    pixels: bytes | memoryview | None  # None where they are encoded
 
 
-def _group(groups: "list[Dataset]", sequence: str) -> "Dataset":
-    """Return the item of a functional group: the frame's own, the shared one, or the root."""
-    for group in groups:
-        if (item := next(items(group, sequence), None)) is not None:
-            return item
-    return groups[-1]
+def _open_quickly(data: bytes) -> _Opened | None:
+    """Return what `_open` does, sooner; None where pydicom must look at the whole file.
+
+    Most of a segmentation are its pixels and the groups of its frames: pydicom reads the rest.
+    """
+    found = _scan(data)
+    if found is None:
+        return None
+    groups, pixels, implicit = found
+    end = groups.offset + groups.length
+    own = of_frames(data[groups.offset : end], implicit=implicit)
+    if data[end : end + DELIMITER_BYTES] == SEQUENCE_DELIMITER:
+        end += DELIMITER_BYTES
+    n_before = 8 if implicit else 12  # bytes of tag, VR and length
+    dataset = _parse(data[: groups.offset - n_before] + data[end : pixels.offset - n_before])
+    if own is None or dataset.get("BitsAllocated") not in _BITS:
+        return None
+    return _Opened(dataset, own, memoryview(data)[pixels.offset : pixels.offset + pixels.length])
 
 
-def _numbers(dataset: "Dataset", keyword: str, n_values: int) -> tuple[float, ...]:
-    values = dataset.get(keyword)
-    if values is None or len(values) != n_values:
-        return (math.nan,) * n_values
-    return tuple(map(float, values))
+def _scan(data: bytes) -> tuple[Element, Element, bool] | None:
+    """Return the per-frame groups and the pixels of a file, and whether it is in Implicit VR."""
+    meta = scan_meta(data, META_OFFSET, []) if data[128:META_OFFSET] == b"DICM" else None
+    syntax = Values(meta[0], is_big_endian=False).uid(TRANSFER_SYNTAX_UID) if meta else ""
+    if meta is None or syntax not in _NATIVE:
+        return None
+    implicit = syntax == IMPLICIT
+    found = scan(data, meta[1], len(data), {PER_FRAME_GROUPS}, [], implicit=implicit)
+    if found is None or PER_FRAME_GROUPS not in found:
+        return None
+    groups, pixels = found[PER_FRAME_GROUPS], found[PIXEL_DATA]
+    is_usual = {groups.vr, pixels.vr} <= {"", "SQ", "OB", "OW"}
+    return (groups, pixels, implicit) if is_usual else None
+
+
+def _open(data: bytes) -> _Opened:
+    dataset = _parse(data)
+    if "PixelData" not in dataset:
+        raise _not_whole()
+    is_native = str(dataset.file_meta.TransferSyntaxUID) in _NATIVE
+    is_native = is_native and int(dataset.BitsAllocated) in _BITS
+    own = [of_dataset(item) for item in items(dataset, "PerFrameFunctionalGroupsSequence")]
+    return _Opened(dataset, own, dataset.PixelData if is_native else None)
 
 
 def _parse(data: bytes) -> "Dataset":
     from pydicom import dcmread
 
-    require_few_items(data, _CODE)
     dataset = dcmread(io.BytesIO(data), force=True)
-    if str(dataset.get("SOPClassUID", "")) not in SEGMENTATIONS or "PixelData" not in dataset:
-        raise SourceError(_CODE, "is not a whole DICOM Segmentation. Export it again.")
+    if str(dataset.get("SOPClassUID", "")) not in SEGMENTATIONS:
+        raise _not_whole()
     return dataset
+
+
+def _not_whole() -> SourceError:
+    return SourceError(_CODE, "is not a whole DICOM Segmentation. Export it again.")

@@ -164,11 +164,13 @@ def _crossing(one: Vertices, other: Vertices) -> float:
 
 
 def _mask_shape(mask: Mask) -> Shape:
-    row, column = np.nonzero(mask)
-    digest = xxhash.xxh3_64_intdigest(np.packbits(mask).tobytes())
-    if len(row) == 0:
+    digest = xxhash.xxh3_64_intdigest(np.packbits(mask).data)
+    n_of_column, n_of_row = (np.add.reduce(mask, axis=axis, dtype=np.int64) for axis in (0, 1))
+    n_pixels = int(n_of_row.sum())
+    if n_pixels == 0:
         return Shape(digest, np.nan, np.nan, is_mask=True)
-    return Shape(digest, float(column.mean()), float(row.mean()), is_mask=True)
+    x, y = (int(n @ np.arange(len(n))) / n_pixels for n in (n_of_column, n_of_row))
+    return Shape(digest, x, y, is_mask=True)
 
 
 def _check_polygons(polygons: Sequence[Vertices]) -> list[tuple[Shape, list[Remark]]]:

@@ -81,7 +81,7 @@ def _require_grid(
         raise ContourError(
             "contour-unreadable", "its frame has no place in the patient. Export it again."
         )
-    if not image.is_known:
+    if image == drawn or not image.is_known:
         return
     rows, columns = size
     corners = np.array([(0, 0), (columns - 1, 0), (0, rows - 1)], np.float64)

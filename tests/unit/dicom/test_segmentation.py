@@ -1,0 +1,166 @@
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from etl.dicom import segment_groups, segmentation
+from etl.dicom.facts import object_class
+from etl.dicom.segment_groups import Groups, SourceFrame, of_dataset, of_frames
+from etl.dicom.segmentation import Segmentation
+from etl.errors import SourceError
+from etl.phantom.objects import Patient
+from etl.phantom.objects import segmentation as make
+
+SHARED = Path(os.environ.get("DICOM_ETL_REAL_DATA", Path(__file__).parents[4] / "shared" / "data"))
+KINDS = ["BINARY", "FRACTIONAL", "LABELMAP"]
+ENCODINGS = ["explicit", "implicit", "undefined lengths", "implicit, undefined lengths"]
+
+
+def content(dataset, encoding="explicit"):
+    if "undefined" in encoding:
+        make_undefined(dataset)
+    if "implicit" in encoding:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def make_undefined(dataset):
+    for element in dataset:
+        if element.VR == "SQ":
+            element.is_undefined_length = True
+            for item in element.value:
+                item.is_undefined_length_sequence_item = True
+                make_undefined(item)
+
+
+def by_pydicom(data):
+    """Return a segmentation of which pydicom reads all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "_scan", lambda _: None)
+        return Segmentation(data)
+
+
+def assert_reads_as_pydicom(data):
+    quick, sure = Segmentation(data), by_pydicom(data)
+    assert quick.drawings == sure.drawings
+    assert quick.contents() == sure.contents()
+    for place in range(len(sure.drawings)):
+        assert (quick.mask(place, 0.5) == sure.mask(place, 0.5)).all()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(32, 40), (33, 35)])  # in the other, no frame begins with a byte
+def test_the_quick_way_reads_what_pydicom_reads(kind, encoding, size):
+    one = Patient(0, *size, 10, 0)
+    data = content(make(one, kind), encoding)
+    assert segmentation._open_quickly(data) is not None
+    assert_reads_as_pydicom(data)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("folder", ["dcmqi", "highdicom"])
+def test_the_quick_way_reads_what_pydicom_reads_in_real_files(folder):
+    if not (SHARED / "seg" / folder).is_dir():
+        pytest.skip("no segmentations here: DICOM_ETL_REAL_DATA names the folder of seg/")
+    n_quick = 0
+    for path in sorted((SHARED / "seg" / folder).rglob("*.dcm")):
+        data = path.read_bytes()
+        if object_class(data) in segmentation.SEGMENTATIONS:
+            assert_reads_as_pydicom(data)
+            n_quick += segmentation._scan(data) is not None
+    assert n_quick
+
+
+def test_big_endian_is_left_to_pydicom():
+    dataset = make(Patient(0, 32, 40, 10, 0), "BINARY")
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True, little_endian=False, implicit_vr=False)
+    assert segmentation._scan(file.getvalue()) is None
+
+
+def test_what_a_frame_lacks_is_shared_and_else_at_the_root():
+    dataset = make(Patient(0, 32, 40, 10, 0), "BINARY")
+    expected = Segmentation(content(dataset)).drawings
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    dataset.PixelSpacing = shared.PixelMeasuresSequence[0].PixelSpacing
+    del shared.PixelMeasuresSequence
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        frame.PlaneOrientationSequence = shared.PlaneOrientationSequence
+    del shared.PlaneOrientationSequence
+    assert Segmentation(content(dataset)).drawings == expected
+
+
+def test_a_frame_of_no_segment_is_refused():
+    dataset = make(Patient(0, 32, 40, 10, 0), "BINARY")
+    del dataset.PerFrameFunctionalGroupsSequence[1].SegmentIdentificationSequence
+    with pytest.raises(SourceError, match="of no segment"):
+        Segmentation(content(dataset))
+
+
+@pytest.mark.parametrize("value", [b"1,5\\2\\3 ", b"1\\2 ", b"x\\2\\3 ", b""])
+def test_an_odd_position_is_as_pydicom_has_it(value):
+    dataset = make(Patient(0, 32, 40, 10, 0), "BINARY")
+    data = content(dataset)
+    place = data.index(struct.pack("<HH2s", 0x0020, 0x0032, b"DS")) + 8
+    (length,) = struct.unpack_from("<H", data, place - 2)
+    damaged = data[:place] + value.ljust(length) + data[place + length :]
+    try:
+        expected = by_pydicom(damaged).drawings
+    except SourceError as error:
+        with pytest.raises(SourceError) as caught:
+            Segmentation(damaged)
+        assert caught.value.message == error.message
+    else:
+        found = Segmentation(damaged).drawings
+        assert repr(found) == repr(expected)  # NaN is not itself
+
+
+def test_frames_that_repeat_are_read_again():
+    one = Patient(0, 32, 40, 10, 0)
+    small, big = make(one, "BINARY"), make(one, "BINARY")
+    n_frames = int(big.NumberOfFrames)
+    big.PerFrameFunctionalGroupsSequence = 20 * list(big.PerFrameFunctionalGroupsSequence)
+    big.NumberOfFrames = 20 * n_frames
+    big.PixelData = np.packbits(
+        np.tile(np.unpackbits(np.frombuffer(big.PixelData, np.uint8), bitorder="little"), 20),
+        bitorder="little",
+    ).tobytes()
+    found = Segmentation(content(big)).drawings
+    assert [one.number for one in found] == 20 * [
+        one.number for one in Segmentation(content(small)).drawings
+    ]
+
+
+@given(st.binary(max_size=60), st.integers(0, 2000), st.booleans())
+def test_damaged_groups_are_none_or_as_pydicom_reads_them(garbage, place, implicit):
+    encoding = "implicit" if implicit else "explicit"
+    data = content(make(Patient(0, 16, 20, 4, 0), "BINARY"), encoding)
+    found = segmentation._scan(data)
+    assert found is not None
+    groups = data[found[0].offset : found[0].offset + found[0].length]
+    place %= len(groups)
+    damaged = groups[:place] + garbage + groups[place + len(garbage) :]
+    own = of_frames(damaged[: len(groups)], implicit=implicit)
+    if own is not None:
+        assert all(isinstance(one, Groups) for one in own)
+        assert len(own) <= len(groups) // 8
+
+
+def test_nothing_at_all_is_empty_groups():
+    from pydicom.dataset import Dataset
+
+    assert of_dataset(Dataset()) == Groups()
+    assert of_frames(b"", implicit=True) == []
+    assert Groups().over(Groups(number=3, source=SourceFrame("1", 2))) == Groups(number=3)
+    assert np.isnan(Groups().plane.position).all()
+    assert segment_groups.of_frames(b"\xfe\xff\0\xe0\0", implicit=True) is None
