@@ -47,7 +47,8 @@ class ImagePlane(NamedTuple):
     @property
     def normal(self) -> Floats:
         """The unit vector along which slices are stacked: row x column; shape (3,)."""
-        normal = np.cross(self.row, self.column)
+        (a, b, c), (d, e, f) = self.row, self.column
+        normal = np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # sooner than np.cross
         return np.asarray(normal / np.linalg.norm(normal))
 
     @property

@@ -239,7 +239,10 @@ def _n_common(one: _Borders, other: _Borders) -> int:
 
 
 def _runs(mask: Mask | npt.NDArray[np.uint8]) -> _Borders:
-    return np.flatnonzero(np.diff(mask.ravel(), prepend=0, append=0))
+    # Not np.diff with ends added: it makes whole numbers of 64 bits of them all.
+    pixels = np.zeros(mask.size + 2, mask.dtype)
+    pixels[1:-1] = mask.ravel()
+    return np.flatnonzero(pixels[1:] != pixels[:-1])
 
 
 def _borders(

@@ -125,3 +125,9 @@ def test_many_planes_are_what_each_of_them_is():
     assert np.isnan(found.normals[40:]).all()
     assert np.isnan(found.heights[40:]).all()
     assert len(Planes.of([]).heights) == 0
+
+
+@given(planes())
+def test_the_normal_is_that_of_numpy_to_the_last_bit(plane):
+    cross = np.cross(plane.row, plane.column)
+    assert np.array_equal(plane.normal, cross / np.linalg.norm(cross))
