@@ -2,9 +2,9 @@
 
     python bench/update.py --pairs 4000 --rounds 5
 
-Makes a tree of --pairs different pairs and builds it with --update. Each round changes one contour
-in a hundred, then times `dicom-etl build --update` and, in turn, a copy of the old file with fsync,
-and prints medians. BENCH_TMP names the folder to work in.
+Makes a tree of --pairs different pairs and builds it. Each round changes one contour in a hundred,
+then times a copy of the old file with fsync and, in turn, `dicom-etl build --update`, and prints
+medians. BENCH_TMP names the folder to work in.
 """
 
 import importlib.util
@@ -52,11 +52,11 @@ def seconds_of_copy(out: Path) -> float:
     return seconds
 
 
-def seconds_of_update(tree: Path, out: Path) -> float:
+def seconds_of_build(tree: Path, out: Path, *options: str) -> float:
     """Return how long the command takes, from its start to its end."""
     command = Path(sys.executable).with_name("dicom-etl")
     started = time.perf_counter()
-    subprocess.run([command, "build", tree, out, "--update", "--quiet"], check=True)
+    subprocess.run([command, "build", tree, out, "--quiet", *options], check=True)
     return time.perf_counter() - started
 
 
@@ -70,14 +70,14 @@ def main(pairs: int, rounds: int) -> None:
         make_tree(folder, pairs)
         tree, out = folder / "tree", folder / "out.h5"
         time.sleep(3)  # so that the stamps of the sources are settled
-        first = seconds_of_update(tree, out)
+        first = seconds_of_build(tree, out)
         contours = sorted(tree.glob("contourfiles/*/*/*.txt"))
         copies, updates = [], []
         for n in range(rounds):
             for path in contours[n :: len(contours) // max(1, pairs // 100)]:
                 path.write_text(path.read_text() + "\n")
             copies.append(seconds_of_copy(out))
-            updates.append(seconds_of_update(tree, out))
+            updates.append(seconds_of_build(tree, out, "--update"))
         slow, quick = statistics.median(updates), statistics.median(copies)
         print(f"full build        {first:6.2f} s   {out.stat().st_size / 1e6:.0f} MB")
         print(f"copy with fsync   {quick:6.2f} s   {sorted(round(one, 2) for one in copies)}")

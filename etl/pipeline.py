@@ -113,6 +113,7 @@ def build(
     """
     options = _checked(options, workers)
     other_way = ", or `update=True` to take over its rows"
+    other_way += ", together with `resume=True`" * resume
     with limited(options.limits):
         out = target.check_target(Path(out), force=force or update, other_way=other_way)
         left = target.Left(is_useful, stays=resume)

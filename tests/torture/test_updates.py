@@ -30,6 +30,7 @@ EXCLUDING = PLAIN | {
     "exclude_flagged": ("area-jump", "identical-contour", "identical-image"),
     "exclude_structures": True,
 }
+FITTED = PLAIN | {"size": "fit", "rows": ROWS + 2, "columns": COLUMNS - 1}
 
 
 class Tree:
@@ -171,12 +172,14 @@ def disturb(how, tree, out, old, options):
             shutil.copyfile(out, old)
 
 
-@pytest.mark.parametrize("options", [PLAIN, EXCLUDING], ids=["plain", "excluding"])
+@pytest.mark.parametrize(
+    "options", [PLAIN, EXCLUDING, FITTED], ids=["plain", "excluding", "fitted"]
+)
 def test_an_update_gives_the_bytes_of_a_full_build(tmp_path, monkeypatch, is_thorough, options):
     rng = np.random.default_rng(len(options))
     tree = Tree(tmp_path / "data", rng)
     out, old, full = (tmp_path / name for name in ("out.h5", "old.h5", "full.h5"))
-    options = dict(options, rows=ROWS, columns=COLUMNS, contours=("i", "o"))
+    options = {"rows": ROWS, "columns": COLUMNS, "contours": ("i", "o")} | options
     etl.build(tree.root, out, etl.BuildOptions(**options), update=True)
     n_parsed = {"update": 0, "full": 0}
     now = ["update"]

@@ -312,6 +312,8 @@ def test_an_update_says_what_nobody_may_have_meant(root, out, tmp_path):
 def test_a_build_over_an_older_file_is_told_of_both_ways(root, out):
     with pytest.raises(EtlError, match=r"Use `force=True` to replace it, or `update=True` to take"):
         etl.build(root, out, BuildOptions(**SIZE))
+    with pytest.raises(EtlError, match="take over its rows, together with `resume=True`"):
+        etl.build(root, out, BuildOptions(**SIZE), resume=True)
 
 
 def test_a_table_is_updated_too(root, tmp_path, monkeypatch):
