@@ -327,6 +327,22 @@ def turned(tree, degrees):
     return one_series(tree, change)
 
 
+def unrescaled(tree, n_images):
+    """Leave so many of the patient's twelve images without the RescaleIntercept of their series."""
+
+    def rescaled(dataset):
+        dataset.SeriesInstanceUID = "1.2.3"
+        dataset.RescaleSlope, dataset.RescaleIntercept = "1", "-1024"
+
+    def plain(dataset):
+        dataset.SeriesInstanceUID = "1.2.3"
+
+    places = tree.places(PLACE[0])
+    for place in places[n_images:]:
+        tree.edit(place, rescaled)
+    return [tree.edit(place, plain) for place in places[:n_images]]
+
+
 def misnamed(tree, n_images):
     """Add one to the InstanceNumber of so many of the patient's twelve images."""
 
@@ -385,6 +401,7 @@ TABLE = [
     ("image-saturated", saturated, [0.005, 0.009], [0.011, 0.05]),
     ("geometry-changes", other_spacing, [0.0, 0.0008], [0.0012, -0.1]),
     ("geometry-changes", turned, [0.3, -0.5], [0.8, -5.0]),
+    ("rescale-differs", unrescaled, [0, 4, 12], [1, 3]),
     ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
     ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
     ("contours-misfit", all_far_off, [], [8.0, 20.0]),
