@@ -95,6 +95,8 @@ def _is_true(counted: _Counted, claim: Claim) -> bool:
 
 
 def _has_ends(counted: _Counted, claim: Claim) -> bool:
+    if counted.padding is None:
+        return (claim.minimum, claim.maximum) == (counted.lowest, counted.highest)
     return all(
         value.is_integer() and counted.is_at(rank, int(value))
         for rank, value in ((0, claim.minimum), (counted.n - 1, claim.maximum))
