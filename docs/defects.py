@@ -786,6 +786,18 @@ def _(tree: Tree) -> Planted:
     return _table(tree, "{patient},{image},wall,{outer}")
 
 
+@plants("structures-exchanged")
+def _(tree: Tree) -> Planted:
+    write_shapes(tree.root / "shapes", patients=6, slices=9)
+    path = tree.root / "shapes" / "annotations" / "SHAPES004.dcm"
+    dataset = pydicom.dcmread(path)
+    names = {"box": "sphere", "sphere": "box"}
+    for one in dataset.StructureSetROISequence:
+        one.ROIName = names.get(one.ROIName, one.ROIName)
+    dataset.save_as(path)
+    return Planted(data="shapes", options={})
+
+
 @plants("identical-contour")
 def _(tree: Tree) -> Planted:
     patient, number = tree.middle(with_outer=False)

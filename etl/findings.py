@@ -303,6 +303,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "look at its overlay; `--masks bits` keeps both",
         flag=19,
     ),
+    "structures-exchanged": FindingCode(
+        "warning",
+        "a structure of one patient looks like another structure of all other patients, by size, "
+        "brightness or place, and that one like it, or it is not drawn; from 5 patients on",
+        "check whether the names are exchanged in this patient",
+        flag=20,
+    ),
     "identical-contour": FindingCode(
         "warning",
         "contours on different images, or of a structure and of the one that it lies in, have the "

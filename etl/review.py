@@ -19,6 +19,7 @@ from etl.quality.alignment import Audit, audit, is_audited
 from etl.quality.copies import Pictures
 from etl.quality.rows import Rows, check_rows
 from etl.render import ManifestTable, Rendered
+from loader.format import MASK_BITS
 
 _EXAMPLES: Final = 3
 CAUSES: Final = ("contours-misfit", "alignment-patient")  # why there are other findings
@@ -86,7 +87,16 @@ def review(
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
         marks = rendered.marks
-        rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
+        rows = Rows(
+            manifest,
+            marks["image"],
+            shapes,
+            scheme,
+            written,
+            marks["hash"],
+            has_bits=options.masks == MASK_BITS,
+            side=(options.columns, options.rows),
+        )
         findings += check_rows(rows)
     if options.has_audit and is_audited(rendered.marks["alignment"], scheme):
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
