@@ -786,6 +786,32 @@ def _(tree: Tree) -> Planted:
     return _table(tree, "{patient},{image},wall,{outer}")
 
 
+@plants("structures-nested")
+def _(tree: Tree) -> Planted:
+    lines = ["patient_id,image,label,contour"]
+    for patient in tree.patients:
+        for number in tree.slices(patient, "o"):
+            pair = patient, number
+            image = tree.dicom(pair).relative_to(tree.root)
+            for label, kind in (("muscle", "o"), ("pool", "i")):
+                contour = tree.contour(pair, kind).relative_to(tree.root)
+                lines.append(f"{patient},{image.as_posix()},{label},{contour.as_posix()}")
+    (tree.root / "table.csv").write_text("\n".join(lines) + "\n")
+    return Planted(text="\n".join(lines[:5]), data="table.csv", options={})
+
+
+@plants("structures-exchanged")
+def _(tree: Tree) -> Planted:
+    write_shapes(tree.root / "shapes", patients=6, slices=9)
+    path = tree.root / "shapes" / "annotations" / "SHAPES004.dcm"
+    dataset = pydicom.dcmread(path)
+    names = {"box": "sphere", "sphere": "box"}
+    for one in dataset.StructureSetROISequence:
+        one.ROIName = names.get(one.ROIName, one.ROIName)
+    dataset.save_as(path)
+    return Planted(data="shapes", options={})
+
+
 @plants("identical-contour")
 def _(tree: Tree) -> Planted:
     patient, number = tree.middle(with_outer=False)

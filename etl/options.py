@@ -56,6 +56,7 @@ class StructureChoice(NamedTuple):
     name: str
     patterns: tuple[str, ...]
     code: int
+    inside_of: str = ""  # the name of the structure that it lies in
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +268,11 @@ class BuildOptions:
         for name in ("size", "resample", "fit_about", "limits"):
             if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                 del recorded[name]
+        if self.structures is not None:  # as it was before a mapping said what lies in what
+            recorded["structures"] = [
+                one if isinstance(one, str) or one.inside_of else one[:-1]
+                for one in self.structures
+            ]
         for name in ("split_file", "splits_from", "patients_csv", "exclude_file"):
             del recorded[name]
         return recorded
@@ -379,10 +385,12 @@ def structure_choices(structures: Mapping[Any, object]) -> tuple[StructureChoice
     """
     codes: dict[str, int | None] = {}
     patterns: dict[str, tuple[str, ...]] = {}
+    outer: dict[str, str] = {}
     for key, value in structures.items():
         name = str(key)
         table = value if isinstance(value, Mapping) else {"patterns": value}
-        unknown = table.keys() - {"name", "patterns", "code"}
+        unknown = table.keys() - {"name", "patterns", "code", "inside_of"}
+        outer[name] = str(table.get("inside_of", ""))
         code, fits = table.get("code"), table.get("patterns", (name,))
         patterns[name] = _strings(f"structures: {name}", [fits] if isinstance(fits, str) else fits)
         if not name or unknown or not patterns[name] or not all(patterns[name]):
@@ -394,10 +402,25 @@ def structure_choices(structures: Mapping[Any, object]) -> tuple[StructureChoice
     if not codes or len(set(taken)) < len(taken):
         raise ValueError(f"structures: expected names and codes, each once, found {structures!r}.")
     free = (code for code in range(1, 255 + len(codes)) if code not in taken)
-    return tuple(
-        StructureChoice(name, patterns[name], next(free) if code is None else code)
+    choices = [
+        StructureChoice(name, patterns[name], next(free) if code is None else code, outer[name])
         for name, code in codes.items()
-    )
+    ]
+    return tuple(sorted(choices, key=lambda one: _depth(one.name, outer)))
+
+
+def _depth(name: str, outer: Mapping[str, str]) -> int:
+    """Return in how many structures one lies: the outer ones are painted first."""
+    depth, inner = 0, name
+    while around := outer[inner]:
+        depth += 1
+        if around not in outer or depth > len(outer):
+            raise ValueError(
+                f"structures: {name!r}: expected inside_of to name another structure that does "
+                f"not lie in it, found {outer[name]!r}."
+            )
+        inner = around
+    return depth
 
 
 def _spacing(value: object) -> tuple[float, float] | None:

@@ -17,8 +17,10 @@ from etl.output import hdf5_file
 from etl.output.row_writer import Plan
 from etl.quality.alignment import Audit, audit, is_audited
 from etl.quality.copies import Pictures
-from etl.quality.rows import Rows, check_rows
+from etl.quality.nesting import find_nested
+from etl.quality.rows import Rows, check_rows, key_of
 from etl.render import ManifestTable, Rendered
+from loader.format import MASK_BITS
 
 _EXAMPLES: Final = 3
 CAUSES: Final = ("contours-misfit", "alignment-patient")  # why there are other findings
@@ -82,12 +84,24 @@ def review(
     if not manifest:
         return Reviewed(is_good, {}, findings, {}, {}, [])
     audited = Audit([], {})
+    explained: frozenset[Finding] = frozenset()
     if options.qc:
         order = np.lexsort((rendered.shapes["row"], rendered.shapes["code"]))
         shapes = rendered.shapes[order]
         marks = rendered.marks
-        rows = Rows(manifest, marks["image"], shapes, scheme, written, marks["hash"])
+        rows = Rows(
+            manifest,
+            marks["image"],
+            shapes,
+            scheme,
+            written,
+            marks["hash"],
+            has_bits=options.masks == MASK_BITS,
+            side=(options.columns, options.rows),
+        )
         findings += check_rows(rows)
+        nested, explained = find_nested(findings, _areas(findings, manifest, scheme), scheme)
+        findings = [one for one in findings if one not in explained] + nested
     if options.has_audit and is_audited(rendered.marks["alignment"], scheme):
         patients, paths = _texts(manifest, "patient_id"), _texts(manifest, "dicom_path")
         alignments = rendered.marks["alignment"]
@@ -99,7 +113,7 @@ def review(
     bad: list[int] = []
     if unwanted.structures and render is not None:
         again = render({places[row]: codes for row, codes in unwanted.structures.items()})
-        known = set(findings)  # what is said of the structures that stay is said again
+        known = {*findings, *explained}  # what is said of the structures that stay is said again
         findings += [one for one in again.findings if one not in known]
         bad = _replace_rows(manifest, list(unwanted.structures), again)
     is_good[is_good] = _drop([*unwanted.rows, *bad], manifest)
@@ -272,6 +286,20 @@ def _notes(options: BuildOptions, manifest: ManifestTable) -> list[str]:
     listed = ", ".join(map(repr, unknown[:_EXAMPLES]))
     more = ", ..." if len(unknown) > _EXAMPLES else ""
     return [f"--exclude-flagged: no row is of {listed}{more}."] if unknown else []
+
+
+def _areas(
+    findings: Iterable[Finding], manifest: ManifestTable, scheme: LabelScheme
+) -> dict[int, dict[SampleKey, float]]:
+    """Return the area of each structure by row; nothing where no structures overlap."""
+    if not any(one.code == "structures-overlap" for one in findings):
+        return {}
+    keys = [key_of(manifest, row) for row in range(len(manifest["slice"]))]
+    areas = {one.code: manifest[f"{one.stem}_area"].astype(np.float64).tolist() for one in scheme}
+    return {
+        code: {key: area for key, area in zip(keys, values, strict=True) if area == area}  # noqa: PLR0124
+        for code, values in areas.items()
+    }
 
 
 def _texts(manifest: ManifestTable, column: str) -> list[str]:

@@ -428,6 +428,7 @@ def test_a_defect_gives_its_code_on_its_rows_and_no_other(
 def test_every_code_of_the_checks_stands_in_the_table():
     alignment = {"alignment-dataset", "alignment-patient"}
     found = {code for code, *_ in TABLE} | {"structures-overlap"}  # the next test
+    found |= {"structures-exchanged"}  # test_exchanged.py
     always = {"contour-partly-outside", "structure-cut"}
     assert found == {*QUALITY_CODES} | always | alignment
 

@@ -5,7 +5,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from etl.model import Image, Vertices
+from etl.model import BitMask, Image, LabelMap, Vertices
 from etl.output.row_writer import Plan
 from loader import format as file_format
 
@@ -36,6 +36,12 @@ class WrittenRows:
         size = self._plan.rows, self._plan.columns
         values = self._read(file_format.IMAGES, int(self._places[row]), 1, self._plan.image_dtype)
         return cast("Image", values.reshape(size))
+
+    def mask(self, row: int) -> LabelMap | BitMask:
+        """Return the mask of a row."""
+        size = self._plan.rows, self._plan.columns
+        values = self._read(file_format.MASKS, int(self._places[row]), 1, self._plan.mask_dtype)
+        return cast("LabelMap", values.reshape(size))
 
     def polygons(self, row: int) -> list[tuple[int, Vertices]]:
         """Return (label, vertices) of the contours of a row."""

@@ -52,6 +52,7 @@ HALF_TOLERANCE: Final = 0.15  # pixels about half a pixel
 MAX_SPREAD: Final = 1.0  # pixels, of the contours of a structure of unknown contrast: hand-drawn
 
 _N_NORMALS: Final = 64
+_ONE_IN: Final = 4  # images of structures of unknown contrast: the audit is to cost little
 _SPARSER: Final = 2  # every second normal, where the sign of the contrast is not known
 _SMOOTHING: Final = 3  # normals to either side: contours on a grid of half pixels are staircases
 _REACH: Final = 1.0  # pixels in and out along the normal: where half the edge's blur is crossed
@@ -99,7 +100,8 @@ def mark_audited(
     links : list of Link
         In the order of the rows; marked in place.
     per_patient : int, optional
-        None marks all.
+        None marks all. Where no contrast is known, up to the default at most a quarter of them, but
+        3 at least.
     """
     places: defaultdict[str, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, link in enumerate(links):
@@ -108,8 +110,11 @@ def mark_audited(
             code = audited_code(codes, scheme) or _UNKNOWN
             places[link.key.patient_id][code].append(place)
     for by_code in places.values():
-        mine = by_code[min(by_code)]
+        code = min(by_code)
+        mine = by_code[code]
         n_chosen = len(mine) if per_patient is None else min(per_patient, len(mine))
+        if code == _UNKNOWN and n_chosen <= AUDIT_CONTOURS:
+            n_chosen = min(n_chosen, max(PATIENT_CONTOURS, len(mine) // _ONE_IN))
         for k in range(n_chosen):
             place = mine[(2 * k + 1) * len(mine) // (2 * n_chosen)]
             links[place] = links[place]._replace(is_audited=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from etl.contours.rasterise import rasterise
 from etl.labels import LabelScheme
-from etl.model import Image, Mask, Vertices
+from etl.model import BitMask, Image, LabelMap, Mask, Vertices
 from etl.quality.alignment import MIN_CONTRAST, edge_contrast
 from etl.quality.drawing import OUTSIDE_SHARE
 from loader.format import Structure
@@ -37,6 +37,10 @@ class Pictures(Protocol):
 
     def image(self, row: int) -> Image:
         """Return the modality values of a row."""
+        ...
+
+    def mask(self, row: int) -> LabelMap | BitMask:
+        """Return the mask of a row."""
         ...
 
     def polygons(self, row: int) -> list[tuple[int, Vertices]]:

@@ -38,6 +38,7 @@ _LEAK: Final = re.compile(r"They are (?:on two sides of the split|in two folds):
 _IS_COPY: Final = "is a copy of "
 _OUTSIDE: Final = re.compile(r"([0-9.]+)%[^.%]* lies? outside")
 _SIZE: Final = re.compile(r"is ([0-9]+x[0-9]+) \(rows x columns\), expected")
+_QUESTION: Final = re.compile(r" [A-Z][^.?]*\?[^?]*$")  # the last question, and what to do then
 _SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z])")
 
 
@@ -137,6 +138,10 @@ class _Table:
             return "contour"
         name = self._by_code[label].name
         return name if name.endswith("contour") else f"{name!r} contour"
+
+    def structure(self, label: int) -> str:
+        """Return the name of a structure; empty where the file has none of that code."""
+        return self._by_code[label].name if label in self._by_code else ""
 
     def n_drawn(self, patient: Patient, label: int) -> int:
         """Return how many rows of a patient have a structure."""
@@ -301,6 +306,30 @@ def _shared_images(
     return diagnoses, _without(findings, used)
 
 
+def _exchanged_structures(
+    findings: list[FindingRow], table: _Table
+) -> tuple[list[Diagnosis], list[FindingRow]]:
+    """Take the structures of a patient that look like others: one cause of all of its findings."""
+    mine = [one for one in findings if one.code == "structures-exchanged"]
+    by_patient: defaultdict[Patient, list[FindingRow]] = defaultdict(list)
+    for one in mine:
+        by_patient[Patient(one.patient_id, one.original_id)].append(one)
+    diagnoses = []
+    for patient, members in by_patient.items():
+        parts: list[str] = []
+        first = {one.label: one for one in reversed(members)}
+        for one in (first[label] for label in sorted(first)):
+            text = _QUESTION.sub("", one.message)
+            name = repr(table.structure(one.label))
+            # Of two that are exchanged the first one tells of both.
+            if not any(f"and the {name} like their" in told for told in parts):
+                parts.append(f"the {name} {text.rstrip('.')}")
+        remedy = f"Give them the right names, or leave them out: {_exclude(mine[0].code, patient)}"
+        told = f"{patient}: {'; '.join(parts)} ({table.slices(_rows(members))})."
+        diagnoses.append(_diagnosis(members, patient, told, remedy))
+    return diagnoses, _without(findings, mine)
+
+
 def _of_whole_patients(
     findings: list[FindingRow], _table: _Table
 ) -> tuple[list[Diagnosis], list[FindingRow]]:
@@ -426,6 +455,7 @@ _RULES: Final[tuple[_Rule, ...]] = (
     _of_the_data_set,
     _copied_contours,
     _shared_images,
+    _exchanged_structures,
     _of_whole_patients,
     _errors,
     _warnings,

@@ -7,6 +7,7 @@ compares neighbouring slices and phases.
 
 import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
@@ -17,8 +18,19 @@ from etl.findings import Finding, SampleKey, counted
 from etl.geometry import are_directions, heights, offsets_in_plane
 from etl.labels import LabelScheme
 from etl.quality.copies import Pictures, Twin, Verdict, judge
+from etl.quality.exchanged import (
+    BRIGHTNESS,
+    MIN_PATIENTS,
+    MOST_STRUCTURES,
+    VALUE,
+    Drawn,
+    find_confusions,
+    gather,
+    largest,
+)
 from etl.quality.near_copies import find_near_copies
 from etl.quality.neighbours import Stack, find_jumps
+from etl.quality.patients import Patient
 from loader.format import Structure
 
 ManifestTable: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest
@@ -55,6 +67,9 @@ _NO_RESCALE: Final = (1.0, 0.0)  # slope and intercept
 _ROBUST: Final = 1.4826  # times the median absolute deviation: a normal distribution's deviation
 _LARGEST: Final = 1e10  # of a number in a header: more means nothing
 _N_NAMED: Final = 3  # others that a message names
+_MOST_READ: Final = 8  # images of a patient whose brightness is measured, one of each structure
+_SAMPLED: Final = 128  # pixels of them along a side: a mean takes no more
+_FEWEST: Final = 4  # pixels that make a mean
 
 # -------------------------------------------------------------------------------------- of all rows
 
@@ -68,6 +83,14 @@ class Rows(NamedTuple):
     scheme: LabelScheme
     pictures: Pictures | None = None  # the rows as written; None: none is looked at
     hashes: npt.NDArray[np.uint64] | None = None  # of each row's image; see `near_copies`
+    has_bits: bool = False  # the masks have a bit of each structure
+    side: tuple[int, int] = (1, 1)  # columns and rows of the images
+
+    def is_inside(self, mask: npt.NDArray[np.unsignedinteger], structure: Structure) -> _Flags:
+        """Return which pixels of a mask show a structure."""
+        if not self.has_bits:
+            return np.asarray(mask == structure.code)
+        return np.asarray((mask >> self.scheme.bits[structure.code]) & 1, np.bool_)
 
     def key(self, row: int) -> SampleKey:
         """Return the key of a row."""
@@ -374,6 +397,97 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
             yield rows.about_region(jump.code, jump.row, structure, jump.message)
 
 
+def _exchanged_structures(rows: Rows) -> Iterator[Finding]:
+    """Compare each patient's structures with those of the others."""
+    manifest, ids = rows.manifest, rows.manifest["patient_id"]
+    patients, series = _codes(ids), _codes(manifest["series"])
+    if len(rows.scheme) == 1 or int(patients.max(initial=0)) + 1 < MIN_PATIENTS:
+        return
+    group = _codes(patients * (int(series.max()) + 1) + series)
+    by_size = sorted(
+        rows.scheme, key=lambda one: -np.count_nonzero(rows.shapes["code"] == one.code)
+    )
+    chosen = sorted(by_size[:MOST_STRUCTURES], key=lambda one: one.code)
+    drawn = [_drawn(rows, one) for one in chosen]
+    n_groups = int(group.max()) + 1
+    features = gather(group, n_groups, drawn)
+    features[:, :, [BRIGHTNESS, VALUE]] = _brightness(rows, group, n_groups, chosen, drawn)
+    kin = rows.scheme.kin
+    related = np.array([[(one.code, other.code) in kin for other in chosen] for one in chosen])
+    for one in find_confusions(features, related):
+        structure, other = chosen[one.structure].name, chosen[one.other].name
+        mine = drawn[one.structure].row
+        mine = mine[group[mine] == one.group]
+        patient = Patient(_text(ids, int(mine[0])), _text(manifest["original_id"], int(mine[0])))
+        if one.is_exchanged:
+            message = (
+                f"looks like the {other!r} of the other patients, and the {other!r} like their "
+                f"{structure!r}. Compared with the {other!r}: {one.evidence}. Are the two names "
+                f"exchanged in patient {patient}? Then give both the right one."
+            )
+        else:
+            message = (
+                f"looks like the {other!r} of the other patients: {one.evidence}. Has it the wrong "
+                f"name in patient {patient}? Then give it the right one."
+            )
+        for row in mine.tolist():
+            yield rows.about_region("structures-exchanged", row, chosen[one.structure], message)
+
+
+def _drawn(rows: Rows, structure: Structure) -> Drawn:
+    """Return where a structure is drawn, and how large."""
+    manifest = rows.manifest
+    shapes = rows.shapes[rows.shapes["code"] == structure.code]
+    row = shapes["row"]
+    centre = np.stack([shapes["x"], shapes["y"]], axis=1)
+    spacing, orientation = _spacing(manifest)[row], _orientation(manifest)[row]
+    steps = (centre * spacing[:, ::-1])[:, :, None] * orientation.reshape(-1, 2, 3)
+    unit = _spacing(manifest).prod(axis=1)
+    unit = unit[row] if not np.isnan(unit).any() else 1.0
+    radius = np.sqrt(_floats(manifest, f"{structure.stem}_area")[row] / math.pi * unit)
+    return Drawn(row, radius, _position(manifest)[row] + steps.sum(axis=1), centre / rows.side)
+
+
+def _brightness(
+    rows: Rows, group: _Integers, n_groups: int, chosen: Sequence[Structure], drawn: Sequence[Drawn]
+) -> _Floats:
+    """Return the mean of each structure in the image that shows it largest, for each group.
+
+    In shares of the range of the group's images, from the 1st to the 99th percentile, and of that
+    of all images.
+    """
+    means = np.full((n_groups, len(chosen)), np.nan)
+    found = np.full((n_groups, len(chosen), 2), np.nan)
+    if rows.pictures is None:
+        return found
+    wanted: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, one in enumerate(drawn):
+        for number, row in largest(group, one):
+            wanted[number, row].append(place)
+    n_read = Counter[int]()
+    n_rows = np.bincount(group, minlength=n_groups)
+    low, high = (
+        np.bincount(group, rows.manifest[name].astype(np.float64), n_groups) / n_rows
+        for name in ("p01", "p99")
+    )
+    for (number, row), places in wanted.items():
+        n_read[number] += 1
+        if n_read[number] > _MOST_READ:
+            continue
+        image, mask = rows.pictures.image(row), rows.pictures.mask(row)
+        rough = tuple(slice(None, None, max(1, size // _SAMPLED)) for size in image.shape)
+        image, mask = image[rough], mask[rough]
+        for place in places:
+            values = image[rows.is_inside(mask, chosen[place])]
+            if len(values) >= _FEWEST:
+                means[number, place] = math.fsum(values.tolist()) / len(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found[:, :, 0] = (means - low[:, None]) / (high - low)[:, None]
+        found[:, :, 1] = (means - np.median(low)) / (np.median(high) - np.median(low))
+    found[~np.isfinite(found)] = np.nan
+    return found
+
+
 # Named checks of all rows, in the order in which their findings come.
 CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _image_values,
@@ -387,6 +501,7 @@ CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _missing_geometry,
     _instance_numbers,
     _jumps,
+    _exchanged_structures,
 )
 
 

@@ -64,6 +64,7 @@ def choose(
             meaning=choice.name,
             stem=f"label{choice.code or place}",
             source_codes=choice.names or (choice.name,),
+            inside_of=choice.inside_of,
         )
         for place, choice in enumerate(choices, 1)
     )
@@ -124,6 +125,7 @@ class _Choice(NamedTuple):
     name: str
     code: int | None  # None: its place
     names: tuple[str, ...]
+    inside_of: str = ""
 
 
 _NOTHING: Final = Structure("none", 1, meaning="none", stem="label1", source_codes=("none",))
@@ -148,7 +150,7 @@ def _choices(
         elif isinstance(one, str):
             yield _Choice(one, None, names)
         else:
-            yield _Choice(one.name, one.code, names)
+            yield _Choice(one.name, one.code, names, one.inside_of)
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

@@ -213,6 +213,15 @@ def test_outer_contours_only_where_a_patient_has_no_inner_one():
     assert marked(mixed + links("P2", range(2), [2])) == [False] * 3 + [True] * 5
 
 
+@pytest.mark.parametrize(
+    ("n", "per_patient", "n_chosen"),
+    [(2, 6, 2), (9, 6, 3), (20, 6, 5), (40, 6, 6), (9, 2, 2), (9, 8, 8), (9, None, 9)],
+)
+def test_of_structures_of_unknown_contrast_few_are_measured(n, per_patient, n_chosen):
+    chosen = marked(links("P1", range(n)), per_patient, scheme=named_scheme(["a"]))
+    assert sum(chosen) == n_chosen
+
+
 def test_structures_of_unknown_contrast_take_turns():
     scheme = named_scheme(["a", "b"])
     assert marked(links("P1", range(3)), scheme=scheme) == [True] * 3
