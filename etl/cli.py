@@ -88,6 +88,8 @@ _NEEDS: Final = (  # option, options of which it needs one, why
 _PYTHON_NAME: Final = re.compile(r"`([a-z_]+)(?:=True)?`")  # of an option, in messages
 _OF_PREDICTIONS: Final = "disagrees-with-model"  # the code of a finding
 _STDOUT: Final = Path("-")
+# What only a check of the pixels can tell.
+_OF_PIXELS: Final = {"no_qc", "no_audit", "audit_contours", "exclude_flagged"}
 _UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LOG_WORD: Final = b"dicom-etl "  # what a log begins with
 
@@ -487,6 +489,55 @@ _MASKS: Final = click.option(
     help="One code a pixel, of the structure painted last; or a bit of each structure, so that "
     "none covers another.",
 )
+_RASTERIZER: Final = click.option(
+    "--rasterizer",
+    type=click.Choice(["center", "pillow"]),
+    default="center",
+    show_default=True,
+    help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
+)
+_KEEP_TAGS: Final = click.option(
+    "--keep-tags",
+    metavar="KEYWORD,...",
+    help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; only "
+    "those that describe equipment and acquisition.",
+)
+_KEEP_TAGS_ANYWAY: Final = click.option(
+    "--keep-tags-anyway",
+    is_flag=True,
+    help="With --keep-tags: also keep attributes by which patients may be found.",
+)
+_NO_QC: Final = click.option(
+    "--no-qc", is_flag=True, help="Leave out the quality checks, and the audit."
+)
+_NO_AUDIT: Final = click.option(
+    "--no-audit", is_flag=True, help="Do not measure whether contours are on edges."
+)
+_AUDIT_CONTOURS: Final = click.option(
+    "--audit-contours",
+    type=_Count(),
+    metavar="N|all",
+    default="6",
+    show_default=True,
+    help="How many contours of each patient the audit measures.",
+)
+_EXCLUDE_FLAGGED: Final = click.option(
+    "--exclude-flagged",
+    type=_Flags(),
+    help="Leave out rows with such a warning, of all patients or of one: area-jump,"
+    "identical-contour:P1.",
+)
+_EXCLUDE_FILE: Final = click.option(
+    "--exclude-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Leave out the rows that a row list excludes or wants redrawn.",
+)
+_EXCLUDE_STRUCTURES: Final = click.option(
+    "--exclude-structures",
+    is_flag=True,
+    help="With the two above: leave out only the structure that is named, not its row.",
+)
 _LIMITS: Final = click.option(
     "--limit",
     "limits",
@@ -518,10 +569,19 @@ _WORKERS: Final = click.option(
 @_FIT
 @_FIT_ABOUT
 @_RESAMPLE
+@_RASTERIZER
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
 @_MASKS
+@_KEEP_TAGS
+@_KEEP_TAGS_ANYWAY
+@_NO_QC
+@_NO_AUDIT
+@_AUDIT_CONTOURS
+@_EXCLUDE_FLAGGED
+@_EXCLUDE_FILE
+@_EXCLUDE_STRUCTURES
 @_LIMITS
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
@@ -553,6 +613,15 @@ def check(
     contour_transform: tuple[str, ...] | None,
     partial: bool,
     masks: "MaskKind",
+    rasterizer: "Rasterizer",
+    keep_tags: str | None,
+    keep_tags_anyway: bool,
+    no_qc: bool,
+    no_audit: bool,
+    audit_contours: int | None,
+    exclude_flagged: tuple[str, ...] | None,
+    exclude_file: Path | None,
+    exclude_structures: bool,
     limits: tuple[tuple[str, int], ...],
     full: bool,
     as_json: bool,
@@ -567,6 +636,8 @@ def check(
     import json
 
     _check_build_options()
+    if not full and (given := sorted(_given() & _OF_PIXELS)):
+        raise click.UsageError(f"{_option_name(given[0])} needs --full: only pixels tell.")
     with signals.stop_deferred():  # as for a build
         from etl.workers import local_pool
 
@@ -594,6 +665,15 @@ def check(
         contour_transform=contour_transform or (),
         partial=partial,
         masks=masks,
+        rasterizer=rasterizer,
+        keep_tags=_keywords(keep_tags),
+        keep_tags_anyway=keep_tags_anyway,
+        qc=not no_qc,
+        audit=not no_audit,
+        audit_contours=audit_contours,
+        exclude_flagged=exclude_flagged or (),
+        exclude_file=str(exclude_file) if exclude_file else None,
+        exclude_structures=exclude_structures,
         limits=limits,
     )
     found = check_input(data, options, workers=n_workers, full=full, progress=True)
@@ -622,13 +702,7 @@ def check(
 @_FIT
 @_FIT_ABOUT
 @_RESAMPLE
-@click.option(
-    "--rasterizer",
-    type=click.Choice(["center", "pillow"]),
-    default="center",
-    show_default=True,
-    help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
-)
+@_RASTERIZER
 @_CONTOUR_ORIGIN
 @_CONTOUR_TRANSFORM
 @_PARTIAL
@@ -640,17 +714,8 @@ def check(
     show_default=True,
     help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
 )
-@click.option(
-    "--keep-tags",
-    metavar="KEYWORD,...",
-    help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; only "
-    "those that describe equipment and acquisition.",
-)
-@click.option(
-    "--keep-tags-anyway",
-    is_flag=True,
-    help="With --keep-tags: also keep attributes by which patients may be found.",
-)
+@_KEEP_TAGS
+@_KEEP_TAGS_ANYWAY
 @click.option("--split", type=_Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
     "--split-seed",
@@ -690,33 +755,12 @@ def check(
     show_default=True,
     help="Patients that seem to be one person: keep them on one side, or take them as they are.",
 )
-@click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
-@click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges.")
-@click.option(
-    "--audit-contours",
-    type=_Count(),
-    metavar="N|all",
-    default="6",
-    show_default=True,
-    help="How many contours of each patient the audit measures.",
-)
-@click.option(
-    "--exclude-flagged",
-    type=_Flags(),
-    help="Leave out rows with such a warning, of all patients or of one: area-jump,"
-    "identical-contour:P1.",
-)
-@click.option(
-    "--exclude-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="CSV",
-    help="Leave out the rows that a row list excludes or wants redrawn.",
-)
-@click.option(
-    "--exclude-structures",
-    is_flag=True,
-    help="With the two above: leave out only the structure that is named, not its row.",
-)
+@_NO_QC
+@_NO_AUDIT
+@_AUDIT_CONTOURS
+@_EXCLUDE_FLAGGED
+@_EXCLUDE_FILE
+@_EXCLUDE_STRUCTURES
 @_WORKERS
 @click.option(
     "--scheduler",
@@ -852,7 +896,7 @@ def build(
         partial=partial,
         masks=masks,
         not_drawn=not_drawn,
-        keep_tags=tuple(name.strip() for name in keep_tags.split(",")) if keep_tags else (),
+        keep_tags=_keywords(keep_tags),
         keep_tags_anyway=keep_tags_anyway,
         split=split,
         split_seed=split_seed,
@@ -1566,6 +1610,11 @@ def _check_build_options() -> None:
         raise click.UsageError(
             "--exclude-structures keeps pairs that lack a contour: give --partial as well."
         )
+
+
+def _keywords(text: str | None) -> tuple[str, ...]:
+    """Return the keywords of --keep-tags."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def _file_size(size: tuple[int, int] | str, fit: tuple[int, int] | None) -> tuple[int, int, "Size"]:
