@@ -44,10 +44,10 @@ test-page: $(VENV)/.installed-test
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses auto --thorough tests/torture
 
-# Mutated files into every parser, each for SECONDS.
+# Mutated files, and files of odd parts, into every parser, each target for SECONDS.
 SECONDS ?= 60
 fuzz: $(VENV)/.installed-test
-	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest --numprocesses auto -rP tests/fuzz/fuzz_parsers.py
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest --numprocesses auto -rP tests/fuzz/fuzz_parsers.py tests/fuzz/fuzz_structures.py
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .

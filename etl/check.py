@@ -16,6 +16,7 @@ from etl.diagnose import choose_audited, diagnose
 from etl.dicom.codecs import CODECS
 from etl.dicom.elements import COLUMNS, ROWS, SERIES_INSTANCE_UID, Values
 from etl.dicom.header import BIG_ENDIAN, NATIVE, read_header
+from etl.dicom.kept_tags import KeptTag, kept_tags, notes_on
 from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError, limited
 from etl.examine import choose_size, examine_links, index_headers
@@ -27,11 +28,13 @@ from etl.output.row_writer import Plan
 from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
 from etl.quality.people import identifiers, mixed_people, same_people
-from etl.render import ManifestTable, render_samples
+from etl.render import ManifestTable, render_again, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
+from etl.report.summary import Tag, tag_of
 from etl.review import Reviewed, review
 from etl.sources import layouts
 from etl.sources.files import open_source
+from etl.sources.row_list import check_row_list, exclude_listed
 from etl.sources.source import Discovery
 from etl.spool import Spool
 from etl.workers.chunks import chunks, n_chunks
@@ -67,6 +70,7 @@ class _Row(NamedTuple):
     codes: tuple[int, ...]  # of the structures in it
     series_instance_uid: str
     sop_instance_uid: str
+    kept: tuple[str | float, ...]  # values of the attributes that a build would keep
 
 
 def check(
@@ -98,13 +102,21 @@ def check(
     EtlError
         The input is not usable at all.
     """
+    kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     with limited(options.limits):
-        return _checked(data, options, workers=workers, full=full, progress=progress)
+        return _checked(data, options, kept, workers=workers, full=full, progress=progress)
 
 
 def _checked(
-    data: Path, options: BuildOptions, *, workers: int, full: bool, progress: bool
+    data: Path,
+    options: BuildOptions,
+    kept: Sequence[KeptTag],
+    *,
+    workers: int,
+    full: bool,
+    progress: bool,
 ) -> Checked:
+    check_row_list(options)
     source, why = layouts.choose(data, options.layout)
     options = layouts.settle(source, options)
     found = source.discover(data, options)
@@ -114,6 +126,7 @@ def _checked(
         local_engine(min(workers, max(n_tasks, 1))) as engine,
     ):
         found = index_headers(engine, source, found, options, progress=progress)
+        found = exclude_listed(found, options)
         spool.findings += found.findings
         options = choose_size(engine, source, found, options, progress=progress)
         mask_dtype = found.scheme.mask_dtype(options.masks)
@@ -125,13 +138,16 @@ def _checked(
             plan = _nowhere(spool, options, mask_dtype)
             rendered = render_samples(engine, spool, found, options, plan, progress=progress)
             diagnosis = diagnose(engine, source, found, options, chosen, spool.findings, rendered)
-            reviewed = review(rendered, spool.findings, diagnosis, found.scheme, options)
+            again = functools.partial(render_again, engine, spool, found, options, plan)
+            reviewed = review(
+                rendered, spool.findings, diagnosis, found.scheme, options, render=again
+            )
         elif full:
             spool.findings += diagnose(
                 engine, source, found, options, chosen, spool.findings
             ).findings
         dtype = image_dtype(spool.values)
-        rows = _rows(spool, reviewed)
+        rows = _rows(spool, reviewed, found.scheme)
         summary = _summary(found, images, rows, dtype, options)
         findings = spool.findings if reviewed is None else reviewed.findings
         findings = findings + _same_people(rows, spool, reviewed, options)
@@ -141,7 +157,9 @@ def _checked(
         if full:
             manifest = reviewed.manifest if reviewed is not None else {}
             diagnoses = diagnosed(findings, manifest or _of_no_row(found.scheme), found.scheme)
-        return Checked(str(data), why, full, summary, findings, diagnoses)
+        notes = [*notes_on(kept), *found.notes, *(reviewed.notes if reviewed else ())]
+        tags = _tags(rows, kept)
+        return Checked(str(data), why, full, summary, findings, diagnoses, tags, notes)
 
 
 def survey(root: Path, paths: Sequence[str]) -> list[ImageFacts | None]:
@@ -203,20 +221,37 @@ def _of_no_row(scheme: LabelScheme) -> ManifestTable:
     }
 
 
-def _rows(spool: Spool, reviewed: Reviewed | None) -> list[_Row]:
-    """Return the rows that a build would write."""
+def _rows(spool: Spool, reviewed: Reviewed | None, scheme: LabelScheme) -> list[_Row]:
+    """Return the rows that a build would write, with the structures that they would have."""
+    lost = {} if reviewed is None else reviewed.lost
     packed = (one for block, _ in spool.tasks(_BLOCK_SAMPLES) for one in block)
     rows = [
         _Row(
             sample.link.key.patient_id,
             sample.link.frame.path,
-            tuple(region.code for region in sample.regions),
+            tuple(
+                region.code
+                for region in sample.regions
+                if scheme[region.code].label not in lost.get(place, ())
+            ),
             sample.instance.series_instance_uid,
             sample.instance.sop_instance_uid,
+            sample.instance.kept,
         )
-        for sample in map(Sample.unpacked, packed)
+        for place, sample in enumerate(map(Sample.unpacked, packed))
     ]
     return rows if reviewed is None else list(itertools.compress(rows, reviewed.is_good))
+
+
+def _tags(rows: Sequence[_Row], kept: Sequence[KeptTag]) -> list[Tag]:
+    """Return the values that the rows have of the attributes that a build would keep."""
+    return [
+        tag_of(
+            one.keyword,
+            np.array([row.kept[place] for row in rows], np.float64 if one.is_number else np.str_),
+        )
+        for place, one in enumerate(kept)
+    ]
 
 
 def _same_people(
@@ -225,7 +260,7 @@ def _same_people(
     """Return the findings on people under several ids, and on ids of several people."""
     identities = spool.identities()
     patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
-    series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[-2:])
+    series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[3:5])
     compared = identifiers(patient, study, series, instance)
     patients, paths = [one.patient_id for one in rows], [one.dicom_path for one in rows]
     people = same_people(patients, paths, compared)

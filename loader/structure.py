@@ -74,6 +74,7 @@ _LAYOUTS: Final = {
     h5d.VIRTUAL: "virtual",
 }
 _MAX_SIDE: Final = 65535  # attributes Rows (0028,0010) and Columns (0028,0011) have 16 bits
+_MOST_QUOTED: Final = 500  # characters of a message's reason
 _MAX_STRING: Final = 2**31 - 1  # NumPy's longest
 
 _STEM: Final = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
@@ -170,7 +171,9 @@ def read_contents(buffer: mmap.mmap, path: str) -> Contents:
 
 
 def not_opened(where: str, why: str, what_to_do: str = _REBUILD) -> LoaderError:
-    """Return the error for a file that cannot be opened."""
+    """Return the error for a file that cannot be opened; it quotes the file, but not endlessly."""
+    if len(why) > _MOST_QUOTED:
+        why = f"{why[:_MOST_QUOTED]}... ({len(why)} characters)"
     return LoaderError(f"Dataset not opened: {where}: {why}. {what_to_do}")
 
 

@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from etl import signals
-from etl.commands.content import WORKERS, build_options, check_build_options, input_options
+from etl.commands.content import (
+    WORKERS,
+    build_options,
+    check_build_options,
+    input_options,
+    quality_options,
+)
 from etl.commands.log import Log, opened_log
-from etl.commands.param_types import Count, Flags, Names, Split
+from etl.commands.param_types import Split
 from etl.commands.terminal import as_typed, print_line, whole_whatever_fails
 from etl.errors import EtlError
 
@@ -31,31 +37,11 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path(path_type=Path))
 @input_options
 @click.option(
-    "--rasterizer",
-    type=click.Choice(["center", "pillow"]),
-    default="center",
-    show_default=True,
-    help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
-)
-@click.option(
     "--not-drawn",
     type=click.Choice(["background", "ignore"]),
     default="background",
     show_default=True,
     help="What a mask has where a structure that was not drawn may be: 0, or 255 (ignore).",
-)
-@click.option(
-    "--keep-tags",
-    type=Names(),
-    default=(),
-    metavar="KEYWORD,...",
-    help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; only "
-    "those that describe equipment and acquisition.",
-)
-@click.option(
-    "--keep-tags-anyway",
-    is_flag=True,
-    help="With --keep-tags: also keep attributes by which patients may be found.",
 )
 @click.option("--split", type=Split(), help="Shares by patient, such as 70/15/15.")
 @click.option(
@@ -96,34 +82,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Patients that seem to be one person: keep them on one side, or take them as they are.",
 )
-@click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit.")
-@click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges.")
-@click.option(
-    "--audit-contours",
-    type=Count(),
-    metavar="N|all",
-    default="6",
-    show_default=True,
-    help="How many contours of each patient the audit measures.",
-)
-@click.option(
-    "--exclude-flagged",
-    type=Flags(),
-    default=(),
-    help="Leave out rows with such a warning, of all patients or of one: area-jump,"
-    "identical-contour:P1.",
-)
-@click.option(
-    "--exclude-file",
-    type=click.Path(dir_okay=False, path_type=str),
-    metavar="CSV",
-    help="Leave out the rows that a row list excludes or wants redrawn.",
-)
-@click.option(
-    "--exclude-structures",
-    is_flag=True,
-    help="With the two above: leave out only the structure that is named, not its row.",
-)
+@quality_options
 @WORKERS
 @click.option(
     "--scheduler",
@@ -175,8 +134,6 @@ if TYPE_CHECKING:
 def build(
     data: Path,
     out: Path,
-    no_qc: bool,
-    no_audit: bool,
     workers: int | None,
     scheduler: str | None,
     update: bool,
@@ -210,7 +167,7 @@ def build(
         from etl.findings import counted
         from etl.pipeline import build as build_file
 
-    options = build_options({**content, "qc": not no_qc, "audit": not no_audit})
+    options = build_options(content)
     with (
         opened_log(log_file, out) as log,
         _executor(scheduler, n_workers) as (executor, n_workers),

@@ -1,17 +1,28 @@
 """`dicom-etl check`."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from etl import signals
-from etl.commands.content import WORKERS, build_options, check_build_options, input_options
-from etl.commands.terminal import print_line
+from etl.commands.content import (
+    WORKERS,
+    build_options,
+    check_build_options,
+    input_options,
+    quality_options,
+)
+from etl.commands.terminal import given_names, option_name, print_line
+
+# What only a check of the pixels can tell.
+_OF_PIXELS: Final = {"no_qc", "no_audit", "audit_contours", "exclude_flagged"}
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @input_options
+@quality_options
 @click.option(
     "--full", is_flag=True, help="Decode the pixels, too, and make all checks of a build."
 )
@@ -40,6 +51,8 @@ def check(
     import json
 
     check_build_options()
+    if not full and (given := sorted(given_names() & _OF_PIXELS)):
+        raise click.UsageError(f"{option_name(given[0])} needs --full: only pixels tell.")
     with signals.stop_deferred():  # as for a build
         from etl.workers import local_pool
 

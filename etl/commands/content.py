@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from etl.commands.param_types import Limit, Size, Spacing, Steps, Structures
+from etl.commands.param_types import Count, Flags, Limit, Names, Size, Spacing, Steps, Structures
 from etl.commands.terminal import given_names
 
 if TYPE_CHECKING:
@@ -126,6 +126,26 @@ _INPUT: Final = (
         "none covers another.",
     ),
     click.option(
+        "--rasterizer",
+        type=click.Choice(["center", "pillow"]),
+        default="center",
+        show_default=True,
+        help="Pixels whose centre is inside, or Pillow's polygon bit for bit.",
+    ),
+    click.option(
+        "--keep-tags",
+        type=Names(),
+        default=(),
+        metavar="KEYWORD,...",
+        help="DICOM attributes to keep as columns tag_<keyword>, such as Manufacturer,EchoTime; "
+        "only those that describe equipment and acquisition.",
+    ),
+    click.option(
+        "--keep-tags-anyway",
+        is_flag=True,
+        help="With --keep-tags: also keep attributes by which patients may be found.",
+    ),
+    click.option(
         "--limit",
         "limits",
         type=Limit(),
@@ -134,6 +154,36 @@ _INPUT: Final = (
         help="What one source file may have at most, such as contour-points=2000000 or "
         "image-bytes=4GiB; may be given several times. The message of a file that was left out "
         "names its limit.",
+    ),
+)
+_QUALITY: Final = (
+    click.option("--no-qc", is_flag=True, help="Leave out the quality checks, and the audit."),
+    click.option("--no-audit", is_flag=True, help="Do not measure whether contours are on edges."),
+    click.option(
+        "--audit-contours",
+        type=Count(),
+        metavar="N|all",
+        default="6",
+        show_default=True,
+        help="How many contours of each patient the audit measures.",
+    ),
+    click.option(
+        "--exclude-flagged",
+        type=Flags(),
+        default=(),
+        help="Leave out rows with such a warning, of all patients or of one: area-jump,"
+        "identical-contour:P1.",
+    ),
+    click.option(
+        "--exclude-file",
+        type=click.Path(dir_okay=False, path_type=str),
+        metavar="CSV",
+        help="Leave out the rows that a row list excludes or wants redrawn.",
+    ),
+    click.option(
+        "--exclude-structures",
+        is_flag=True,
+        help="With the two above: leave out only the structure that is named, not its row.",
     ),
 )
 WORKERS: Final = click.option(
@@ -179,8 +229,17 @@ _NEEDS: Final = (  # option, options of which it needs one, why
 
 
 def input_options(command: _Command) -> _Command:
-    """Give a command the options that say how DATA is read."""
-    for option in reversed(_INPUT):
+    """Give a command the options that say how DATA is read, and what of it."""
+    return _with(_INPUT, command)
+
+
+def quality_options(command: _Command) -> _Command:
+    """Give a command the options that say what is checked, and which rows that leaves out."""
+    return _with(_QUALITY, command)
+
+
+def _with(options: tuple[Callable[[_Command], _Command], ...], command: _Command) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -191,7 +250,7 @@ def build_options(params: dict[str, Any]) -> "BuildOptions":
     Parameters
     ----------
     params : dict
-        Of `input_options`, and others by the names of `BuildOptions`.
+        Of `input_options` and `quality_options`, and others by the names of `BuildOptions`.
     """
     from etl.options import BuildOptions
 
@@ -204,6 +263,8 @@ def build_options(params: dict[str, Any]) -> "BuildOptions":
         rows=rows,
         columns=columns,
         size=rule,
+        qc=not others.pop("no_qc"),
+        audit=not others.pop("no_audit"),
         **others,
     )
 

@@ -107,6 +107,7 @@ _DECIMAL: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-
 _DECIMAL_COMMA: Final = re.compile(rb"[+-]?[0-9]+(?:,[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 _UID: Final = re.compile(r"[0-9.]{1,64}")
 _BLANKS: Final = b" \0"  # padding
+_BINARY_VRS: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _LONGEST: Final = 4096  # bytes of a value that is kept in memory once decoded
 _US_BYTES: Final = 2
 _UL_BYTES: Final = 4
@@ -139,6 +140,8 @@ class Values:
         element = self._elements.get(tag)
         if element is None or element.value is None:
             return ""
+        if element.vr in _BINARY_VRS:
+            self._say_vr(tag, element.vr)
         return element.value.strip(_BLANKS).decode("ascii", "replace")
 
     def uid(self, tag: int) -> str:
@@ -146,6 +149,8 @@ class Values:
         element = self._elements.get(tag)
         if element is None or not element.value:
             return ""
+        if element.vr in _BINARY_VRS:
+            self._say_vr(tag, element.vr)
         uid, is_valid = (_uid if len(element.value) <= _LONGEST else _uid.__wrapped__)(
             element.value
         )
@@ -188,6 +193,8 @@ class Values:
         """
         element = self._elements.get(tag)
         value = element.value or b"" if element else b""
+        if element is not None and value and element.vr in _BINARY_VRS:
+            self._say_vr(tag, element.vr)
         read = decimals if len(value) <= _LONGEST else decimals.__wrapped__
         numbers, remark = read(value, n_values)
         if remark:
@@ -212,6 +219,10 @@ class Values:
             return math.nan
         number: float = struct.unpack(f"{self._order}d", value)[0]
         return number
+
+    def _say_vr(self, tag: int, vr: str) -> None:
+        """Say that a text stands under a VR of binary numbers, as which pydicom would read it."""
+        self.remarks.append(f"{KEYWORDS[tag]} is text, but its VR is {vr}; it is read as text")
 
     def _binary(self, tag: int) -> bytes:
         element = self._elements.get(tag)

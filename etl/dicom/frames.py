@@ -138,9 +138,9 @@ def _values(group: "Dataset", tags: Iterable[int]) -> dict[int, Element]:
     """Return the attributes of a functional group that have a value."""
     found: dict[int, Element] = {}
     for tag in tags:
-        value = group.get_item(tag).value if tag in group else None
-        if isinstance(value, bytes) and value.strip(b" \0"):
-            found[tag] = Element("", value, 0, len(value))
+        raw = group.get_item(tag) if tag in group else None
+        if raw is not None and isinstance(raw.value, bytes) and raw.value.strip(b" \0"):
+            found[tag] = Element(raw.VR or "", raw.value, 0, len(raw.value))
     return found
 
 

@@ -95,6 +95,8 @@ def read_card(path: Path) -> Card:
     except OSError as error:
         why = (error.strerror or "input/output error").lower()
         raise EtlError(f"{where}: cannot be read ({why}).") from error
+    except RecursionError as error:
+        raise EtlError(f"{where}: its lists and tables are nested too deeply.") from error
     except (TypeError, ValueError) as error:  # of the parser, of text that is no UTF-8, of ours
         raise EtlError(
             f'{where}: {str(error).rstrip(".")}. Write lines such as license = "CC-BY-4.0".'

@@ -12,8 +12,9 @@ from etl.findings import CODES, SEVERITY_ORDER, Finding, FindingRow, printable
 from etl.output import target
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import group_findings
+from etl.report.summary import Tag
 from etl.report.table import COLUMNS, no_formula
-from etl.report.text import diagnoses_text, findings_text, sources_text
+from etl.report.text import diagnoses_text, findings_text, sources_text, tag_text
 
 _SHOWN: Final = 6  # sizes, encodings or patients that one line lists
 
@@ -78,6 +79,8 @@ class Checked:
     summary: Summary
     findings: list[Finding]
     diagnoses: list[Diagnosis] = field(default_factory=list)  # their causes; only where `is_full`
+    tags: list[Tag] = field(default_factory=list)  # of `--keep-tags`, over the rows
+    notes: list[str] = field(default_factory=list)  # on what was asked for but not had
 
     def require_rows(self) -> None:
         """Raise where a build would have nothing to write.
@@ -119,6 +122,8 @@ class Checked:
             **summary,
             "size_option": self.summary.size_option,
             "diagnoses": [one.to_json() for one in self.diagnoses],
+            **({"tags": [asdict(one) for one in self.tags]} if self.tags else {}),
+            **({"notes": self.notes} if self.notes else {}),
             "findings": groups,
         }
 
@@ -145,8 +150,12 @@ class Checked:
         for one in summary.structures:
             in_pairs, in_rows = _count(one.n_pairs, "pair"), _count(one.n_rows, "row")
             yield f"  Label {one.code:<5} {one.name}: in {in_pairs}, {in_rows}"
+        for tag in self.tags:
+            same = "" if tag.n_values != 1 or tag.n_unknown else ", the same in all"
+            yield f"  Tag         {tag_text(tag)}{same}"
         yield ""
         yield from self._outcome()
+        yield from (f"Note: {note}" for note in self.notes)
 
     def _outcome(self) -> Iterator[str]:
         """Yield what a build would write and leave out."""

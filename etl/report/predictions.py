@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import EtlError
-from etl.findings import SEVERITY_ORDER, FindingRow, counted, printable
+from etl.findings import SEVERITY_ORDER, FindingRow, counted, printable, shortened
 from etl.report.overlays import ignored
 from loader import Dataset
 from loader.format import IGNORE
@@ -24,6 +24,7 @@ from loader.format import IGNORE
 CODE: Final = "disagrees-with-model"
 
 # Dice under the median by this many robust deviations is a finding, whatever the model.
+_SHOWN: Final = 80  # characters of another program's text in a message
 _N_DEVIATIONS: Final = 5
 _LEAST_DEVIATION: Final = 0.02  # where nearly all rows have the same Dice
 # Of a model whose median Dice is at least _FAIR, Dice under _POOR is a finding as well.
@@ -262,8 +263,8 @@ def _check_identity(path: Path, file: _File, dataset: Dataset) -> None:
     if text != dataset.dataset_id:
         raise _unusable(
             path,
-            f"its dataset_id is {printable(text)}, that of {dataset.path} is {dataset.dataset_id}: "
-            "they are predictions of another file. Predict again.",
+            f"its dataset_id is {shortened(printable(text), _SHOWN)}, that of {dataset.path} is "
+            f"{dataset.dataset_id}: they are predictions of another file. Predict again.",
         )
 
 

@@ -243,13 +243,14 @@ def _pixel_spacings(dataset: Dataset) -> list[tuple[float, float]]:
 
 def _tags(dataset: Dataset) -> list[Tag]:
     return [
-        _tag(name.removeprefix(file_format.TAG_PREFIX), values)
+        tag_of(name.removeprefix(file_format.TAG_PREFIX), values)
         for name, values in dataset.manifest.items()
         if name.startswith(file_format.TAG_PREFIX)
     ]
 
 
-def _tag(keyword: str, column: npt.NDArray[np.generic]) -> Tag:
+def tag_of(keyword: str, column: npt.NDArray[np.generic]) -> Tag:
+    """Return what the values of an attribute are, over all rows."""
     is_number = column.dtype.kind == "f"
     known = column[~np.isnan(column.astype(np.float64))] if is_number else column[column != ""]
     counts = Counter(known.tolist())

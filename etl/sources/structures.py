@@ -112,6 +112,8 @@ def read_choices(path: Path) -> tuple[StructureChoice, ...]:
     except OSError as error:
         why = (error.strerror or "input/output error").lower()
         raise EtlError(f"{where}: cannot be read ({why}).") from error
+    except RecursionError as error:
+        raise EtlError(f"{where}: its lists and tables are nested too deeply.") from error
     except (TypeError, ValueError) as error:  # of either parser, of text that is no UTF-8, of ours
         why = str(error).removeprefix("structures: ").rstrip(".")
         raise EtlError(

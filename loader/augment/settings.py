@@ -244,7 +244,7 @@ class Augment:
             if version != _FORMAT_VERSION or not read.keys() <= known:
                 raise ValueError(f"version {version!r} with {', '.join(read)}")
             return cls.none(**read)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise LoaderError(
                 "Augmentation not read: expected the JSON of Augment.to_json, of version "
                 f"{_FORMAT_VERSION}, found {type(error).__name__}: {error}. Give what to_json "

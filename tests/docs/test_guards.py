@@ -117,6 +117,17 @@ def test_each_option_says_what_it_means(command):
     assert [option.name for option in options if not getattr(option, "help", None)] == []
 
 
+def test_each_option_of_a_build_is_one_of_the_check_or_has_a_reason():
+    text = section(read("docs/command-line.md"), "## dicom-etl check")
+    has = {
+        command: {name for one in cli.commands[command].params for name in one.opts}
+        for command in ("check", "build")
+    }
+    require_same(
+        first_cells(text), {name for name in has["build"] - has["check"] if name.startswith("--")}
+    )
+
+
 # Options of other programs that the pages name.
 OTHERS = {
     "--help",

@@ -20,9 +20,11 @@ from builders import (
     write_dicom,
     write_tree,
 )
+from click.testing import CliRunner
 
 import etl
 from etl.check import check
+from etl.cli import cli
 from etl.errors import EtlError
 from etl.options import BuildOptions
 from loader import open_dataset
@@ -242,3 +244,87 @@ def test_nothing_to_build_is_said_at_the_end(root):
     with pytest.raises(EtlError, match=r"^Nothing to build.*No i-contour file was found: expected"):
         found.require_rows()
     check(write_tree(root.parent / "other"), OPTIONS).require_rows()
+
+
+# ------------------------------------------------------------------------- options of a build
+
+
+def test_kept_attributes_are_counted_over_the_rows(root):
+    for number, echo in ((1, "1.5"), (2, "1.5"), (3, "2.5")):
+        image = instance(gradient(seed=number), uid=f"1.2.3.1.{number}", EchoTime=echo)
+        image.Manufacturer = "Maker"
+        write_dicom(root, "P1", f"{number}.dcm", image)
+    tags = ("EchoTime", "Manufacturer", "FlipAngle")
+    options = etl.BuildOptions(rows=ROWS, columns=COLUMNS, keep_tags=tags)
+    for full in (False, True):
+        found = check(root, options, full=full)
+        by_name = {one.keyword: one for one in found.tags}
+        assert by_name["EchoTime"].values == [("1.5", 2), ("2.5", 1)]
+        assert by_name["EchoTime"].n_unknown == 3
+        assert by_name["FlipAngle"].n_unknown == 6
+        lines = "\n".join(found.text())
+        assert "  Tag         EchoTime: 1.5 in 2 rows, 2.5 in 1 row, none in 3 rows" in lines
+        assert "  Tag         FlipAngle: no row has a value" in lines
+        assert found.to_json()["tags"][0]["keyword"] == "EchoTime"
+    assert "tags" not in check(root, OPTIONS).to_json()
+
+
+def test_an_attribute_that_no_build_keeps_is_refused_before_the_work(root):
+    options = etl.BuildOptions(rows=ROWS, columns=COLUMNS, keep_tags=("PatientName",))
+    with pytest.raises(EtlError, match="PatientName is a person's name"):
+        check(root, options)
+    anyway = etl.BuildOptions(
+        rows=ROWS, columns=COLUMNS, keep_tags=("PatientName",), keep_tags_anyway=True
+    )
+    assert any("patients may be found" in note for note in check(root, anyway).notes)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_rows_of_a_row_list_are_left_out_as_by_a_build(root, tmp_path, full):
+    path = tmp_path / "rows.csv"
+    path.write_text("patient_id,slice\nP1,2\nP9,1\n")
+    options = etl.BuildOptions(rows=ROWS, columns=COLUMNS, exclude_file=str(path))
+    found = check(root, options, full=full)
+    result = etl.build(root, tmp_path / "out.h5", options)
+    assert found.summary.n_rows == result.n_rows == 5
+    assert codes(found)["row-excluded"] == 1
+    assert set(found.notes) <= set(result.notes)
+    assert found.notes
+
+
+@pytest.mark.parametrize("by_structure", [False, True])
+def test_flagged_rows_are_left_out_by_the_full_check_as_by_a_build(root, tmp_path, by_structure):
+    same = (root / contour_path("A1", 1)).read_bytes()
+    (root / contour_path("A1", 2)).write_bytes(same)
+    options = etl.BuildOptions(
+        contours=("i", "o"), partial=True, rows=ROWS, columns=COLUMNS,
+        exclude_flagged=("identical-contour",), exclude_structures=by_structure,
+    )  # fmt: skip
+    found = check(root, options, full=True)
+    result = etl.build(root, tmp_path / "out.h5", options)
+    drawn = open_dataset(tmp_path / "out.h5").manifest
+    assert found.summary.n_rows == result.n_rows
+    assert [one.n_rows for one in found.summary.structures] == [
+        int(drawn[f"drawn_{one.code}"].sum()) for one in found.summary.structures
+    ]
+    assert result.n_rows == (6 if by_structure else 4)
+
+
+def test_the_options_of_pixels_need_the_full_check(root):
+    size = ["--size", f"{ROWS}x{COLUMNS}"]
+    for option in (["--no-qc"], ["--no-audit"], ["--exclude-flagged", "area-jump"]):
+        found = CliRunner().invoke(cli, ["check", str(root), *size, *option])
+        assert (found.exit_code, "needs --full" in found.output) == (2, True)
+        found = CliRunner().invoke(cli, ["check", str(root), *size, "--full", *option])
+        assert found.exit_code == 0, found.output
+
+
+def test_the_command_passes_every_option_on(root, tmp_path):
+    (tmp_path / "rows.csv").write_text("patient_id,slice\nP1,2\n")
+    arguments = ["--keep-tags", "EchoTime, FlipAngle", "--exclude-file", str(tmp_path / "rows.csv")]
+    arguments += ["--rasterizer", "pillow", "--size", f"{ROWS}x{COLUMNS}", "--json"]
+    found = CliRunner().invoke(cli, ["check", str(root), *arguments])
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    assert said["n_rows"] == 5
+    assert [one["keyword"] for one in said["tags"]] == ["EchoTime", "FlipAngle"]

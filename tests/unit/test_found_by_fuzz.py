@@ -1,0 +1,94 @@
+"""What `make fuzz` has found, in its smallest form; each is mended."""
+
+import io
+import re
+
+import h5py
+import numpy as np
+import pytest
+from builders import dicom_bytes, instance
+from dataset_builder import write_dataset
+
+import loader
+from etl.dicom import header as dicom_header
+from etl.dicom.instance import read_instance
+from etl.errors import EtlError
+from etl.report.card import read_card
+from etl.report.predictions import agreement
+from etl.sources.structures import read_choices
+from loader.errors import LoaderError
+
+DEEP = "[" * 100_000
+
+
+def warnings_of(data):
+    found = read_instance(io.BytesIO(data))
+    return found, [text for code, text in found.warnings if code == "image-header-invalid"]
+
+
+@pytest.mark.parametrize("is_scanned", [True, False])
+@pytest.mark.parametrize(
+    ("tag", "vr", "keyword"),
+    [
+        (b"\x08\0\x18\0", b"UI", "SOPInstanceUID"),
+        (b"\x28\0\x30\0", b"DS", "PixelSpacing"),
+        (b"\x20\0\x32\0", b"DS", "ImagePositionPatient"),
+    ],
+)
+@pytest.mark.parametrize("binary", [b"US", b"SS", b"AT", b"UL", b"FD"])
+def test_text_under_a_vr_of_binary_numbers_is_said(
+    monkeypatch, tag, vr, keyword, binary, is_scanned
+):
+    """pydicom reads the bytes as numbers: our value differs, and must not do so silently."""
+    if not is_scanned:
+        monkeypatch.setattr(dicom_header, "_scan", lambda *_: None)
+    data = dicom_bytes(instance())
+    expected, none = warnings_of(data)
+    assert none == []
+    found, said = warnings_of(data.replace(tag + vr, tag + binary))
+    assert found.sop_instance_uid == expected.sop_instance_uid
+    assert found.pixel_spacing == expected.pixel_spacing
+    text = f"{keyword} is text, but its VR is {binary.decode()}; it is read as text"
+    assert any(text in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [
+        ("a.json", DEEP, read_choices),
+        ("a.toml", f"a = {DEEP}", read_choices),
+        ("a.toml", f"keywords = {DEEP}", read_card),
+    ],
+)
+def test_settings_nested_too_deeply_are_our_error(tmp_path, name, text, read):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EtlError, match="nested too deeply"):
+        read(tmp_path / name)
+
+
+def test_an_augmentation_nested_too_deeply_is_our_error():
+    with pytest.raises(LoaderError, match="Augmentation not read"):
+        loader.Augment.from_json(DEEP)
+
+
+@pytest.mark.parametrize("name", ["format", "mask_kind"])
+def test_a_message_quotes_no_endless_attribute(tmp_path, name):
+    path = tmp_path / "a.h5"
+    write_dataset(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = np.bytes_(b"x" * 50_000)
+    with pytest.raises(LoaderError) as caught:
+        loader.open_dataset(path)
+    assert re.search(r"\(5\d\d\d\d characters\)", str(caught.value))
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_message_quotes_no_endless_id_of_predictions(tmp_path):
+    write_dataset(tmp_path / "a.h5")
+    data = loader.open_dataset(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["predictions"] = np.array(data.masks)
+        file.attrs["dataset_id"] = np.bytes_(b"x" * 50_000)
+    with pytest.raises(EtlError, match=r"\(50000 characters\)") as caught:
+        agreement(data, tmp_path / "p.h5")
+    assert len(str(caught.value)) < 1500
