@@ -308,7 +308,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "a structure of one patient looks like another structure of all other patients, by size, "
         "brightness or place, and that one like it, or it is not drawn; from 5 patients on",
         "check whether the names are exchanged in this patient",
-        flag=20,
+        flag=21,
     ),
     "identical-contour": FindingCode(
         "warning",

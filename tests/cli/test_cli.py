@@ -400,7 +400,7 @@ def test_a_report_fails_on_the_findings_it_is_told_to(root, tmp_path):
         ("--no-qc", "  Checks    none: built with --no-qc", "alignment-patient"),
         (
             "--no-audit",
-            "  Alignment not measured: --no-audit, or no structure whose contrast is known",
+            "  Alignment not measured: --no-audit, or all structures are masks",
             "alignment-patient",
         ),
     ],
