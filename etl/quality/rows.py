@@ -327,7 +327,7 @@ def _missing_geometry(rows: Rows) -> Iterator[Finding]:
     values = {
         "PixelSpacing": _spacing(manifest),
         "ImagePositionPatient": _position(manifest),
-        "ImageOrientationPatient": _orientation(manifest),
+        "ImageOrientationPatient": _directions(manifest),
     }
     patients = _codes(manifest["patient_id"])
     counts = []
@@ -369,7 +369,7 @@ def _instance_numbers(rows: Rows) -> Iterator[Finding]:
 def _jumps(rows: Rows) -> Iterator[Finding]:
     """Compare areas and centroids with those of neighbouring slices and phases."""
     manifest = rows.manifest
-    spacing, orientation = _spacing(manifest), _orientation(manifest)
+    spacing, orientation = _spacing(manifest), _directions(manifest)
     position = _position(manifest)
     height = heights(orientation, position)
     is_placed = ~np.isnan(height)
@@ -521,9 +521,14 @@ def _position(manifest: ManifestTable) -> _Floats:
 
 
 def _orientation(manifest: ManifestTable) -> _Floats:
-    """Return direction cosines, shape (n, 6); NaN where they are no two directions."""
+    """Return direction cosines as headers have them, shape (n, 6)."""
     names = [f"image_orientation_{half}_{axis}" for half in ("row", "column") for axis in "xyz"]
-    cosines = np.stack([_floats(manifest, name) for name in names], axis=1)
+    return np.stack([_floats(manifest, name) for name in names], axis=1)
+
+
+def _directions(manifest: ManifestTable) -> _Floats:
+    """Return direction cosines, shape (n, 6); NaN where they are no two directions."""
+    cosines = _orientation(manifest)
     cosines[~are_directions(cosines)] = np.nan
     return cosines
 
