@@ -218,13 +218,14 @@ class Segmentation:
         if (item := next(items(dataset, "SharedFunctionalGroupsSequence"), None)) is not None:
             shared = of_dataset(item).over(root)
         numbers = [int(item.SegmentNumber) for item in items(dataset, "SegmentSequence")]
+        background = self._background
+        segments = [number for number in numbers if number not in background]
         for frame in range(self._n_frames):
             groups = (own[frame] if own else Groups(source=root.source)).over(shared)
             plane, source = groups.plane, groups.source
             if self._kind == LABELMAP:
-                for number in numbers:
-                    if number not in self._background:
-                        yield SegmentFrame(frame, number, plane, source)
+                for number in segments:
+                    yield SegmentFrame(frame, number, plane, source)
             elif groups.number is None:
                 raise SourceError(_CODE, "has a frame of no segment. Export it again.")
             else:
