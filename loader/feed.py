@@ -237,9 +237,7 @@ class Gatherer:
         patches = form.patches
         self.windows = None if patches is None else Windows(dataset, patches, seed)
         self._is_padded = patches is not None and patches.pad
-        self._minima = None
-        if self._is_padded:
-            self._minima = dataset.manifest["minimum"].astype(dataset.images.dtype)
+        self._minima = dataset.manifest["minimum"] if self._is_padded else None
         self._cutters = tuple(
             Cutter(samples, self.shape)
             for samples in (dataset.images, dataset.masks)
@@ -500,9 +498,11 @@ class Gatherer:
 
     def _paddings(self, rows: Indices) -> Images:
         """Return the value around each image."""
+        stored = self._dataset.images.dtype
         if self._minima is None:
-            return np.zeros(len(rows), self._dataset.images.dtype)  # of no pixel
-        return self._minima[rows]
+            return np.zeros(len(rows), stored)  # of no pixel
+        minima: Images = self._minima[rows].astype(stored)
+        return minima
 
     def _arrange(self, samples: npt.NDArray[_Value]) -> npt.NDArray[_Value]:
         has_channels = samples.ndim == len("NCHW")

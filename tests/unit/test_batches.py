@@ -344,7 +344,7 @@ def test_too_few_rows_for_one_batch(path, batch_size, world_size, remainder, nee
 def test_dataset_without_rows(tmp_path):
     write_dataset(tmp_path / "out.h5", n=0)
     for remainder in ("sample", "keep", "pad", "error"):
-        with pytest.raises(loader.LoaderError, match="too few rows"):
+        with pytest.raises(loader.LoaderError, match="the file has no rows"):
             loader.Batches(tmp_path / "out.h5", batch_size=1, remainder=remainder)
 
 
