@@ -84,6 +84,19 @@ def test_true_claims_about_images_with_padding_are_confirmed(value):
     assert not is_confirmed(image, claim)
 
 
+@pytest.mark.parametrize("padding", range(7))
+def test_of_all_values_around_the_padding_one_is_confirmed(padding):
+    rng = np.random.default_rng(padding)
+    for shape in ((1, 7), (9, 9), (30, 40)):
+        image = rng.integers(0, 7, shape, np.int16)
+        span = float(padding), float(padding)
+        true = claim_of(image, span)
+        for name in ("minimum", "maximum", "p01", "p99"):
+            for value in {*range(-1, 9), getattr(true, name)}:
+                claim = true._replace(**{name: float(value)})
+                assert is_confirmed(image, claim, span) == (claim == true)
+
+
 def test_padding_that_no_pixel_has_is_confirmed():
     image = smooth("<i2", 0, 600)
     assert is_confirmed(image, claim_of(image), (-2000.0, -2000.0))

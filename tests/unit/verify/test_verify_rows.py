@@ -182,6 +182,17 @@ def test_what_differs_is_what_a_plain_check_finds(file, change, seed):
     assert found or change is change_statistic  # 0 may be what it was
 
 
+@pytest.mark.parametrize("kind", ["beyond the frame", "padding beyond the frame"])
+@pytest.mark.parametrize("n_padding", [0, 1, 64])
+def test_padding_beyond_the_frame_is_counted(tmp_path, kind, n_padding):
+    """Both as in the pixels of the frame, and as all of them."""
+    path = written(tmp_path / "some.h5", **KINDS[kind])
+    with h5py.File(path, "r+") as file:
+        file["manifest/n_padding"][1] = n_padding
+    (found,) = compared(path)
+    assert found.message.startswith(f"n_padding is {n_padding:.1f} in the manifest")
+
+
 def test_any_part_of_a_file_is_checked_by_itself(tmp_path):
     path = written(tmp_path / "some.h5")
     with h5py.File(path, "r+") as file:
