@@ -2,7 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := run
+# Workers take the tests in order, so that most fixtures of a module are made once.
+PYTEST := $(BIN)/python -m pytest --dist worksteal
 LONG := tests/docs/test_examples.py tests/torture tests/test_shapes.py tests/test_dask.py
+
+# Else each of the hundreds of processes of the tests would compile all modules.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test test-long test-frameworks test-page torture fuzz check docs bench format clean
 
@@ -19,11 +24,11 @@ run: $(VENV)/.installed-run
 	$(BIN)/python examples/draw_batches.py $(RUN)/out.h5
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --ignore tests/frameworks --ignore tests/page $(LONG:%=--ignore %)
+	$(PYTEST) --numprocesses auto --ignore tests/frameworks --ignore tests/page $(LONG:%=--ignore %)
 
 # Whole runs of commands: every example of the documentation, failing disks, kills, a cluster.
 test-long: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto $(LONG)
+	$(PYTEST) --numprocesses auto $(LONG)
 
 # PyTorch is large and not needed by any other command: its tests are apart. TensorFlow is left out:
 # it needs an older h5py than constraints.txt has.
@@ -32,22 +37,22 @@ test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 		monai==1.6.1 torchio==1.2.1 albumentations==2.0.8 lightning==2.6.6 jax==0.10.2 || \
 		echo "The libraries of the recipes cannot be installed here: their tests skip."
-	$(BIN)/python -m pytest --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
+	$(PYTEST) --numprocesses 2 tests/frameworks "tests/docs/test_examples.py::test_the_examples_of_a_page_run[docs/pytorch.md]"
 
 # The browser's driver and the reader of data cards are large, and not needed by any other command.
 test-page: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -qq --disable-pip-version-check mlcroissant==1.1.1 playwright==1.65.2 axe-playwright-python==0.1.8 || \
 		echo "Playwright, axe and mlcroissant cannot be installed here: the tests that need them skip."
-	$(BIN)/python -m pytest --numprocesses 2 tests/page
+	$(PYTEST) --numprocesses 2 tests/page
 
 # Every failing call in every way, and hundreds of signals and kills: minutes.
 torture: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --thorough tests/torture
+	$(PYTEST) --numprocesses auto --thorough tests/torture
 
 # Mutated files, and files of odd parts, into every parser, each target for SECONDS.
 SECONDS ?= 60
 fuzz: $(VENV)/.installed-test
-	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest --numprocesses auto -rP tests/fuzz/fuzz_parsers.py tests/fuzz/fuzz_structures.py
+	FUZZ_SECONDS=$(SECONDS) $(PYTEST) --numprocesses auto -rP tests/fuzz/fuzz_parsers.py tests/fuzz/fuzz_structures.py
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .

@@ -75,8 +75,8 @@ def write_dataset(
     rng = np.random.default_rng(seed)
     shown = [0, *_codes_of(structures)]
     if structures[0].bit is not None:
-        shown = list(range(2 ** len(structures)))
-        shown = [sum((one >> k & 1) << s.bit for k, s in enumerate(structures)) for one in shown]
+        every = np.arange(2 ** len(structures))
+        shown = sum((every >> k & 1) << one.bit for k, one in enumerate(structures))
     arrays = {
         "masks": rng.choice(np.array(shown, mask_dtype), (n, rows, columns)),
         "images": rng.integers(0, 1000, (n, rows, columns)).astype(image_dtype),

@@ -1,6 +1,7 @@
 """The rooms of the house: which may import which, and what importing costs."""
 
 import ast
+import functools
 import graphlib
 import importlib.util
 import subprocess
@@ -130,10 +131,16 @@ def room(module):
     return next(ROOMS[name] for name in names if name in ROOMS)
 
 
+@functools.cache
+def nodes(path):
+    """Return all nodes of a module's syntax tree; several tests ask for them."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imported(module):
     """Yield the modules of the project that a module imports anywhere, functions included."""
     path = MODULES[module]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -201,7 +208,7 @@ def test_no_string_names_a_module_of_ours():
     found = [
         (module, node.value)
         for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and node.value in dotted
     ]
     assert found == []

@@ -64,7 +64,7 @@ def write_boxes(root, slices=(1, 2, 3), names=tuple(BOXES)):
 
 
 def options(**others):
-    return BuildOptions(rows=ROWS, columns=COLUMNS, structures=tuple(BOXES), **others)
+    return BuildOptions(rows=ROWS, columns=COLUMNS, audit=False, structures=tuple(BOXES), **others)
 
 
 @pytest.fixture

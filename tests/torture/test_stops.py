@@ -16,8 +16,8 @@ import etl
 from etl.options import BuildOptions
 
 COMMAND = Path(sys.executable).with_name("dicom-etl")
-SIZE = ["--size", f"{ROWS}x{COLUMNS}"]
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+SIZE = ["--size", f"{ROWS}x{COLUMNS}", "--no-audit"]
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
 OLD = b"\x89HDF\r\n\x1a\n the old file"
 NAMES = ["data", "out.h5", "out.h5.cache"]  # the cache is there from the first build on
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -17,17 +18,23 @@ N, SIDE = 12, 64
 FLAGS = {Attribute.FLAG_CODES: '["area-jump"]'}
 
 
-def write(path, offset=0):
-    """Write a file as of long ago: two writes within one tick of the clock look the same."""
-    arrays = write_dataset(path, N, SIDE, SIDE, offset=offset, attributes=FLAGS)
-    os.utime(path, (10**9, 10**9))
-    return arrays
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder with two files, as of long ago.
+
+    Two writes within one tick of the clock look the same.
+    """
+    folder = tmp_path_factory.mktemp("files")
+    for name, offset in (("out.h5", 0), ("other.h5", 1000)):
+        write_dataset(folder / name, N, SIDE, SIDE, offset=offset, attributes=FLAGS)
+        os.utime(folder / name, (10**9, 10**9))
+    return folder
 
 
 @pytest.fixture
-def path(tmp_path):
-    write(tmp_path / "out.h5")
-    write(tmp_path / "other.h5", offset=1000)
+def path(files, tmp_path):
+    for name in ("out.h5", "other.h5"):
+        shutil.copy2(files / name, tmp_path / name)
     return tmp_path / "out.h5"
 
 

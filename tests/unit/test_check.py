@@ -29,7 +29,7 @@ from etl.errors import EtlError
 from etl.options import BuildOptions
 from loader import open_dataset
 
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
 TWO = (("P1", "A1"), ("P2", "A2"))
 
 

@@ -1,5 +1,6 @@
 """Exceptions and signals' handlers at any moment: no batch is lost, none comes twice."""
 
+import functools
 import gc
 import itertools
 import linecache
@@ -26,6 +27,7 @@ def path(tmp_path):
 
 
 def make(path, **options):
+    """Return batches of a file, or of one that is open."""
     return loader.Batches(path, batch_size=BATCH, seed=3, **options)
 
 
@@ -39,6 +41,11 @@ def drawn(batches, n):
     return rows
 
 
+@functools.cache
+def is_with(name, number):
+    return linecache.getline(name, number).lstrip().startswith("with ")
+
+
 def raise_at(step):
     """Return a trace function that interrupts at so manyth line of the loader.
 
@@ -48,10 +55,10 @@ def raise_at(step):
     folder = os.path.dirname(loader.__file__)
 
     def trace(frame, event, _argument):
-        if not frame.f_code.co_filename.startswith(folder):
+        name = frame.f_code.co_filename
+        if not name.startswith(folder):
             return None
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if event == "line" and not line.lstrip().startswith("with ") and next(lines) == step:
+        if event == "line" and not is_with(name, frame.f_lineno) and next(lines) == step:
             sys.settrace(None)
             raise KeyboardInterrupt
         return trace
@@ -62,10 +69,11 @@ def raise_at(step):
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("n_before", [0, 3, 9])
 def test_an_interrupted_batch_is_the_next_one_again(path, prefetch, n_before):
-    expected = drawn(make(path), 25)
+    data = loader.open_dataset(path)
+    expected = drawn(make(data), 25)
     before = sys.gettrace()
     for step in range(500):
-        with make(path, prefetch=prefetch) as batches:
+        with make(data, prefetch=prefetch) as batches:
             assert drawn(batches, n_before) == expected[:n_before]
             state = batches.state_dict()
             sys.settrace(raise_at(step))

@@ -247,7 +247,9 @@ def test_a_mask_has_a_digest_and_a_centre():
 def test_a_contour_file_of_two_regions_and_a_hole_is_built_as_drawn(tmp_path):
     root = write_tree(tmp_path / "data", slices=(1, 2), outer=False)
     write_contour(root, "A1", 1, text=f"{LEFT}\n{RIGHT}\n{HOLE}")
-    result = etl.build(root, tmp_path / "out.h5", etl.BuildOptions(rows=ROWS, columns=COLUMNS))
+    result = etl.build(
+        root, tmp_path / "out.h5", etl.BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
+    )
     assert result.findings == []
     data = open_dataset(tmp_path / "out.h5")
     expected = np.zeros((ROWS, COLUMNS), int)
@@ -266,7 +268,7 @@ def test_a_contour_file_of_two_regions_and_a_hole_is_built_as_drawn(tmp_path):
 def test_a_part_outside_of_the_image_is_named(tmp_path):
     root = write_tree(tmp_path / "data", slices=(1, 2), outer=False)
     write_contour(root, "A1", 1, text=f"{LEFT}\n90 90\n95 90\n95 95\n")
-    options = etl.BuildOptions(rows=ROWS, columns=COLUMNS)
+    options = etl.BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
     (finding,) = etl.build(root, tmp_path / "out.h5", options).findings
     assert finding.code == "contour-outside"
     assert finding.message.startswith("its polygon 2 of 2 lies wholly outside")

@@ -16,7 +16,7 @@ from etl.options import BuildOptions
 from loader import open_dataset
 
 N_FRAMES = 5
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
 
 
 def frame_groups(slope):

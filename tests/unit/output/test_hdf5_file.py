@@ -9,7 +9,7 @@ from etl.options import BuildOptions
 from etl.output import hdf5_file
 from loader import open_dataset
 
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
 LEAVES_OUT = BuildOptions(
     rows=ROWS, columns=COLUMNS, exclude_flagged=("contour-partly-outside",)
 )  # so that rows are copied

@@ -158,7 +158,7 @@ def test_what_the_user_or_the_input_says_wins_over_people(tmp_path):
 def old(tmp_path):
     """Return the path of a file of six patients with a split and folds, and its sides."""
     root = write_tree(tmp_path / "data", [(f"P{n}", f"A{n}") for n in range(6)])
-    options = BuildOptions(rows=ROWS, columns=COLUMNS, split=(50, 25, 25), folds=2)
+    options = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False, split=(50, 25, 25), folds=2)
     etl.build(root, tmp_path / "old.h5", options)
     manifest = open_dataset(tmp_path / "old.h5").manifest
     columns = (manifest[name].tolist() for name in ("patient_id", "split", "fold"))
@@ -180,7 +180,7 @@ def test_patients_of_an_older_file_keep_their_sides_and_new_ones_fill_the_shares
 def test_fewer_folds_than_before_reassign_those_whose_fold_is_gone(tmp_path, old):
     _path, before = old
     root = tmp_path / "data"
-    three = BuildOptions(rows=ROWS, columns=COLUMNS, folds=3)
+    three = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False, folds=3)
     etl.build(root, tmp_path / "three.h5", three)
     fold_before = read_old_split(tmp_path / "three.h5").folds
     n_samples = dict.fromkeys(before, 3)

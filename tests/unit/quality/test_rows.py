@@ -1,3 +1,5 @@
+import copy
+import functools
 import time
 from dataclasses import dataclass, field
 
@@ -81,6 +83,12 @@ def make_row(cine, slice_index, phase, kinds):
 
 def study(patients=3, slices=8, phases=4, seed=0, *, every_phase=False):
     """Return the rows of some phantom patients, drawn as `dicom-etl phantom` draws them."""
+    return copy.deepcopy(clean_rows(patients, slices, phases, seed, every_phase))
+
+
+@functools.cache
+def clean_rows(patients, slices, phases, seed, every_phase):
+    """Return the rows that `study` copies, which most tests change."""
     rows = []
     for patient in range(patients):
         cine = Cine(seed, patient, slices, phases)

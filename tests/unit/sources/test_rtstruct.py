@@ -74,7 +74,7 @@ def only(result, code):
     return found
 
 
-@pytest.mark.parametrize("size", [(88, 112), (50, 100), (128, 108)])
+@pytest.mark.parametrize("size", [(50, 100)])  # more: tests/test_shapes.py
 def test_masks_and_volumes_are_those_of_the_shapes_in_any_orientation(tmp_path, size):
     write_shapes(tmp_path / "data", patients=3, slices=40, rows=size[0], columns=size[1])
     result, data = build(tmp_path / "data", rows=size[0], columns=size[1])

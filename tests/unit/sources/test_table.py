@@ -41,7 +41,7 @@ def discover(root, **options):
 
 
 def build(root, out, **options):
-    options = BuildOptions(rows=ROWS, columns=COLUMNS, **options)
+    options = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False, **options)
     return etl.build(root, out, options), open_dataset(out)
 
 

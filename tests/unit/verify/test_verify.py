@@ -24,7 +24,7 @@ from etl.verify.file import verify
 from loader import open_dataset
 from loader.errors import LoaderError
 
-OPTIONS = {"rows": ROWS, "columns": COLUMNS}
+OPTIONS = {"rows": ROWS, "columns": COLUMNS, "audit": False}
 TWO = (("P1", "A1"), ("P2", "A2"))
 N_FLIPS = 150
 

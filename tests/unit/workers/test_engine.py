@@ -20,7 +20,7 @@ from etl.options import BuildOptions
 from etl.workers import engine, local_pool
 from etl.workers.engine import Work, local_engine
 
-OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS)
+OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
 TASKS = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(40)]
 EXPECTED = [number * number for task in TASKS for number in task]
 
