@@ -67,6 +67,7 @@ _CHOOSE: Final = (
 _TYPED: Final = {
     "rows": "size",
     "columns": "size",
+    "limits": "limit",
     "qc": "no_qc",
     "audit": "no_audit",
     "exclude_file_xxh3": "exclude_file",

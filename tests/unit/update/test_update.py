@@ -166,7 +166,7 @@ REASONS = {
     "damaged cache": "out.h5.cache is damaged, or of another version",
     "cache of another OUT": "out.h5.cache belongs to another file",
     "no sealing source": "the sources that its cache was sealed with are gone or changed",
-    "other options": "it was built with other options (--rasterizer, --size)",
+    "other options": "it was built with other options (--limit, --rasterizer, --size)",
     "another version": f"it was built by version {VERSION}",
     "other structures": "it was built with other structures",
     "damaged row": "its row 4 is not what was written",
@@ -198,6 +198,7 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
                 file.write(bytes(2))
     elif what == "other options":
         options = {"rasterizer": "pillow", "rows": ROWS + 2, "size": "fit"}
+        options["limits"] = {"contour-points": 1_200_000}
     elif what == "another version":
         monkeypatch.setattr(memory, "VERSION", "9.9.9")
     elif what == "other structures":
