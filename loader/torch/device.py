@@ -207,7 +207,11 @@ class Pinned:
         gathering: deque[_Gathering] = deque()
         sent: deque[tuple[_Gathering, tuple[torch.Tensor, ...], torch.cuda.Event]] = deque()
         while True:
-            while len(gathering) < n_ahead and (group := next(groups, None)) is not None:
+            # Those that were sent count too: with a slow training step, more and more of the epoch
+            # would be on the device, and a slot would be sent again before its batch was taken.
+            while len(gathering) + len(sent) < n_ahead:
+                if (group := next(groups, None)) is None:
+                    break
                 gathering.append(self._gather(stream, group, next(slots)))
             while gathering and (not sent or gathering[0].is_done()):
                 sent.append(self._send(gathering.popleft()))

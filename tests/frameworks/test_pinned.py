@@ -5,6 +5,7 @@ host has waited, the memory that it reads must stay as it is; and what was copie
 is used on another must be recorded there before it is freed.
 """
 
+import concurrent.futures
 import contextlib
 
 import numpy as np
@@ -206,6 +207,18 @@ def test_an_iteration_that_was_left_spoils_nothing(cuda, path, monkeypatch):
         batches.set_epoch(0)
         require_epochs(batches, path, 2)
     assert len(cuda.streams) == 1
+
+
+def test_a_slow_training_step_does_not_fill_the_device(cuda, path, monkeypatch):
+    """Batches that were sent and not taken are never more than those ahead."""
+    monkeypatch.setattr(device_module, "batches_together", lambda _: 1)
+    with DeviceBatches(path, "cuda", gather_threads=2, prefetch=3, **OPTIONS) as batches:
+        for n_taken, _ in enumerate(batches, 1):
+            (stream,) = cuda.streams
+            n_sent = len(stream.copies) // len(("images", "masks"))
+            assert n_sent - n_taken < 4
+            slots = batches._maker._slots
+            concurrent.futures.wait([part for slot in slots for part in slot.parts])
 
 
 def test_pinned_memory_is_taken_once_for_all_epochs(cuda, path):
