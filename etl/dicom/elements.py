@@ -107,6 +107,10 @@ _DECIMAL: Final = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-
 _DECIMAL_COMMA: Final = re.compile(rb"[+-]?[0-9]+(?:,[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 _UID: Final = re.compile(r"[0-9.]{1,64}")
 _BLANKS: Final = b" \0"  # padding
+_TEXT_VRS: Final = frozenset(
+    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI"}
+    | {"UR", "UT"}
+)
 _BINARY_VRS: Final = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
 _LONGEST: Final = 4096  # bytes of a value that is kept in memory once decoded
 _US_BYTES: Final = 2
@@ -165,6 +169,9 @@ class Values:
             return None
         if len(element.value) != _US_BYTES:
             raise ImageError("image-unreadable", f"{KEYWORDS[tag]} is not one 16-bit number.")
+        if element.vr in _TEXT_VRS:
+            words = f"is a binary number, but its VR is {element.vr}; it is read as number"
+            self.remarks.append(f"{KEYWORDS[tag]} {words}")
         order: Literal["big", "little"] = "big" if self._is_big_endian else "little"
         return int.from_bytes(element.value, order)
 

@@ -34,6 +34,7 @@ TEXTS: Final[dict[str, str]] = {
     "limitations": "Limitations",
     "personal_information": "Personal information",
 }
+_MOST_QUOTED: Final = 500  # characters of a message's reason
 _MOST: Final = 4096  # characters of one cell or paragraph
 _CREATOR_KEYS: Final = ("name", "kind", "url", "email", "affiliation")
 _KINDS: Final = ("person", "organization")
@@ -98,9 +99,8 @@ def read_card(path: Path) -> Card:
     except RecursionError as error:
         raise EtlError(f"{where}: its lists and tables are nested too deeply.") from error
     except (TypeError, ValueError) as error:  # of the parser, of text that is no UTF-8, of ours
-        raise EtlError(
-            f'{where}: {str(error).rstrip(".")}. Write lines such as license = "CC-BY-4.0".'
-        ) from error
+        why = shortened(str(error).rstrip("."), _MOST_QUOTED)
+        raise EtlError(f'{where}: {why}. Write lines such as license = "CC-BY-4.0".') from error
 
 
 def _card(content: Mapping[str, object]) -> Card:

@@ -5,6 +5,7 @@ mistake in its mask.
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def agreement(dataset: Dataset, path: Path) -> Agreement:
         with _opened(path) as file:
             predictions = _Predictions.of(path, file, dataset)
             scores = [score for row in predictions for score in _scores(dataset, *row)]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise _unusable(
             path,
             f"it cannot be read as HDF5 or .npz ({type(error).__name__}). Write it with h5py or "
@@ -217,6 +218,8 @@ class _Predictions:
                 f"{'both' if names else _listed(file)}. Write one of them.",
             )
         array, is_labels = file[names[0]], names == [_LABELS]
+        if not hasattr(array, "shape"):  # a group of HDF5, or bytes of a .npz file
+            raise _unusable(path, f"{names[0]!r} is no array, but a group or bytes. Write it anew.")
         rows = np.asarray(file["rows"]) if "rows" in file else np.arange(len(dataset))
         codes = sorted(structure.code for structure in dataset.structures)
         _check_rows(path, rows, array, len(dataset))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from etl.errors import EtlError
-from etl.findings import Finding, counted
+from etl.findings import Finding, counted, shortened
 from etl.labels import LabelScheme
 from etl.options import StructureChoice, structure_choices
 from loader.format import MAX_CODE, Structure
 
 _GLOB: Final = frozenset("*?[")
+_MOST_QUOTED: Final = 500  # characters of a message's reason
 _LISTED: Final = 20  # names in a message
 
 
@@ -115,7 +116,7 @@ def read_choices(path: Path) -> tuple[StructureChoice, ...]:
     except RecursionError as error:
         raise EtlError(f"{where}: its lists and tables are nested too deeply.") from error
     except (TypeError, ValueError) as error:  # of either parser, of text that is no UTF-8, of ours
-        why = str(error).removeprefix("structures: ").rstrip(".")
+        why = shortened(str(error).removeprefix("structures: ").rstrip("."), _MOST_QUOTED)
         raise EtlError(
             f'{where}: {why}. Write lines such as liver = ["liver*", "hepar"].'
         ) from error

@@ -13,6 +13,7 @@ Chance: TypeAlias = float
 Range: TypeAlias = tuple[float, float, float]  # probability, lowest, highest
 Interpolation: TypeAlias = Literal["linear", "cubic"]
 
+_MOST_QUOTED: Final = 500  # characters of a message's reason
 _FORMAT_VERSION: Final = 1
 
 
@@ -245,9 +246,11 @@ class Augment:
                 raise ValueError(f"version {version!r} with {', '.join(read)}")
             return cls.none(**read)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            why = str(error)
+            why = why if len(why) <= _MOST_QUOTED else f"{why[:_MOST_QUOTED]}..."
             raise LoaderError(
                 "Augmentation not read: expected the JSON of Augment.to_json, of version "
-                f"{_FORMAT_VERSION}, found {type(error).__name__}: {error}. Give what to_json "
+                f"{_FORMAT_VERSION}, found {type(error).__name__}: {why}. Give what to_json "
                 "returned, or install a later dicom-etl."
             ) from error
 

@@ -292,6 +292,8 @@ def numbers_of(dataset, keyword):
     """Return the numbers that pydicom reads; None where it reads none."""
     try:
         value = dataset[keyword].value
+        if isinstance(value, bytes):  # under a VR of bytes; pydicom makes no numbers of them
+            return None
         value = [value] if isinstance(value, str | float | int) else value
         return tuple(float(one) for one in value) if value not in (None, "", []) else None
     except Exception:  # noqa: BLE001  pydicom raises whatever its parsing meets

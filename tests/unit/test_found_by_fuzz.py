@@ -1,7 +1,9 @@
 """What `make fuzz` has found, in its smallest form; each is mended."""
 
 import io
+import json
 import re
+import zipfile
 
 import h5py
 import numpy as np
@@ -92,3 +94,48 @@ def test_a_message_quotes_no_endless_id_of_predictions(tmp_path):
     with pytest.raises(EtlError, match=r"\(50000 characters\)") as caught:
         agreement(data, tmp_path / "p.h5")
     assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("is_scanned", [True, False])
+@pytest.mark.parametrize("text", [b"LO", b"DS", b"UI"])
+def test_a_binary_number_under_a_vr_of_text_is_said(monkeypatch, text, is_scanned):
+    if not is_scanned:
+        monkeypatch.setattr(dicom_header, "_scan", lambda *_: None)
+    data = dicom_bytes(instance())
+    found, said = warnings_of(data.replace(b"\x28\0\x10\0US", b"\x28\0\x10\0" + text))
+    assert found.pixel_format.rows == warnings_of(data)[0].pixel_format.rows
+    words = f"Rows is a binary number, but its VR is {text.decode()}; it is read as number"
+    assert any(words in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [
+        ("a.json", json.dumps({"liver": {"version": "x" * 50_000}}), read_choices),
+        ("a.toml", f"{'x' * 50_000} = 1", read_card),
+    ],
+)
+def test_a_message_quotes_no_endless_setting(tmp_path, name, text, read):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EtlError) as caught:
+        read(tmp_path / name)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_message_quotes_no_endless_augmentation():
+    with pytest.raises(LoaderError) as caught:
+        loader.Augment.from_json(json.dumps({"version": "x" * 50_000}))
+    assert len(str(caught.value)) < 1500
+
+
+def test_predictions_that_are_a_group_or_bytes_are_our_error(tmp_path):
+    write_dataset(tmp_path / "a.h5")
+    data = loader.open_dataset(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["predictions/a"] = np.array(data.masks)
+    with pytest.raises(EtlError, match="is no array"):
+        agreement(data, tmp_path / "p.h5")
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as file:
+        file.writestr("predictions.npy", b"")
+    with pytest.raises(EtlError, match="is no array"):
+        agreement(data, tmp_path / "p.npz")
