@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,9 @@ def _messages(
 def _statistics(dataset: Dataset, manifest: _Manifest, row: int, image: Image) -> Iterator[str]:
     """Yield which statistics in the manifest are not those of the image."""
     claim, padding, shown = manifest.claim(row), manifest.padding(row), _shown(dataset, row)
+    if padding is not None and (no_values := _no_values(image.dtype, padding)):
+        yield from no_values
+        return
     inside = image if shown is None else np.ascontiguousarray(image[shown])
     n_padding_inside = claim.n_padding - (image.size - inside.size)
     if is_confirmed(inside, claim._replace(n_padding=n_padding_inside), padding):
@@ -131,6 +134,22 @@ def _statistics(dataset: Dataset, manifest: _Manifest, row: int, image: Image) -
         expected, value = getattr(statistics, name), float(getattr(claim, name))
         if expected != value:
             yield f"{name} is {value!r} in the manifest, {expected!r} in the image."
+
+
+def _no_values(dtype: np.dtype[np.generic], padding: tuple[float, float]) -> list[str]:
+    """Say which ends of the padding no pixel can have."""
+    names = ("padding_minimum", "padding_maximum")
+    return [
+        f"{name} is {value!r} in the manifest, which no pixel of {dtype} can have."
+        for name, value in zip(names, padding, strict=True)
+        if not _is_value(dtype, value)
+    ]
+
+
+def _is_value(dtype: np.dtype[Any], number: float) -> bool:
+    if dtype.kind == "f":
+        return math.isinf(number) or abs(number) <= float(np.finfo(dtype).max)
+    return number.is_integer() and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max
 
 
 def _labels(

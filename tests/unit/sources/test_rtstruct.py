@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import etl
 from etl.cli import cli
 from etl.errors import EtlError
-from etl.options import BuildOptions
+from etl.options import BuildOptions, StructureChoice
 from etl.phantom.objects import Patient, write_shapes
 from etl.sources.structures import read_choices
 from loader import open_dataset
@@ -207,7 +207,9 @@ class TestMappingFiles:
     )
     def test_toml_and_json_say_the_same(self, tmp_path, name, text):
         (tmp_path / name).write_text(text)
-        assert read_choices(tmp_path / name) == (("ring", ("tor*",), 1), ("box", ("b*",), 9))
+        ring, box = read_choices(tmp_path / name)
+        assert ring == StructureChoice("ring", ("tor*",), 1)
+        assert box == StructureChoice("box", ("b*",), 9)
 
     @pytest.mark.parametrize(
         ("name", "text", "words"),

@@ -270,3 +270,25 @@ class TestReading:
         with pytest.raises(LoaderError, match="cut short while it was open"):
             opened.check_whole()
         forget()
+
+
+@pytest.mark.parametrize("number", [5.5, 70000.0, -1e300, np.inf])
+def test_padding_that_is_damaged_to_what_no_pixel_has_is_named(tmp_path, number):
+    path = written(tmp_path / "some.h5", **KINDS["padding"])
+    with h5py.File(path, "r+") as file:
+        file["manifest/padding_maximum"][2] = number
+    forget()
+    (found,) = check_rows(path, (0, N))
+    told = f"padding_maximum is {number!r} in the manifest, which no pixel of int16 can have."
+    assert found.message == told
+
+
+@pytest.mark.parametrize("number", [np.nan, 1e300])
+def test_padding_of_floats_that_is_damaged_to_what_no_pixel_has_is_named(tmp_path, number):
+    path = written(tmp_path / "some.h5", padding=(5.0, 5.0), image_dtype="<f4")
+    with h5py.File(path, "r+") as file:
+        file["manifest/padding_maximum"][2] = number
+    forget()
+    (found,) = check_rows(path, (0, N))
+    assert "padding_maximum" in found.message
+    assert "float32" in found.message
