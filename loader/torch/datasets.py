@@ -28,6 +28,7 @@ from loader.torch.options import (
     Whole,
     as_tensors,
     ranked_batches,
+    refuse_batches_of_batches,
 )
 from loader.torch.passes import Passes, SharedEpoch
 
@@ -203,6 +204,7 @@ class IterableDataset(OfFile, torch.utils.data.IterableDataset[Batch]):
         todo = range(start.batch, feed.n_batches, start.stride)
         if not todo:
             return
+        refuse_batches_of_batches()
         stream = feed.stream((start.epoch, start.batch), start.stride)
         made = (stream.make() for _ in todo)  # none beyond the epoch
         prefetcher = Prefetcher(made.__next__, feed.prefetch) if feed.prefetch else None

@@ -128,7 +128,9 @@ def _refuse_batches(batch: Sequence[object], **_: object) -> NoReturn:
     )
 
 
-collate.default_collate_fn_map[Whole] = _refuse_batches
+def refuse_batches_of_batches() -> None:
+    """Make the DataLoader of this process, a worker's too, refuse to join what is `Whole`."""
+    collate.default_collate_fn_map[Whole] = _refuse_batches
 
 
 def as_tensors(arrays: Arrays) -> Tensors:
