@@ -152,6 +152,7 @@ GENERATORS: Final[dict[str, Callable[..., str]]] = {
     "finding": finding,
     "flags": flags,
     "kept-tags": kept_tags,
+    "limits": limits,
 }
 
 
