@@ -5,6 +5,7 @@ Each entry of `GENERATORS` is a function from the directive's arguments to Markd
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,8 @@ _SECTION: Final = re.compile(r"^```{generated} finding ([a-z-]+)$", re.MULTILINE
 _OPTION: Final = re.compile(r"--[a-z-]+")
 _BEFORE_AND_AFTER: Final = "Left: as it should be. Right: with the defect."
 _TWO_IMAGES: Final = "The two images of the finding."
+
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # planted defects make it warn
 
 
 def command(name: str) -> str:
