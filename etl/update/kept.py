@@ -5,7 +5,9 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from etl.model import BASICS, Examined, Link, Region, ValueRange, Vertices
 from etl.output.row_writer import (
     Plan,
     begin_writeback,
+    forget,
     open_rows,
     read_into,
     row_digest,
@@ -197,25 +200,39 @@ class Kept:
         size = plan.rows, plan.columns
         dtypes = self.older.dtypes
         most = max(1, _BLOCK_BYTES // plan.row_bytes[file_format.IMAGES])
-        buffers = {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in dtypes}
+        # One is read and compared with its digests while the other one is written.
+        both = [
+            {name: memoryview(bytearray(most * plan.row_bytes[name])) for name in dtypes}
+            for _ in range(2)
+        ]
         n_done = 0
-        with open_rows(plan) as target, open(self.older.path, "rb", buffering=0) as source:
-            for row, n_rows in _runs(rows, most):
+        writing: Future[None] | None = None
+        with (
+            open_rows(plan) as target,
+            open(self.older.path, "rb", buffering=0) as source,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            for (row, n_rows), buffers in zip(_runs(rows, most), itertools.cycle(both)):
                 blocks = {}
                 for name, dtype in dtypes.items():
                     n_bytes = plan.row_bytes[name]
                     view = buffers[name][: n_rows * n_bytes]
-                    read_into(source.fileno(), view, self.older.offsets[name] + row * n_bytes)
+                    begin = self.older.offsets[name] + row * n_bytes
+                    read_into(source.fileno(), view, begin)
+                    # Else it takes a second to drop 4 GB when the older file is replaced.
+                    forget(source.fileno(), begin, len(view))
                     blocks[name] = np.frombuffer(view, dtype).reshape(n_rows, *size)
                 images, masks = blocks.values()
                 for n in range(n_rows):
                     found = row_digest(links[n_done + n].key, images[n], masks[n])
                     if found != digests[n_done + n]:
                         raise ReuseError(f"its row {row + n} is not what was written")
-                for name, block in blocks.items():
-                    write_rows(target, plan, name, place + n_done, block)
-                    begin_writeback(target, plan, name, place + n_done, n_rows)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_write, target, plan, place + n_done, blocks)
                 n_done += n_rows
+            if writing is not None:
+                writing.result()
 
     def _align(
         self,
@@ -279,6 +296,14 @@ def _joined(stretches: Iterable[tuple[int, int]]) -> list[list[int]]:
         else:
             joined.append([begin, end])
     return joined
+
+
+def _write(
+    file: FileIO, plan: Plan, first: int, blocks: Mapping[str, npt.NDArray[np.generic]]
+) -> None:
+    for name, block in blocks.items():
+        write_rows(file, plan, name, first, block)
+        begin_writeback(file, plan, name, first, len(block))
 
 
 def _runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

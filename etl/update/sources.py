@@ -45,11 +45,11 @@ def take_stamps(root: Path, links: Iterable[Link]) -> dict[str, Stamp]:
     Without files that are no plain ones, or that changed so lately that a stamp cannot tell the
     next change; digests decide on these.
     """
-    now = time.time_ns()
+    now, folder = time.time_ns(), os.fspath(root)
     stamps: dict[str, Stamp] = {}
     for path in dict.fromkeys(path for link in links for path in paths_of(link)):
         try:
-            found = os.lstat(os.path.join(root, path))
+            found = os.lstat(os.path.join(folder, path))
         except (OSError, ValueError):  # it becomes a finding when it is opened
             continue
         stamp = Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
