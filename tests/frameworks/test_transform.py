@@ -87,6 +87,7 @@ def test_the_data_set_of_samples_transforms_as_the_epoch_says(path, n_workers):
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 def test_batches_on_a_device_are_transformed_on_the_host(path, device, prefetch):
+    before = threading.enumerate()
     options = OPTIONS | {"transform": noisy_half, "prefetch": prefetch}
     with loader_torch.DeviceBatches(path, device, **options) as batches:
         for epoch in range(2):
@@ -98,7 +99,8 @@ def test_batches_on_a_device_are_transformed_on_the_host(path, device, prefetch)
         iterator = iter(batches)
         next(iterator)
         state = batches.state_dict()
-    assert not [one for one in threading.enumerate() if one.name == "loader-prefetch"]
+    begun = [one for one in threading.enumerate() if one not in before]
+    assert not [one for one in begun if one.name == "loader-prefetch"]
     resumed = loader_torch.DeviceBatches(path, device, **options)
     resumed.load_state_dict(state)
     found = [tuple(one.cpu() for one in pair) for pair in resumed]

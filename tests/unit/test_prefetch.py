@@ -28,6 +28,7 @@ def n_threads():
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
+    gc.collect()  # what other tests have left
     yield
     gc.collect()
     assert n_threads() == 0
