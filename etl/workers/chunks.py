@@ -9,6 +9,7 @@ from etl.options import BuildOptions
 
 MAX_PAIRS: Final = 32
 MAX_BYTES: Final = 16 << 20  # of images that one worker holds
+MAX_KEPT: Final = 4096  # rows that are taken over at once, with their contours in memory
 _PAGE_BYTES: Final = 4096
 
 _Item = TypeVar("_Item")
@@ -64,15 +65,17 @@ def interleaved(
     is_kept : iterable of bool
         By item.
     kept : callable
-        (first, stop, place) → the part of a run of kept items: counted among the kept ones, and the
-        place of the first among all.
+        (first, stop, place) → the part of up to `MAX_KEPT` items that follow each other: counted
+        among the kept ones, and the place of the first among all.
     """
     worked = iter(parts)
     n_kept = 0
     for flag, first, stop in runs(is_kept):
         if flag:
-            yield kept(n_kept, n_kept + stop - first, first)
-            n_kept += stop - first
+            for place in range(first, stop, MAX_KEPT):
+                n_items = min(stop - place, MAX_KEPT)
+                yield kept(n_kept, n_kept + n_items, place)
+                n_kept += n_items
             continue
         n_left = stop - first
         while n_left:  # a task whose worker died gives several parts
