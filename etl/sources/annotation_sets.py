@@ -277,8 +277,9 @@ def _choose_sets(
         key = one.series[0].key if one.series else ("", one.path)
         if key not in newest or _age(newest[key]) < _age(one):
             newest[key] = one
-    taken = [one for one in sets if one in newest.values()]
-    left = [one for one in sets if one not in taken]
+    paths = {one.path for one in newest.values()}
+    taken = [one for one in sets if one.path in paths]
+    left = [one for one in sets if one.path not in paths]
     return taken, [_not_chosen(one, newest[one.series[0].key]) for one in left]
 
 
@@ -520,13 +521,12 @@ def _other_frame_of_reference(
 ) -> Iterator[Finding]:
     """Warn where structures are in another frame of reference than their images."""
     of_name = {s.name: s.frame_of_reference_uid for s in one.content.structures}
-    of_series = {key: series.frame_of_reference_uid for key, series in archive.by_key.items()}
     differ = {
         contour.name
         for contour in placed
-        if of_name.get(contour.name)
-        and of_series[contour.frame.key[:2]]
-        and of_name[contour.name] != of_series[contour.frame.key[:2]]
+        if (mine := of_name.get(contour.name))
+        and (theirs := archive.by_key[contour.frame.key[:2]].frame_of_reference_uid)
+        and mine != theirs
     }
     if differ:
         names = ", ".join(sorted(differ)[:_EXAMPLES])
