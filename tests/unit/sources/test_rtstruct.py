@@ -7,9 +7,11 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 import etl
 from etl.cli import cli
+from etl.dicom.structure_set import STRUCTURE_SET
 from etl.errors import EtlError
 from etl.options import BuildOptions, StructureChoice
 from etl.phantom.objects import Patient, write_shapes
@@ -525,6 +527,23 @@ class TestMistakes:
             in only(result, "file-not-used").message
         )
         assert only(result, "image-unreadable").path == "broken.dcm"
+
+    def test_a_dicomdir_that_lists_a_structure_set_is_none(self, root):
+        """As a CD has it: its records name the classes of the files."""
+        record = pydicom.Dataset()
+        record.DirectoryRecordType = "RT STRUCTURE SET"
+        record.ReferencedFileID = ["CD", "RS000000"]
+        record.ReferencedSOPClassUIDInFile = STRUCTURE_SET
+        listing = pydicom.Dataset()
+        listing.file_meta = pydicom.dataset.FileMetaDataset()
+        listing.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+        listing.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        listing.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        listing.DirectoryRecordSequence = [record]
+        listing.save_as(root / "DICOMDIR", enforce_file_format=True)
+        result, _ = build(root)
+        assert codes(result)["structure-set-unreadable"] == 0
+        assert "DICOMDIR" in only(result, "file-not-used").message
 
     def test_a_damaged_set_is_told(self, root):
         path = root / "annotations" / "SHAPES001.dcm"
