@@ -375,13 +375,17 @@ def segment_mask(
     path: Path, names: set[str], image: Path, frame_number: int, threshold: float
 ) -> npt.NDArray[np.bool_]:
     """Return the pixels of the segments with these labels in the plane of a frame."""
-    drawing = _read(path)
-    place = _of_frame(_read(image), "PlanePositionSequence", frame_number)
-    here = np.array(place.ImagePositionPatient, np.float64)
+    drawing, dataset = _read(path), _read(image)
+    place = _of_frame(dataset, "PlanePositionSequence", frame_number)
+    places, segments, sources = _segment_frames(path, *_stamp(path))
+    if "ImagePositionPatient" in place:
+        here = np.array(place.ImagePositionPatient, np.float64)
+        is_here = np.abs(places - here).max(axis=1) <= 0.5  # noqa: PLR2004  mm
+    else:
+        is_here = np.array([one == (dataset.SOPInstanceUID, frame_number) for one in sources])
     numbers = {one.SegmentNumber for one in drawing.SegmentSequence if _segment_name(one) in names}
     mask = np.zeros((int(drawing.Rows), int(drawing.Columns)), np.bool_)
-    places, segments = _segment_frames(path, *_stamp(path))
-    for frame in np.flatnonzero(np.abs(places - here).max(axis=1) <= 0.5).tolist():  # noqa: PLR2004  mm
+    for frame in np.flatnonzero(is_here).tolist():
         if segments[frame] not in numbers | {None}:
             continue
         values = _segment_pixels(drawing, frame)
@@ -406,13 +410,21 @@ def _segment_pixels(drawing: Any, frame: int) -> npt.NDArray[np.integer]:  # noq
     return bits[:n_pixels].reshape(drawing.Rows, drawing.Columns)
 
 
+class _Frames(NamedTuple):
+    """The frames of a segmentation: position, mm, segment, and image with its frame number."""
+
+    places: npt.NDArray[np.float64]
+    segments: list[int | None]  # None: all of a label map
+    sources: list[tuple[str, int]]
+
+
 @lru_cache(2)
-def _segment_frames(path: Path, *_stamp: int) -> tuple[npt.NDArray[np.float64], list[int | None]]:
-    """Return the position, mm, and the segment of each frame; None for all of a label map."""
+def _segment_frames(path: Path, *_stamp: int) -> _Frames:
     drawing = _read(path)
     frames = range(1, int(drawing.get("NumberOfFrames") or 1) + 1)
     places = [
-        _of_frame(drawing, "PlanePositionSequence", frame).ImagePositionPatient for frame in frames
+        _of_frame(drawing, "PlanePositionSequence", frame).get("ImagePositionPatient")
+        for frame in frames
     ]
     is_label_map = drawing.SegmentationType == "LABELMAP"
     segments = [
@@ -421,7 +433,18 @@ def _segment_frames(path: Path, *_stamp: int) -> tuple[npt.NDArray[np.float64], 
         else int(_of_frame(drawing, "SegmentIdentificationSequence", frame).ReferencedSegmentNumber)
         for frame in frames
     ]
-    return np.array(places, np.float64), segments
+    return _Frames(
+        np.array([one or [math.nan] * 3 for one in places], np.float64),
+        segments,
+        [_source(_of_frame(drawing, "DerivationImageSequence", frame)) for frame in frames],
+    )
+
+
+def _source(derivation: Any) -> tuple[str, int]:  # noqa: ANN401  pydicom's
+    images = derivation.get("SourceImageSequence") or []
+    if not images:
+        return "", 0
+    return str(images[0].ReferencedSOPInstanceUID), int(images[0].get("ReferencedFrameNumber") or 1)
 
 
 def _segment_name(segment: Any) -> str:  # noqa: ANN401  pydicom's
