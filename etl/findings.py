@@ -241,7 +241,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "contour-not-closed": FindingCode(
         "warning",
-        "contours of a structure set are open or not planar, which encloses nothing; not read",
+        "contours of a structure set are open, not planar or have fewer than 3 distinct points, "
+        "which encloses nothing; not read",
         "draw them closed",
     ),
     "frame-of-reference-differs": FindingCode(

@@ -265,6 +265,36 @@ class TestMistakes:
         assert only(result, "contour-by-position").message.startswith("1 contour ")
         assert np.array_equal(before.masks, after.masks)
 
+    @pytest.mark.parametrize("what", ["localiser", "dose"])
+    def test_other_objects_through_the_middle_of_a_contour_are_not_its_plane(self, root, what):
+        """A localiser cuts the plane of the contour, and a dose map may be in it."""
+
+        def unknown(dataset):
+            for place in range(4):
+                for contour in contours(dataset, place):
+                    del contour.ContourImageSequence
+            for one in dataset.ReferencedFrameOfReferenceSequence:
+                del one.RTReferencedStudySequence
+
+        _, before = build(root, root.parent / "before.h5")
+        other = pydicom.dcmread(root / "images" / "SHAPES001" / "6.dcm")
+        set_uid = other.file_meta
+        other.SeriesInstanceUID, other.SOPInstanceUID = "1.2.3", "1.2.3.4"
+        if what == "dose":
+            other.SOPClassUID = set_uid.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.2"
+        else:
+            middle = pydicom.dcmread(root / "annotations" / "SHAPES001.dcm")
+            points = np.array(drawn(middle, "sphere")[1].ContourData, float).reshape(-1, 3)
+            turned = np.array(other.ImageOrientationPatient, float).reshape(2, 3)
+            normal = np.cross(*turned)
+            other.ImagePositionPatient = [f"{value:.4f}" for value in points.mean(axis=0)]
+            other.ImageOrientationPatient = [f"{value:.8f}" for value in (*turned[0], *normal)]
+        other.save_as(root / "images" / "other")
+        change(root, unknown)
+        result, after = build(root)
+        assert np.array_equal(before.masks, after.masks)
+        assert codes(result)["slice-ambiguous"] == 0
+
     def test_contours_between_planes_without_reference_are_left_out(self, root):
         def between(dataset):
             for contour in contours(dataset)[:2]:
@@ -371,6 +401,26 @@ class TestMistakes:
         result, _ = build(root)
         assert "1 contour of type OPEN_PLANAR" in only(result, "contour-not-closed").message
         assert only(result, "contour-point").severity == "info"
+
+    @pytest.mark.parametrize("n_points", [1, 2, 4])
+    def test_contours_of_one_or_two_points_enclose_nothing(self, root, n_points):
+        """As planning systems leave behind; 4: two points, each twice."""
+
+        def added(dataset):
+            for contour in list(drawn(dataset, "box"))[1:3]:
+                stray = copy.deepcopy(contour)
+                points = np.array(contour.ContourData, float).reshape(-1, 3)[:2]
+                points = np.tile(points, (2, 1))[:n_points]
+                stray.ContourData = [f"{value:.4f}" for value in points.ravel()]
+                stray.NumberOfContourPoints = n_points
+                drawn(dataset, "box").append(stray)
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, added)
+        result, after = build(root)
+        message = only(result, "contour-not-closed").message
+        assert message.startswith("'box': 2 contours of fewer than 3 distinct points")
+        assert np.array_equal(before.masks, after.masks)
 
     @pytest.mark.parametrize(
         ("value", "words"),
