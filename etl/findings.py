@@ -270,6 +270,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "give a larger `--fit`, or `--fit-about structures`",
         flag=18,
     ),
+    "structure-too-small": FindingCode(
+        "warning",
+        "no pixel centre is inside what a structure set or segmentation draws of a structure on an "
+        "image, and other structures have pixels there",
+        "",
+        flag=22,
+    ),
     "contour-open-gap": FindingCode(
         "warning",
         "first and last point are 3 pixels or more apart, and 3 times as far as any other two "
@@ -520,7 +527,7 @@ FLAG_CODES: Final = tuple(
 # Codes that every build looks for.
 _ALWAYS_CHECKED: Final = frozenset(
     {
-        *("contour-partly-outside", "structure-cut"),
+        *("contour-partly-outside", "structure-cut", "structure-too-small"),
         *("image-file-damaged", "image-header-invalid", "image-unused-bits"),
     }
 )

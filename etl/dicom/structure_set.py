@@ -114,7 +114,7 @@ def _contour(number: str, item: "Dataset") -> Drawing:
     image = next(items(item, "ContourImageSequence"), None)
     frame = "" if image is None else text(image, "ReferencedFrameNumber")
     kind, spread = text(item, "ContourGeometricType"), () if points is None else _spread(points)
-    if kind in CLOSED and points is not None and len(set(spread)) < _FEWEST_POINTS:
+    if kind in CLOSED and points is not None and len(spread) < _FEWEST_POINTS:
         kind = FEW_POINTS
     return Drawing(
         number,
@@ -133,10 +133,18 @@ def _point(place: npt.NDArray[np.float64]) -> Point:
 
 
 def _spread(points: Points) -> tuple[Point, ...]:
-    """Return three points of a contour, as far apart as it has them; fewer differ if it has fewer.
+    """Return distinct points of a contour, three or more if it has them.
 
-    A plane that has all three has the contour.
+    A plane that has them all has the contour. Those at the ends of its extent along x, y and z are
+    such points, unless they are two.
     """
+    ends = points[[*points.argmin(axis=0), *points.argmax(axis=0)]]
+    found = dict.fromkeys(map(_point, ends))
+    return tuple(found if len(found) >= _FEWEST_POINTS else dict.fromkeys(_far_apart(points)))
+
+
+def _far_apart(points: Points) -> tuple[Point, Point, Point]:
+    """Return three points of a contour as far apart as it has them; alike if it has fewer."""
     first = points[np.square(points - points.mean(axis=0)).sum(axis=1).argmax()]
     offsets = points - first
     second = points[np.square(offsets).sum(axis=1).argmax()]

@@ -16,6 +16,7 @@ from etl.errors import EtlError
 from etl.options import BuildOptions, StructureChoice
 from etl.phantom.objects import Patient, write_shapes
 from etl.sources.structures import read_choices
+from etl.verify.file import verify
 from loader import open_dataset
 
 SLICES = 12
@@ -401,6 +402,46 @@ class TestMistakes:
         result, _ = build(root)
         assert "1 contour of type OPEN_PLANAR" in only(result, "contour-not-closed").message
         assert only(result, "contour-point").severity == "info"
+
+    @pytest.mark.parametrize("options", [{}, {"resample": (2.0, 2.0)}])
+    def test_a_structure_without_a_pixel_costs_the_others_no_row(self, root, options):
+        def sliver(dataset):
+            contour = drawn(dataset, "box")[1]
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            points = points.mean(axis=0) + (points - points.mean(axis=0)) / 1e4
+            contour.ContourData = [f"{value:.5f}" for value in points.ravel()]
+
+        if options:
+            options |= {"size": "fit"}
+        _, before = build(root, root.parent / "before.h5", **options)
+        expected = before.masks.copy()
+        change(root, sliver)
+        result, after = build(root, **options)
+        found = only(result, "structure-too-small")
+        assert found.key is not None
+        (row,) = np.flatnonzero(after.flagged("structure-too-small")).tolist()
+        assert found.label == after.structures[0].code == 1  # box
+        others = [place for place in range(len(after)) if place != row]
+        assert np.array_equal(after.masks[others], expected[others])
+        assert expected[row].any()
+        assert (expected[row] == 1).any()
+        assert set(np.unique(after.masks[row]).tolist()) == set(np.unique(expected[row])) - {1}
+        assert after.manifest["n_pixels_1"][row] == 0
+        assert after.manifest["drawn_1"][row] == 1
+        assert 0 < after.manifest["label1_area"][row] < 1e-3
+        assert codes(result)["mask-empty"] == 0
+        assert verify(root.parent / "out.h5", source=root, rebuild=True).problems == []
+
+    def test_an_image_on_which_no_structure_has_a_pixel_is_no_row(self, root):
+        def slivers(dataset):
+            for contour in drawn(dataset, "box"):
+                points = np.array(contour.ContourData, float).reshape(-1, 3)
+                points = points.mean(axis=0) + (points - points.mean(axis=0)) / 1e4
+                contour.ContourData = [f"{value:.5f}" for value in points.ravel()]
+
+        change(root, slivers)
+        with pytest.raises(EtlError, match="mask-empty"):
+            build(root, structures=("box",))
 
     @pytest.mark.parametrize("n_points", [1, 2, 4])
     def test_contours_of_one_or_two_points_enclose_nothing(self, root, n_points):
