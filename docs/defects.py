@@ -743,6 +743,17 @@ def _(_tree: Tree) -> Planted:
     return Planted(options={"contours": ("o",), "size": "fit", "rows": 72, "columns": 72})
 
 
+@plants("structure-too-small")
+def _(tree: Tree) -> Planted:
+    def sliver(dataset: pydicom.Dataset) -> None:
+        (contour,) = _contours(dataset)
+        points = np.array(contour.ContourData, float).reshape(-1, 3)
+        points = points[0] + (points - points[0]) / 1000
+        contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+
+    return _structure_set(tree, sliver)
+
+
 @plants("contour-open-gap")
 def _(tree: Tree) -> Planted:
     pair = tree.middle(with_outer=False)

@@ -241,7 +241,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "contour-not-closed": FindingCode(
         "warning",
-        "contours of a structure set are open or not planar, which encloses nothing; not read",
+        "contours of a structure set are open, not planar or have fewer than 3 distinct points, "
+        "which encloses nothing; not read",
         "draw them closed",
     ),
     "frame-of-reference-differs": FindingCode(
@@ -268,6 +269,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "message gives the share",
         "give a larger `--fit`, or `--fit-about structures`",
         flag=18,
+    ),
+    "structure-too-small": FindingCode(
+        "warning",
+        "no pixel centre is inside what a structure set or segmentation draws of a structure on an "
+        "image, and other structures have pixels there",
+        "",
+        flag=22,
     ),
     "contour-open-gap": FindingCode(
         "warning",
@@ -519,7 +527,7 @@ FLAG_CODES: Final = tuple(
 # Codes that every build looks for.
 _ALWAYS_CHECKED: Final = frozenset(
     {
-        *("contour-partly-outside", "structure-cut"),
+        *("contour-partly-outside", "structure-cut", "structure-too-small"),
         *("image-file-damaged", "image-header-invalid", "image-unused-bits"),
     }
 )

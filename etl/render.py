@@ -356,7 +356,8 @@ def _render_one(
         source = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
         return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
-    if empty := _empty(sample, painted, options):
+    empty = _empty(sample, painted, options)
+    if any(finding.code == "mask-empty" for finding in empty):
         return _Row(empty)
     image = source
     if sample.grid is not None:
@@ -364,6 +365,7 @@ def _render_one(
         image = image_on_grid(source, sample.grid, *size, padding_range(pixels))
     manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
     warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
+    warnings += empty
     if not options.qc:
         return _Row(warnings, image, manifest)
     shapes, findings = _check(sample, painted, checked, scheme, options)
@@ -374,9 +376,11 @@ def _render_one(
 
 
 def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Finding]:
-    """Return why a sample is no row: regions without a pixel.
+    """Return what is to be said of regions without a pixel: why the sample is no row, or a warning.
 
     A structure that is wholly cut off has none in the file, which is right; not so for all of them.
+    Structure sets and segmentations have many structures on an image, which one that is too small
+    for a pixel does not cost its row.
     """
     link, grid = sample.link, sample.grid
     empty = {code for code, n_pixels in painted.n_inside.items() if n_pixels == 0}
@@ -395,8 +399,12 @@ def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Find
             and share_cut(region, grid, options.rows, options.columns) == 1.0
         }
         empty = empty if len(cut) == len(painted.n_inside) else empty - cut
+    code = "mask-empty"
+    if link.looked_for and any(painted.n_inside.values()):
+        code = "structure-too-small"
+        message = "no pixel centre lies inside it, so that the mask shows none of it."
     return [
-        Finding("mask-empty", one.path, one.on(link.frame, message), link.key, one.code)
+        Finding(code, one.path, one.on(link.frame, message), link.key, one.code)
         for one in link.annotations
         if one.code in empty
     ]

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from etl.errors import SourceError
 
@@ -15,6 +15,9 @@ POINT: Final = "POINT"
 CLOSED: Final = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "SEGMENT"})
 SEGMENTATION: Final = "segmentation"
 SEGMENT: Final = "SEGMENT"  # our own word for a frame of a segmentation
+FEW_POINTS: Final = "FEW_POINTS"  # our own word for a closed contour of one or two distinct points
+
+Point: TypeAlias = tuple[float, float, float]
 
 
 class DrawnStructure(NamedTuple):
@@ -32,7 +35,8 @@ class Drawing(NamedTuple):
     kind: str  # ContourGeometricType, of a contour
     sop_instance_uid: str  # of the image that it refers to
     frame_number: int
-    centre: tuple[float, float, float]  # a point of its plane, mm
+    centre: Point  # of its plane, mm
+    spread: tuple[Point, ...] = ()  # points that no other plane has, unless they are on a line; mm
     problem: str = ""  # why it cannot be read
     strength: float = 1.0  # the highest fraction of a fractional segmentation
 

@@ -23,8 +23,9 @@ from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError, beyond, most
 from etl.geometry import ImagePlane
 
-# Every storage class begins so; the first one in a file is its own.
-_STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]+")
+# Every storage class begins so; the first one in a file is its own. Only a DICOMDIR has another
+# class and names those of the files that it lists.
+_STORAGE_CLASS: Final = re.compile(rb"1\.2\.840\.10008\.(?:5\.1\.4\.1\.1\.[0-9.]+|1\.3\.10)")
 _DIGITS: Final = re.compile(r"[0-9]{1,12}", re.ASCII)  # of NumberOfFrames, which is VR IS
 CLASS_BYTES: Final = 4096  # of a file; its class is among the first
 _MARK: Final = slice(128, 132)

@@ -7,7 +7,7 @@ first, and frames follow each other without a gap).
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from etl.dicom.annotations import (
     AnnotationSet,
     Drawing,
     DrawnStructure,
+    Point,
     items,
     plainly,
     text,
@@ -88,6 +89,7 @@ class Segmentation:
             self._n_frames = int(dataset.get("NumberOfFrames") or 1)
             self._highest = _highest(dataset, self._kind)
             self._require_length()
+            self._corners_of: dict[ImagePlane, tuple[Point, ...]] = {}
             self.drawings = list(self._drawings())
 
     def contents(self) -> AnnotationSet:
@@ -120,6 +122,7 @@ class Segmentation:
                         sop_instance_uid=one.source.sop_instance_uid,
                         frame_number=one.source.frame_number,
                         centre=_point(one.plane.position),
+                        spread=self._corners(one.plane),
                         problem="" if one.plane.is_known else "has no place in the patient",
                         strength=self._strength(one),
                     )
@@ -143,6 +146,17 @@ class Segmentation:
             if self._kind == FRACTIONAL:
                 return np.asarray(values.astype(np.float64) >= threshold * self._highest)
             return np.asarray(values != 0)
+
+    def _corners(self, plane: ImagePlane) -> tuple[Point, ...]:
+        """Return the centres of three pixels in the corners of a frame."""
+        if not plane.is_known:
+            return ()
+        if plane not in self._corners_of:  # the segments of a place have one plane
+            rows, columns = self._size
+            corners = np.array([(0, 0), (columns - 1, 0), (0, rows - 1)], np.float64)
+            places = plane.to_patient(corners).tolist()
+            self._corners_of[plane] = tuple(_point(place) for place in places)
+        return self._corners_of[plane]
 
     def _strength(self, one: SegmentFrame) -> float:
         """Return the highest share of a segment in a frame; 0 where the frame has none of it."""
@@ -282,7 +296,7 @@ def _highest(dataset: "Dataset", kind: str) -> float:
     return highest
 
 
-def _point(position: tuple[float, ...]) -> tuple[float, float, float]:
+def _point(position: Sequence[float]) -> Point:
     x, y, z = position
     return x, y, z
 

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from etl.dicom.annotations import AnnotationSet, Drawing, DrawnStructure, items, plainly, text
+from etl.dicom.annotations import (
+    CLOSED,
+    FEW_POINTS,
+    AnnotationSet,
+    Drawing,
+    DrawnStructure,
+    Point,
+    items,
+    plainly,
+    text,
+)
 from etl.dicom.pydicom_scan import require_few_items
 from etl.errors import SourceError, beyond, most
 
@@ -23,6 +33,7 @@ STRUCTURE_SET: Final = "1.2.840.10008.5.1.4.1.1.481.3"  # RT Structure Set Stora
 
 _CONTOUR_DATA: Final = 0x30060050
 _CODE: Final = "structure-set-unreadable"
+_FEWEST_POINTS: Final = 3  # distinct ones that enclose something
 
 
 Points = npt.NDArray[np.float64]
@@ -102,15 +113,46 @@ def _contour(number: str, item: "Dataset") -> Drawing:
     points, problem = _points(item)
     image = next(items(item, "ContourImageSequence"), None)
     frame = "" if image is None else text(image, "ReferencedFrameNumber")
-    centre = np.zeros(3) if points is None else points.mean(axis=0)
+    kind, spread = text(item, "ContourGeometricType"), () if points is None else _spread(points)
+    if kind in CLOSED and points is not None and len(spread) < _FEWEST_POINTS:
+        kind = FEW_POINTS
     return Drawing(
         number,
-        text(item, "ContourGeometricType"),
+        kind,
         "" if image is None else text(image, "ReferencedSOPInstanceUID"),
         int(frame) if frame.isascii() and frame.isdecimal() else 0,
-        (float(centre[0]), float(centre[1]), float(centre[2])),
+        (0.0, 0.0, 0.0) if points is None else _point(points.mean(axis=0)),
+        spread,
         problem,
     )
+
+
+def _point(place: npt.NDArray[np.float64]) -> Point:
+    x, y, z = place.tolist()
+    return x, y, z
+
+
+def _spread(points: Points) -> tuple[Point, ...]:
+    """Return distinct points of a contour, three or more if it has them.
+
+    A plane that has them all has the contour. Those at the ends of its extent along x, y and z are
+    such points, unless they are two.
+    """
+    ends = points[[*points.argmin(axis=0), *points.argmax(axis=0)]]
+    found = dict.fromkeys(map(_point, ends))
+    return tuple(found if len(found) >= _FEWEST_POINTS else dict.fromkeys(_far_apart(points)))
+
+
+def _far_apart(points: Points) -> tuple[Point, Point, Point]:
+    """Return three points of a contour as far apart as it has them; alike if it has fewer."""
+    first = points[np.square(points - points.mean(axis=0)).sum(axis=1).argmax()]
+    offsets = points - first
+    second = points[np.square(offsets).sum(axis=1).argmax()]
+    # Farthest from the line through both; on one line, farthest from both.
+    off_line = np.square(np.cross(offsets, second - first)).sum(axis=1)
+    if not off_line.any():
+        off_line = np.minimum(np.abs(offsets), np.abs(points - second)).sum(axis=1)
+    return _point(first), _point(second), _point(points[off_line.argmax()])
 
 
 def _points(item: "Dataset") -> tuple[Points | None, str]:

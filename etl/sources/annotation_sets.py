@@ -16,7 +16,14 @@ from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar, get_a
 import numpy as np
 import xxhash
 
-from etl.dicom.annotations import CLOSED, POINT, SEGMENTATION, AnnotationSet, Drawing
+from etl.dicom.annotations import (
+    CLOSED,
+    FEW_POINTS,
+    POINT,
+    SEGMENTATION,
+    AnnotationSet,
+    Drawing,
+)
 from etl.dicom.identity import is_placeholder
 from etl.errors import EtlError, Limits, SourceError, beyond, changed_limits, most
 from etl.findings import Finding, SampleKey, counted, shortened
@@ -434,7 +441,8 @@ def _spot_of(
     referred = _referred(contour, archive)
     if referred is not None and _is_in_plane(referred, contour, tolerance):
         return _Spot(referred)
-    near = [(one, *found) for one in series if (found := one.nearest(contour.centre)) is not None]
+    places = contour.spread or (contour.centre,)
+    near = [(one, *found) for one in series if (found := one.nearest(places)) is not None]
     if not near:
         return _Spot(None)
     nearest, _, distance = min(near, key=lambda found: found[2])
@@ -471,6 +479,10 @@ def _other_kinds(one: _Set, kinds: Mapping[tuple[str, str], int]) -> Iterator[Fi
         if kind == POINT:
             message = f"{name!r}: {counted(n_times, 'point')}, which no mask shows."
             yield Finding("contour-point", one.path, message)
+        elif kind == FEW_POINTS:
+            n = counted(n_times, "contour")
+            message = f"{name!r}: {n} of fewer than 3 distinct points, which enclose nothing."
+            yield Finding("contour-not-closed", one.path, message)
         else:
             is_word = kind.isascii() and kind.isprintable() and len(kind) <= _SHOWN
             shown = kind if is_word else "unknown"

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
+from etl.dicom.annotations import Point
 from etl.dicom.facts import CLASS_BYTES, ImageFacts, image_facts, is_dicom, object_class
 from etl.dicom.header import HEAD_BYTES
 from etl.dicom.segmentation import SEGMENTATIONS
@@ -24,6 +25,8 @@ from etl.sources.names import is_litter
 
 _EXAMPLES: Final = 3
 SAME_PLACE: Final = 0.01  # mm: headers round positions
+# RT Dose Storage: a map of numbers on planes of its own, often in those of the images.
+_DOSE: Final = "1.2.840.10008.5.1.4.1.1.481.2"
 
 
 class NotUsed:
@@ -65,13 +68,13 @@ class Series:
         heights = np.unique(self._planes[1][~np.isnan(self._planes[1])])
         return float(np.diff(heights).max()) if len(heights) > 1 else 0.0
 
-    def nearest(self, point: tuple[float, float, float]) -> tuple[list[Frame], float] | None:
-        """Return the frames whose plane is nearest to a point, and how far that is, mm.
+    def nearest(self, points: Sequence[Point]) -> tuple[list[Frame], float] | None:
+        """Return the frames whose plane is nearest to all of some points, and how far that is, mm.
 
         Several frames have one plane in a cine, or where a scan was repeated.
         """
         normals, heights = self._planes
-        distances = np.abs(normals @ np.array(point) - heights)
+        distances = np.abs(normals @ np.array(points).T - heights[:, None]).max(axis=1)
         if np.isnan(distances).all():
             return None
         least = float(np.nanmin(distances))
@@ -158,7 +161,7 @@ def index_file(
         found = read_set(file, stamp, uid)
         if found is not None:
             return found
-        if not is_dicom(head) or uid in SEGMENTATIONS:
+        if not is_dicom(head) or uid in SEGMENTATIONS | {_DOSE}:
             return NotUsed()
         return image_facts(file, head) or NotUsed()
 

@@ -75,9 +75,10 @@ def _require_grid(
 ) -> None:
     """Require that the pixels of two planes of one size are at the same places.
 
-    Where the image has no place, its segmentation names it, and nothing speaks against it.
+    Where the image has no place, as a radiograph has none, its segmentation names it, and nothing
+    speaks against it.
     """
-    if not drawn.is_known:
+    if not drawn.is_known and image.is_known:
         raise ContourError(
             "contour-unreadable", "its frame has no place in the patient. Export it again."
         )

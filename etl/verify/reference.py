@@ -7,6 +7,7 @@ obvious; a build must equal it pixel by pixel.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +17,8 @@ import pydicom
 from PIL import Image, ImageDraw
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 Polygon = npt.NDArray[np.float64]
 Drawn: TypeAlias = list[Polygon] | npt.NDArray[np.bool_]  # on one frame: polygons, or a mask
@@ -36,12 +39,30 @@ _LONGEST = 1024  # bytes of an attribute that a column keeps
 _LEFT_OUT = "\0"  # instead of a longer one
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401  pydicom's
+    """Return a file; rows come in the order of their files, so that each is parsed once."""
+    return _parsed(path, *_stamp(path))
+
+
+@lru_cache(3)  # an image, and two files that annotate it
+def _parsed(path: Path, *_stamp: int) -> Any:  # noqa: ANN401  pydicom's
+    dataset = pydicom.dcmread(path, force=True)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        is_implicit, is_little = dataset.original_encoding
+        native = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else native
+    return dataset
+
+
 def modality_image(path: Path, frame_number: int = 1) -> npt.NDArray[np.float64]:
     """Return the modality values of one frame, in float64."""
-    dataset = pydicom.dcmread(path, force=True)
-    stored = dataset.pixel_array.astype(np.int64)
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        stored = stored[frame_number - 1]
+    dataset = _read(path)
+    stored = np.asarray(pixel_array(dataset, index=frame_number - 1)).astype(np.int64)
     bits, is_signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
     stored &= (1 << bits) - 1
     if is_signed:
@@ -71,8 +92,7 @@ def _number(dataset: Any, keyword: str, default: float) -> float:  # noqa: ANN40
 
 def spacing_of(path: Path, frame_number: int) -> tuple[float, float]:
     """Return the distances between rows and between columns of a frame, mm."""
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
+    measures = _of_frame(_read(path), "PixelMeasuresSequence", frame_number)
     between_rows, between_columns = map(float, measures.PixelSpacing)
     return between_rows, between_columns
 
@@ -231,7 +251,7 @@ def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
 
     It is the frame's own, in whichever functional group, else the shared one, else the root's.
     """
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    dataset = _read(path)
     tag = tag_for_keyword(keyword)
     assert tag is not None  # noqa: S101  the column is of this attribute
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -304,7 +324,7 @@ def structure_polygons(
     tolerance : float
         How far off the frame's plane a contour may lie, mm.
     """
-    drawing, dataset = pydicom.dcmread(path), pydicom.dcmread(image, stop_before_pixels=True)
+    dataset = _read(image)
     place = _of_frame(dataset, "PlanePositionSequence", frame_number)
     turn = _of_frame(dataset, "PlaneOrientationSequence", frame_number)
     measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
@@ -312,23 +332,37 @@ def structure_polygons(
     row, column = np.array(turn.ImageOrientationPatient, np.float64).reshape(2, 3)
     between_rows, between_columns = map(float, measures.PixelSpacing)
     normal = np.cross(row, column)
-    numbers = {
-        roi.ROINumber for roi in drawing.StructureSetROISequence if roi.ROIName.strip() in names
-    }
     polygons = []
+    for name, uid, contour in _closed_contours(path, *_stamp(path)):
+        points = contour - origin
+        is_here = name in names and uid not in others
+        if is_here and abs(points @ normal).max() <= tolerance:
+            pixels = [points @ row / between_columns, points @ column / between_rows]
+            polygons.append(np.stack(pixels, axis=1))
+    return polygons
+
+
+@lru_cache(2)
+def _closed_contours(path: Path, *_stamp: int) -> list[tuple[str, str, npt.NDArray[np.float64]]]:
+    """Return name of the structure, SOPInstanceUID of the image, and points of each contour."""
+    drawing = pydicom.dcmread(path, force=True)
+    names = {
+        roi.ROINumber: str(roi.get("ROIName") or "").strip() or f"ROI {roi.ROINumber}"
+        for roi in drawing.StructureSetROISequence
+    }
+    found = []
     for roi in drawing.ROIContourSequence:
+        name = names.get(roi.ReferencedROINumber, "")
         for contour in roi.get("ContourSequence") or []:
             reference = contour.get("ContourImageSequence") or [None]
             uid = reference[0].ReferencedSOPInstanceUID if reference[0] is not None else ""
-            if roi.ReferencedROINumber not in numbers or uid in others:
-                continue
-            if not contour.ContourGeometricType.startswith("CLOSED"):
-                continue
-            points = np.array(contour.ContourData, np.float64).reshape(-1, 3) - origin
-            if abs(points @ normal).max() <= tolerance:
-                pixels = [points @ row / between_columns, points @ column / between_rows]
-                polygons.append(np.stack(pixels, axis=1))
-    return polygons
+            if str(contour.get("ContourGeometricType")).startswith("CLOSED"):
+                numbers = contour.ContourData
+                if isinstance(numbers, bytes):  # longer than an explicit VR allows for numbers
+                    numbers = numbers.decode("ascii").split("\\")
+                points = np.array([float(one) for one in numbers]).reshape(-1, 3)
+                found.append((name, str(uid), points))
+    return found
 
 
 def is_segmentation(path: Path) -> bool:
@@ -341,30 +375,85 @@ def segment_mask(
     path: Path, names: set[str], image: Path, frame_number: int, threshold: float
 ) -> npt.NDArray[np.bool_]:
     """Return the pixels of the segments with these labels in the plane of a frame."""
-    drawing, dataset = pydicom.dcmread(path), pydicom.dcmread(image, stop_before_pixels=True)
+    drawing, dataset = _read(path), _read(image)
     place = _of_frame(dataset, "PlanePositionSequence", frame_number)
-    here = np.array(place.ImagePositionPatient, np.float64)
-    stack = drawing.pixel_array
-    stack = stack[None] if stack.ndim == 2 else stack  # noqa: PLR2004  one frame
-    numbers = {
-        segment.SegmentNumber
-        for segment in drawing.SegmentSequence
-        if segment.SegmentLabel.strip() in names
-    }
-    mask = np.zeros(stack.shape[1:], np.bool_)
-    for number, values in enumerate(stack, 1):
-        there = _of_frame(drawing, "PlanePositionSequence", number).ImagePositionPatient
-        if np.abs(np.array(there, np.float64) - here).max() > 0.5:  # noqa: PLR2004  mm
+    places, segments, sources = _segment_frames(path, *_stamp(path))
+    if "ImagePositionPatient" in place:
+        here = np.array(place.ImagePositionPatient, np.float64)
+        is_here = np.abs(places - here).max(axis=1) <= 0.5  # noqa: PLR2004  mm
+    else:
+        is_here = np.array([one == (dataset.SOPInstanceUID, frame_number) for one in sources])
+    numbers = {one.SegmentNumber for one in drawing.SegmentSequence if _segment_name(one) in names}
+    mask = np.zeros((int(drawing.Rows), int(drawing.Columns)), np.bool_)
+    for frame in np.flatnonzero(is_here).tolist():
+        if segments[frame] not in numbers | {None}:
             continue
+        values = _segment_pixels(drawing, frame)
         if drawing.SegmentationType == "LABELMAP":
             mask |= np.isin(values, list(numbers))
-            continue
-        named = _of_frame(drawing, "SegmentIdentificationSequence", number)
-        if named.ReferencedSegmentNumber in numbers:
+        else:
             highest = float(drawing.get("MaximumFractionalValue") or 1)
             is_share = drawing.SegmentationType == "FRACTIONAL"
             mask |= values >= threshold * highest if is_share else values > 0
     return mask
+
+
+def _segment_pixels(drawing: Any, frame: int) -> npt.NDArray[np.integer]:  # noqa: ANN401  pydicom's
+    """Return the values of a frame, counted from 0."""
+    if drawing.BitsAllocated > 1 or drawing.file_meta.TransferSyntaxUID.is_encapsulated:
+        return np.asarray(pixel_array(drawing, index=frame))
+    # pydicom does not cut frames that begin within a byte apart.
+    n_pixels = drawing.Rows * drawing.Columns
+    first = frame * n_pixels
+    packed = np.frombuffer(drawing.PixelData[first // 8 : (first + n_pixels + 7) // 8], np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[first % 8 :]
+    return bits[:n_pixels].reshape(drawing.Rows, drawing.Columns)
+
+
+class _Frames(NamedTuple):
+    """The frames of a segmentation: position, mm, segment, and image with its frame number."""
+
+    places: npt.NDArray[np.float64]
+    segments: list[int | None]  # None: all of a label map
+    sources: list[tuple[str, int]]
+
+
+@lru_cache(2)
+def _segment_frames(path: Path, *_stamp: int) -> _Frames:
+    drawing = _read(path)
+    frames = range(1, int(drawing.get("NumberOfFrames") or 1) + 1)
+    places = [
+        _of_frame(drawing, "PlanePositionSequence", frame).get("ImagePositionPatient")
+        for frame in frames
+    ]
+    is_label_map = drawing.SegmentationType == "LABELMAP"
+    segments = [
+        None
+        if is_label_map
+        else int(_of_frame(drawing, "SegmentIdentificationSequence", frame).ReferencedSegmentNumber)
+        for frame in frames
+    ]
+    return _Frames(
+        np.array([one or [math.nan] * 3 for one in places], np.float64),
+        segments,
+        [_source(_of_frame(drawing, "DerivationImageSequence", frame)) for frame in frames],
+    )
+
+
+def _source(derivation: Any) -> tuple[str, int]:  # noqa: ANN401  pydicom's
+    images = derivation.get("SourceImageSequence") or []
+    if not images:
+        return "", 0
+    return str(images[0].ReferencedSOPInstanceUID), int(images[0].get("ReferencedFrameNumber") or 1)
+
+
+def _segment_name(segment: Any) -> str:  # noqa: ANN401  pydicom's
+    """Return the label of a segment, else the meaning of its type, or of its category."""
+    texts = [segment.get("SegmentLabel")]
+    for keyword in ("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyCategoryCodeSequence"):
+        texts += [code.get("CodeMeaning") for code in segment.get(keyword) or []]
+    known = [str(text).strip() for text in texts if text and str(text).strip()]
+    return known[0] if known else f"ROI {segment.SegmentNumber}"
 
 
 def transformed(
@@ -378,8 +467,7 @@ def transformed(
     """Return polygons after the steps of a contour transform, point by point."""
     between_rows = between_columns = 1.0
     if "mm" in steps:
-        dataset = pydicom.dcmread(image, force=True)
-        measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
+        measures = _of_frame(_read(image), "PixelMeasuresSequence", frame_number)
         between_rows, between_columns = map(float, measures.PixelSpacing)
     done: list[Polygon] = []
     for vertices in polygons:

@@ -7,13 +7,16 @@ import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 import etl
 from etl.cli import cli
+from etl.dicom.structure_set import STRUCTURE_SET
 from etl.errors import EtlError
 from etl.options import BuildOptions, StructureChoice
 from etl.phantom.objects import Patient, write_shapes
 from etl.sources.structures import read_choices
+from etl.verify.file import verify
 from loader import open_dataset
 
 SLICES = 12
@@ -263,6 +266,36 @@ class TestMistakes:
         assert only(result, "contour-by-position").message.startswith("1 contour ")
         assert np.array_equal(before.masks, after.masks)
 
+    @pytest.mark.parametrize("what", ["localiser", "dose"])
+    def test_other_objects_through_the_middle_of_a_contour_are_not_its_plane(self, root, what):
+        """A localiser cuts the plane of the contour, and a dose map may be in it."""
+
+        def unknown(dataset):
+            for place in range(4):
+                for contour in contours(dataset, place):
+                    del contour.ContourImageSequence
+            for one in dataset.ReferencedFrameOfReferenceSequence:
+                del one.RTReferencedStudySequence
+
+        _, before = build(root, root.parent / "before.h5")
+        other = pydicom.dcmread(root / "images" / "SHAPES001" / "6.dcm")
+        set_uid = other.file_meta
+        other.SeriesInstanceUID, other.SOPInstanceUID = "1.2.3", "1.2.3.4"
+        if what == "dose":
+            other.SOPClassUID = set_uid.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.2"
+        else:
+            middle = pydicom.dcmread(root / "annotations" / "SHAPES001.dcm")
+            points = np.array(drawn(middle, "sphere")[1].ContourData, float).reshape(-1, 3)
+            turned = np.array(other.ImageOrientationPatient, float).reshape(2, 3)
+            normal = np.cross(*turned)
+            other.ImagePositionPatient = [f"{value:.4f}" for value in points.mean(axis=0)]
+            other.ImageOrientationPatient = [f"{value:.8f}" for value in (*turned[0], *normal)]
+        other.save_as(root / "images" / "other")
+        change(root, unknown)
+        result, after = build(root)
+        assert np.array_equal(before.masks, after.masks)
+        assert codes(result)["slice-ambiguous"] == 0
+
     def test_contours_between_planes_without_reference_are_left_out(self, root):
         def between(dataset):
             for contour in contours(dataset)[:2]:
@@ -369,6 +402,66 @@ class TestMistakes:
         result, _ = build(root)
         assert "1 contour of type OPEN_PLANAR" in only(result, "contour-not-closed").message
         assert only(result, "contour-point").severity == "info"
+
+    @pytest.mark.parametrize("options", [{}, {"resample": (2.0, 2.0)}])
+    def test_a_structure_without_a_pixel_costs_the_others_no_row(self, root, options):
+        def sliver(dataset):
+            contour = drawn(dataset, "box")[1]
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            points = points.mean(axis=0) + (points - points.mean(axis=0)) / 1e4
+            contour.ContourData = [f"{value:.5f}" for value in points.ravel()]
+
+        if options:
+            options |= {"size": "fit"}
+        _, before = build(root, root.parent / "before.h5", **options)
+        expected = before.masks.copy()
+        change(root, sliver)
+        result, after = build(root, **options)
+        found = only(result, "structure-too-small")
+        assert found.key is not None
+        (row,) = np.flatnonzero(after.flagged("structure-too-small")).tolist()
+        assert found.label == after.structures[0].code == 1  # box
+        others = [place for place in range(len(after)) if place != row]
+        assert np.array_equal(after.masks[others], expected[others])
+        assert expected[row].any()
+        assert (expected[row] == 1).any()
+        assert set(np.unique(after.masks[row]).tolist()) == set(np.unique(expected[row])) - {1}
+        assert after.manifest["n_pixels_1"][row] == 0
+        assert after.manifest["drawn_1"][row] == 1
+        assert 0 < after.manifest["label1_area"][row] < 1e-3
+        assert codes(result)["mask-empty"] == 0
+        assert verify(root.parent / "out.h5", source=root, rebuild=True).problems == []
+
+    def test_an_image_on_which_no_structure_has_a_pixel_is_no_row(self, root):
+        def slivers(dataset):
+            for contour in drawn(dataset, "box"):
+                points = np.array(contour.ContourData, float).reshape(-1, 3)
+                points = points.mean(axis=0) + (points - points.mean(axis=0)) / 1e4
+                contour.ContourData = [f"{value:.5f}" for value in points.ravel()]
+
+        change(root, slivers)
+        with pytest.raises(EtlError, match="mask-empty"):
+            build(root, structures=("box",))
+
+    @pytest.mark.parametrize("n_points", [1, 2, 4])
+    def test_contours_of_one_or_two_points_enclose_nothing(self, root, n_points):
+        """As planning systems leave behind; 4: two points, each twice."""
+
+        def added(dataset):
+            for contour in list(drawn(dataset, "box"))[1:3]:
+                stray = copy.deepcopy(contour)
+                points = np.array(contour.ContourData, float).reshape(-1, 3)[:2]
+                points = np.tile(points, (2, 1))[:n_points]
+                stray.ContourData = [f"{value:.4f}" for value in points.ravel()]
+                stray.NumberOfContourPoints = n_points
+                drawn(dataset, "box").append(stray)
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, added)
+        result, after = build(root)
+        message = only(result, "contour-not-closed").message
+        assert message.startswith("'box': 2 contours of fewer than 3 distinct points")
+        assert np.array_equal(before.masks, after.masks)
 
     @pytest.mark.parametrize(
         ("value", "words"),
@@ -525,6 +618,23 @@ class TestMistakes:
             in only(result, "file-not-used").message
         )
         assert only(result, "image-unreadable").path == "broken.dcm"
+
+    def test_a_dicomdir_that_lists_a_structure_set_is_none(self, root):
+        """As a CD has it: its records name the classes of the files."""
+        record = pydicom.Dataset()
+        record.DirectoryRecordType = "RT STRUCTURE SET"
+        record.ReferencedFileID = ["CD", "RS000000"]
+        record.ReferencedSOPClassUIDInFile = STRUCTURE_SET
+        listing = pydicom.Dataset()
+        listing.file_meta = pydicom.dataset.FileMetaDataset()
+        listing.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+        listing.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        listing.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        listing.DirectoryRecordSequence = [record]
+        listing.save_as(root / "DICOMDIR", enforce_file_format=True)
+        result, _ = build(root)
+        assert codes(result)["structure-set-unreadable"] == 0
+        assert "DICOMDIR" in only(result, "file-not-used").message
 
     def test_a_damaged_set_is_told(self, root):
         path = root / "annotations" / "SHAPES001.dcm"

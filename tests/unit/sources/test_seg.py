@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from click.testing import CliRunner
 
 import etl
+from etl.cli import cli
 from etl.errors import EtlError
 from etl.options import BuildOptions
 from etl.phantom.objects import Patient, segmentation, write_shapes
@@ -219,6 +221,34 @@ def test_without_references_the_plane_tells(root):
     result, after = build(root)
     assert "frames refer to no image" in only(result, "contour-by-position").message
     assert np.array_equal(after.masks, masks)
+
+
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_images_without_a_place_have_the_segments_that_name_them(root, is_placed):
+    """As of radiographs and ultrasound, whose segmentations have no places either."""
+
+    def unplaced(dataset):
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            del group.PlanePositionSequence
+        del dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+
+    _, before = build(root)
+    masks = dict(zip(before.manifest["sop_instance_uid"], before.masks.copy(), strict=True))
+    for path in (root / "images").rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+        dataset.save_as(path)
+    if not is_placed:
+        change(root, unplaced)
+    result, after = build(root)
+    assert not [one for one in result.findings if one.severity == "error"]
+    assert len(after) == len(masks)
+    for uid, mask in zip(after.manifest["sop_instance_uid"], after.masks, strict=True):
+        assert np.array_equal(mask, masks[uid])
+    verified = CliRunner().invoke(
+        cli, ["verify", str(root.parent / "out.h5"), "--source", str(root), "--rebuild-check"]
+    )
+    assert verified.exit_code == 0, verified.output
 
 
 def test_frames_between_planes_are_left_out(root):

@@ -1,5 +1,6 @@
 """`verify --source` and `--rebuild-check` on structure sets and segmentations."""
 
+import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner
@@ -7,7 +8,10 @@ from click.testing import CliRunner
 import etl
 from etl.cli import cli
 from etl.options import BuildOptions
-from etl.phantom.objects import write_shapes
+from etl.phantom.objects import Patient, segmentation, write_shapes
+from etl.verify import reference
+from etl.verify.sources import rebuild_rows
+from loader import open_dataset
 
 
 @pytest.fixture(scope="module", params=["rtstruct", "enhanced", "seg"])
@@ -44,3 +48,82 @@ def test_a_changed_structure_set_and_a_new_image_are_named(built, tmp_path):
     assert status == 1
     assert "annotations/SHAPES001.dcm" in text
     assert "has changed since the build" in text
+
+
+def shapes(root, kind, edit, **options):
+    """Return the folder and the file of one patient's shapes, whose annotations are edited."""
+    write_shapes(root / "data", kind, patients=1, slices=8, rows=43, columns=57)
+    path = root / "data" / "annotations" / "SHAPES001.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset = edit(dataset) or dataset
+    dataset.save_as(path, enforce_file_format=True)
+    etl.build(root / "data", root / "out.h5", BuildOptions(rows=43, columns=57, **options))
+    return root / "data", root / "out.h5"
+
+
+def long_contour(dataset):
+    """Repeat points until ContourData is longer than Explicit VR has a length for as numbers."""
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    points = np.array(contour.ContourData, float).reshape(-1, 3)
+    points = np.repeat(points, 65536 // (15 * len(points)) + 1, axis=0)
+    contour.NumberOfContourPoints = len(points)
+    text = "\\".join(f"{value:.4f}" for value in points.ravel())
+    contour.add_new("ContourData", "UN", text.encode().ljust(len(text) + len(text) % 2))
+    explicit = pydicom.Dataset(dataset)
+    explicit.file_meta = dataset.file_meta
+    explicit.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    return explicit
+
+
+def unnamed_structure(dataset):
+    dataset.StructureSetROISequence[0].ROIName = ""
+
+
+def unlabelled_segments(dataset):
+    first, second, *_ = dataset.SegmentSequence
+    del first.SegmentLabel
+    first.SegmentedPropertyTypeCodeSequence[0].CodeMeaning = "Liver"
+    second.SegmentLabel = ""
+    second.SegmentedPropertyTypeCodeSequence = []
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("rtstruct", long_contour),
+        ("rtstruct", unnamed_structure),
+        ("seg", unlabelled_segments),
+        ("seg", lambda _: segmentation(Patient(0, 43, 57, 8, 0), "LABELMAP")),
+        ("seg", lambda _: segmentation(Patient(0, 43, 57, 8, 0), "FRACTIONAL")),
+    ],
+    ids=["long", "unnamed", "unlabelled", "label map", "fractional"],
+)
+def test_a_second_parser_reads_what_the_build_reads(tmp_path, kind, edit):
+    data, out = shapes(tmp_path, kind, edit)
+    status, text = verify(out, data, "--rebuild-check")
+    assert status == 0, text
+
+
+def test_images_without_file_meta_information_are_built_again(tmp_path):
+    data, out = shapes(tmp_path, "rtstruct", lambda _: None)
+    for path in (data / "images").rglob("*.dcm"):
+        bare = pydicom.Dataset(pydicom.dcmread(path))
+        bare.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    etl.build(data, out, BuildOptions(rows=43, columns=57), force=True)
+    status, text = verify(out, data, "--rebuild-check")
+    assert status == 0, text
+
+
+@pytest.mark.parametrize("kind", ["rtstruct", "enhanced", "seg"])
+def test_each_file_is_parsed_once(tmp_path, kind, monkeypatch):
+    data, out = shapes(tmp_path, kind, lambda _: None)
+    parsed = []
+    read = pydicom.dcmread
+
+    def counted(path, *args, **kwargs):
+        parsed.append(str(path))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(reference.pydicom, "dcmread", counted)
+    assert rebuild_rows(out, data, (0, len(open_dataset(out)))) == []
+    assert sorted(parsed) == sorted(set(parsed))
