@@ -33,6 +33,7 @@ from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import ManifestTable, kept_columns
 from etl.review import Reviewed, rows_by_key
+from etl.sources.csv_table import table_digest
 from etl.sources.source import Discovery
 from loader import format as file_format
 from loader.format import Attribute
@@ -146,7 +147,7 @@ def assemble(
             Attribute.MIN_READER_VERSION: min_reader_version,
             Attribute.REQUIRED_FEATURES: json.dumps(_features(options)),
             Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
-            Attribute.OPTIONS: json.dumps(options.recorded()),
+            Attribute.OPTIONS: json.dumps(options.recorded(table_digest)),
             Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in scheme}),
             Attribute.STRUCTURES: json.dumps(scheme.to_json(options.masks)),
             Attribute.MASK_KIND: options.masks,
