@@ -452,10 +452,10 @@ def _(tree: Tree) -> Planted:
 
 @plants("instance-duplicate")
 def _(tree: Tree) -> Planted:
-    planted = _structure_set(tree, lambda _: None)
-    path = tree.root / "shapes" / "images" / "SHAPES001" / "6.dcm"
-    shutil.copyfile(path, path.with_name("6 copy.dcm"))
-    return planted
+    pair = tree.middle(with_outer=False)
+    first = pair[0], tree.slices(pair[0])[0]
+    tree.edit(pair, SOPInstanceUID=pydicom.dcmread(tree.dicom(first)).SOPInstanceUID)
+    return Planted()
 
 
 @plants("series-not-annotated")

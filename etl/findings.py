@@ -252,7 +252,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "instance-duplicate": FindingCode(
         "warning",
-        "two files have the same SOPInstanceUID; the first by its path is taken",
+        "two files of one patient have the same SOPInstanceUID: both are rows, and one finding "
+        "counts those of the patient; with structure sets and segmentations, the first of two "
+        "files by its path is taken",
         "remove the wrong one",
     ),
     "contour-partly-outside": FindingCode(
