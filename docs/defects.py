@@ -637,6 +637,27 @@ def _(tree: Tree) -> Planted:
     return Planted()
 
 
+@plants("units-differ")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=False)
+    for other in tree.slices(patient):
+        tree.edit((patient, other), RescaleType="mrad" if other == number else "normalized")
+    return Planted()
+
+
+@plants("real-world-values")
+def _(tree: Tree) -> Planted:
+    unit = pydicom.Dataset()
+    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "um2/s", "UCUM", "um2/s"
+    mapping = pydicom.Dataset()
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = 0.5, 0.0
+    mapping.MeasurementUnitsCodeSequence = [unit]
+    patient = tree.patients[1]
+    for number in tree.slices(patient):
+        tree.edit((patient, number), RealWorldValueMappingSequence=[mapping])
+    return Planted()
+
+
 @plants("geometry-missing")
 def _(tree: Tree) -> Planted:
     patient = tree.patients[1]

@@ -31,7 +31,7 @@ from etl.quality.people import identifiers, mixed_people, repeated_instances, sa
 from etl.render import ManifestTable, render_again, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.report.summary import Tag, tag_of
-from etl.review import Reviewed, review
+from etl.review import Reviewed, once_a_series, review
 from etl.sources import layouts
 from etl.sources.files import open_source
 from etl.sources.row_list import check_row_list, exclude_listed
@@ -149,7 +149,7 @@ def _checked(
         dtype = image_dtype(spool.values)
         rows = _rows(spool, reviewed, found.scheme)
         summary = _summary(found, images, rows, dtype, options)
-        findings = spool.findings if reviewed is None else reviewed.findings
+        findings = once_a_series(spool.findings) if reviewed is None else reviewed.findings
         findings = findings + _same_people(rows, spool, reviewed, options)
         findings += names_alike([one.key.patient_id for one in rows], found.scheme)
         findings = sorted(findings, key=finding_order)

@@ -344,6 +344,17 @@ def unrescaled(tree, n_images):
     return [tree.edit(place, plain) for place in places[:n_images]]
 
 
+def in_another_unit(tree, n_images):
+    """Give so many of the patient's twelve images another unit, and no other patient any."""
+    places = tree.places(PLACE[0])
+    for place in places[n_images:]:
+        tree.edit(place, lambda dataset: setattr(dataset, "RescaleType", "normalized"))
+    return [
+        tree.edit(place, lambda dataset: setattr(dataset, "RescaleType", "mrad"))
+        for place in places[:n_images]
+    ]
+
+
 def misnamed(tree, n_images):
     """Add one to the InstanceNumber of so many of the patient's twelve images."""
 
@@ -403,6 +414,7 @@ TABLE = [
     ("geometry-changes", other_spacing, [0.0, 0.0008], [0.0012, -0.1]),
     ("geometry-changes", turned, [0.3, -0.5], [0.8, -5.0]),
     ("rescale-differs", unrescaled, [0, 4, 12], [1, 3]),
+    ("units-differ", in_another_unit, [0, 12], [1, 5]),
     ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
     ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
     ("contours-misfit", all_far_off, [], [8.0, 20.0]),
