@@ -452,10 +452,10 @@ def _(tree: Tree) -> Planted:
 
 @plants("instance-duplicate")
 def _(tree: Tree) -> Planted:
-    planted = _structure_set(tree, lambda _: None)
-    path = tree.root / "shapes" / "images" / "SHAPES001" / "6.dcm"
-    shutil.copyfile(path, path.with_name("6 copy.dcm"))
-    return planted
+    pair = tree.middle(with_outer=False)
+    first = pair[0], tree.slices(pair[0])[0]
+    tree.edit(pair, SOPInstanceUID=pydicom.dcmread(tree.dicom(first)).SOPInstanceUID)
+    return Planted()
 
 
 @plants("series-not-annotated")
@@ -634,6 +634,27 @@ def _(tree: Tree) -> Planted:
         if other != number:
             tree.edit((patient, other), RescaleSlope="1", RescaleIntercept="-1024")
     tree.edit((patient, number), RescaleSlope="1", RescaleIntercept="0")
+    return Planted()
+
+
+@plants("units-differ")
+def _(tree: Tree) -> Planted:
+    patient, number = tree.middle(with_outer=False)
+    for other in tree.slices(patient):
+        tree.edit((patient, other), RescaleType="mrad" if other == number else "normalized")
+    return Planted()
+
+
+@plants("real-world-values")
+def _(tree: Tree) -> Planted:
+    unit = pydicom.Dataset()
+    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "um2/s", "UCUM", "um2/s"
+    mapping = pydicom.Dataset()
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = 0.5, 0.0
+    mapping.MeasurementUnitsCodeSequence = [unit]
+    patient = tree.patients[1]
+    for number in tree.slices(patient):
+        tree.edit((patient, number), RealWorldValueMappingSequence=[mapping])
     return Planted()
 
 

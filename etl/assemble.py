@@ -28,11 +28,19 @@ from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
 from etl.quality.patients import Patient, Patients
-from etl.quality.people import Person, identifiers, mixed_people, same_people, with_leak
+from etl.quality.people import (
+    Person,
+    identifiers,
+    mixed_people,
+    repeated_instances,
+    same_people,
+    with_leak,
+)
 from etl.quality.people import finding as same_person
 from etl.quality.statistics import pooled_moments
 from etl.render import ManifestTable, kept_columns
 from etl.review import Reviewed, rows_by_key
+from etl.sources.csv_table import table_digest
 from etl.sources.source import Discovery
 from loader import format as file_format
 from loader.format import Attribute
@@ -98,7 +106,7 @@ def assemble(
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
     mine = identities[reviewed.is_good]
     people = _people(patients, manifest, mine)
-    mixed = _mixed_people(patients, manifest, mine)
+    mixed = _mixed(patients, manifest, mine)
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
     alike = strata.strata(options, manifest)
@@ -146,7 +154,7 @@ def assemble(
             Attribute.MIN_READER_VERSION: min_reader_version,
             Attribute.REQUIRED_FEATURES: json.dumps(_features(options)),
             Attribute.GENERATOR: f"dicom-etl {file_format.VERSION}",
-            Attribute.OPTIONS: json.dumps(options.recorded()),
+            Attribute.OPTIONS: json.dumps(options.recorded(table_digest)),
             Attribute.LABELS: json.dumps({str(one.code): one.meaning for one in scheme}),
             Attribute.STRUCTURES: json.dumps(scheme.to_json(options.masks)),
             Attribute.MASK_KIND: options.masks,
@@ -191,12 +199,16 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
     return flags
 
 
-def _mixed_people(
+def _mixed(
     patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
 ) -> list[Finding]:
-    """Return warnings of patients that seem to be several people."""
+    """Return warnings of patients that seem to be several people, or have one image twice."""
     paths = [value.decode() for value in manifest["dicom_path"].tolist()]
-    return mixed_people(patients, paths, identities[:, 0].tolist())
+    mixed = mixed_people(patients, paths, identities[:, 0].tolist())
+    series = [value.decode() for value in manifest["series"].tolist()]
+    numbers = (manifest[name].tolist() for name in ("slice", "frame_number"))
+    keys = list(map(SampleKey, patients, series, *numbers))
+    return mixed + repeated_instances(keys, paths, manifest["sop_instance_uid"].tolist())
 
 
 def _people(

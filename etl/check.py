@@ -20,18 +20,18 @@ from etl.dicom.kept_tags import KeptTag, kept_tags, notes_on
 from etl.dicom.pixels import image_dtype
 from etl.errors import SourceError, limited
 from etl.examine import choose_size, examine_links, index_headers
-from etl.findings import Finding
+from etl.findings import Finding, SampleKey
 from etl.labels import LabelScheme, names_alike
 from etl.model import Link, Sample
 from etl.options import BuildOptions
 from etl.output.row_writer import Plan
 from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
-from etl.quality.people import identifiers, mixed_people, same_people
+from etl.quality.people import identifiers, mixed_people, repeated_instances, same_people
 from etl.render import ManifestTable, render_again, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.report.summary import Tag, tag_of
-from etl.review import Reviewed, review
+from etl.review import Reviewed, once_a_series, review
 from etl.sources import layouts
 from etl.sources.files import open_source
 from etl.sources.row_list import check_row_list, exclude_listed
@@ -65,7 +65,7 @@ class _Images(NamedTuple):
 class _Row(NamedTuple):
     """What is kept of a row that a build would write."""
 
-    patient_id: str
+    key: SampleKey
     dicom_path: str
     codes: tuple[int, ...]  # of the structures in it
     series_instance_uid: str
@@ -149,9 +149,9 @@ def _checked(
         dtype = image_dtype(spool.values)
         rows = _rows(spool, reviewed, found.scheme)
         summary = _summary(found, images, rows, dtype, options)
-        findings = spool.findings if reviewed is None else reviewed.findings
+        findings = once_a_series(spool.findings) if reviewed is None else reviewed.findings
         findings = findings + _same_people(rows, spool, reviewed, options)
-        findings += names_alike([one.patient_id for one in rows], found.scheme)
+        findings += names_alike([one.key.patient_id for one in rows], found.scheme)
         findings = sorted(findings, key=finding_order)
         diagnoses: list[Cause] = []
         if full:
@@ -227,7 +227,7 @@ def _rows(spool: Spool, reviewed: Reviewed | None, scheme: LabelScheme) -> list[
     packed = (one for block, _ in spool.tasks(_BLOCK_SAMPLES) for one in block)
     rows = [
         _Row(
-            sample.link.key.patient_id,
+            sample.link.key,
             sample.link.frame.path,
             tuple(
                 region.code
@@ -257,15 +257,16 @@ def _tags(rows: Sequence[_Row], kept: Sequence[KeptTag]) -> list[Tag]:
 def _same_people(
     rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
 ) -> list[Finding]:
-    """Return the findings on people under several ids, and on ids of several people."""
+    """Return the findings on identifiers: of people, and of images."""
     identities = spool.identities()
     patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
     series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[3:5])
     compared = identifiers(patient, study, series, instance)
-    patients, paths = [one.patient_id for one in rows], [one.dicom_path for one in rows]
+    patients, paths = [one.key.patient_id for one in rows], [one.dicom_path for one in rows]
     people = same_people(patients, paths, compared)
     mixed = mixed_people(patients, paths, patient)
-    return [*(same_person(person, {}, options) for person in people), *mixed]
+    repeated = repeated_instances([one.key for one in rows], paths, instance)
+    return [*(same_person(person, {}, options) for person in people), *mixed, *repeated]
 
 
 def _summary(
@@ -276,7 +277,7 @@ def _summary(
     drawn = Counter(annotation.code for link in links for annotation in link.annotations)
     written = Counter(code for row in rows for code in row.codes)
     n_pairs = Counter((link.key.patient_id, link.original_id) for link in links)
-    n_rows = Counter(row.patient_id for row in rows)
+    n_rows = Counter(row.key.patient_id for row in rows)
     mask_dtype = found.scheme.mask_dtype(options.masks)
     pixel_bytes = np.dtype(dtype).itemsize + np.dtype(mask_dtype).itemsize
     return Summary(

@@ -114,6 +114,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
 
 # Fixed, with the reasons in docs/reliability.md.
 MAX_VALUE_BYTES: Final = 1 << 16  # of an attribute that is read
+MAX_SETTINGS_BYTES: Final = 1 << 20  # of a file of settings that the user names
 MAX_NESTING: Final = 16  # of sequences that are stepped over; pydicom reads some deeper ones
 OFFSET_TABLE_BYTES_A_FRAME: Final = 16  # four times what a basic offset table needs
 

@@ -253,7 +253,9 @@ CODES: Final[Mapping[str, FindingCode]] = {
     ),
     "instance-duplicate": FindingCode(
         "warning",
-        "two files have the same SOPInstanceUID; the first by its path is taken",
+        "two files of one patient have the same SOPInstanceUID: both are rows, and one finding "
+        "counts those of the patient; with structure sets and segmentations, the first of two "
+        "files by its path is taken",
         "remove the wrong one",
     ),
     "contour-partly-outside": FindingCode(
@@ -386,6 +388,14 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "export the image again",
         flag=20,
     ),
+    "units-differ": FindingCode(
+        "warning",
+        "the values of an image are in another unit than those of most images that name one: by "
+        "Units, SUVType and DecayCorrection of PET, a real-world value mapping that is the "
+        "rescale, or RescaleType",
+        "train on images of one unit, or leave such rows out",
+        flag=22,
+    ),
     "instance-number-differs": FindingCode(
         "warning",
         "InstanceNumber disagrees with the file name, where 3 of the patient's images and 75 % "
@@ -501,6 +511,12 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "info",
         "the pixels were compressed with loss, by LossyImageCompression or by the encoding",
         "use the original if there is one",
+    ),
+    "real-world-values": FindingCode(
+        "info",
+        "an image has a RealWorldValueMappingSequence that says something else than RescaleSlope "
+        "and RescaleIntercept; it is not applied; one finding for a series or patient",
+        "apply the mapping before training if you need its unit",
     ),
     "geometry-missing": FindingCode(
         "info",

@@ -184,6 +184,7 @@ class Instance(NamedTuple):
     warnings: tuple[tuple[str, str], ...] = ()  # (code, message) of what is worth knowing of it
     identity: Identity = NOBODY  # in memory only
     kept: tuple[str | float, ...] = ()  # values of the attributes that become columns
+    unit: str = ""  # of the modality values; empty where the file does not tell
 
     @property
     def plane(self) -> ImagePlane:

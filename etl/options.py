@@ -1,12 +1,10 @@
 """What the content of a file depends on besides its sources: BuildOptions and its checks."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
-
-import xxhash
 
 from etl.errors import LIMITS, Limits
 from etl.findings import FLAG_CODES
@@ -277,13 +275,19 @@ class BuildOptions:
             del recorded[name]
         return recorded
 
-    def recorded(self) -> dict[str, object]:
-        """Return the options as the file records them, with the content of files as digests."""
+    def recorded(self, digest: Callable[[Path], str]) -> dict[str, object]:
+        """Return the options as the file records them, with the content of files as digests.
+
+        Parameters
+        ----------
+        digest : function
+            Returns the XXH3-128 of a file that an option names, hexadecimal.
+        """
         recorded = self.to_json()
         for name in ("split_file", "patients_csv", "exclude_file"):
             path = getattr(self, name)
             if path is not None:
-                recorded[f"{name}_xxh3"] = xxhash.xxh3_128_hexdigest(Path(path).read_bytes())
+                recorded[f"{name}_xxh3"] = digest(Path(path))
         return recorded
 
     def excludes(self, code: str, *patient: str) -> bool:

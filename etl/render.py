@@ -18,6 +18,7 @@ import xxhash
 from etl.contours import polygon
 from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.kept_tags import columns, kept_tags
+from etl.dicom.meaning import UNIT_CHARACTERS
 from etl.dicom.pixels import modality_values, padding_range, read_frame
 from etl.errors import ImageError, SourceError
 from etl.findings import Finding, Remark
@@ -54,7 +55,12 @@ _MAX_VERTICES: Final = 1 << 17  # of contours that are rasterised together
 _BLOCK_PARTS: Final = 256  # of some dozen rows each
 
 # What the checks keep of each row until all rows are known.
-MARKS: Final = np.dtype([("image", "<u8"), ("hash", "<u8", (2,)), ("alignment", ALIGNMENT)])
+MARKS: Final = np.dtype(
+    [
+        *(("image", "<u8"), ("hash", "<u8", (2,)), ("alignment", ALIGNMENT)),
+        ("unit", f"S{UNIT_CHARACTERS}"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +312,7 @@ class _Row(NamedTuple):
     findings: list[Finding]
     image: Image | None = None
     manifest: Mapping[str, str | int | float] = {}  # never changed
-    marks: tuple[int, Hash, Alignment] | None = None  # a row of MARKS
+    marks: tuple[int, Hash, Alignment, bytes] | None = None  # a row of MARKS
     shapes: Mapping[int, Shape] = {}  # by code
 
 
@@ -371,7 +377,7 @@ def _render_one(
     shapes, findings = _check(sample, painted, checked, scheme, options)
     # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
     digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
-    marks = digest, image_hash(image), alignment
+    marks = digest, image_hash(image), alignment, sample.instance.unit.encode()
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 

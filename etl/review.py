@@ -23,6 +23,7 @@ from etl.render import ManifestTable, Rendered
 from loader.format import MASK_BITS
 
 _EXAMPLES: Final = 3
+_ONCE_A_SERIES: Final = ("real-world-values",)
 CAUSES: Final = ("contours-misfit", "alignment-patient")  # why there are other findings
 
 
@@ -80,7 +81,7 @@ def review(
         structures are to be left out.
     """
     is_good, manifest = np.array(rendered.is_good, np.bool_), rendered.manifest
-    findings = findings + rendered.findings + diagnosis.findings
+    findings = once_a_series(findings) + rendered.findings + diagnosis.findings
     if not manifest:
         return Reviewed(is_good, {}, findings, {}, {}, [])
     audited = Audit([], {})
@@ -98,6 +99,7 @@ def review(
             marks["hash"],
             has_bits=options.masks == MASK_BITS,
             side=(options.columns, options.rows),
+            units=marks["unit"],
         )
         findings += check_rows(rows)
         nested, explained = find_nested(findings, _areas(findings, manifest, scheme), scheme)
@@ -123,6 +125,25 @@ def review(
     }
     notes = _notes(options, manifest)
     return Reviewed(is_good, manifest, findings, audited.numbers, lost, notes)
+
+
+def once_a_series(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings, those that all images of a series tend to have told once for it.
+
+    Where a source does not tell series apart, once for a patient.
+    """
+    told: list[Finding] = []
+    alike: defaultdict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    for one in findings:
+        if one.code in _ONCE_A_SERIES and one.key is not None:
+            alike[one.code, one.key.patient_id, one.key.series].append(one)
+        else:
+            told.append(one)
+    for (_, _, series), (first, *others) in alike.items():
+        whose = "series" if series else "patient"
+        more = f" So it is with {counted(len(others), 'more image')} of the {whose}."
+        told.append(replace(first, message=first.message + more) if others else first)
+    return told
 
 
 def rows_by_key(keys: Iterable[SampleKey | None], manifest: ManifestTable) -> dict[SampleKey, int]:

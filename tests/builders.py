@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -66,6 +67,41 @@ def instance(pixels=None, *, bits_stored=None, uid="1.2.3", **attributes):
             setattr(dataset, keyword, value)
     if "PixelData" in dataset:
         dataset["PixelData"].VR = "OW"
+    return dataset
+
+
+def group(**attributes):
+    """Return a sequence of one item with these attributes."""
+    item = Dataset()
+    for keyword, value in attributes.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+def groups(**macros):
+    item = Dataset()
+    for keyword, sequence in macros.items():
+        setattr(item, keyword, sequence)
+    return item
+
+
+BARE = {
+    "PixelSpacing": None,
+    "ImagePositionPatient": None,
+    "ImageOrientationPatient": None,
+    "TriggerTime": None,
+}
+
+
+def enhanced(n_frames, shared=None, per_frame=None, **attributes):
+    """Return a multi-frame instance with functional groups."""
+    pixels = [gradient(seed=number) for number in range(n_frames)]
+    dataset = instance(pixels[0], **(BARE | {"NumberOfFrames": n_frames} | attributes))
+    dataset.PixelData = np.stack(pixels).tobytes()
+    if shared is not None:
+        dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    if per_frame is not None:
+        dataset.PerFrameFunctionalGroupsSequence = Sequence(per_frame)
     return dataset
 
 

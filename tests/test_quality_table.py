@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import etl
 import loader
+from etl.check import check
 from etl.cli import cli
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
@@ -343,6 +344,17 @@ def unrescaled(tree, n_images):
     return [tree.edit(place, plain) for place in places[:n_images]]
 
 
+def in_another_unit(tree, n_images):
+    """Give so many of the patient's twelve images another unit, and no other patient any."""
+    places = tree.places(PLACE[0])
+    for place in places[n_images:]:
+        tree.edit(place, lambda dataset: setattr(dataset, "RescaleType", "normalized"))
+    return [
+        tree.edit(place, lambda dataset: setattr(dataset, "RescaleType", "mrad"))
+        for place in places[:n_images]
+    ]
+
+
 def misnamed(tree, n_images):
     """Add one to the InstanceNumber of so many of the patient's twelve images."""
 
@@ -402,6 +414,7 @@ TABLE = [
     ("geometry-changes", other_spacing, [0.0, 0.0008], [0.0012, -0.1]),
     ("geometry-changes", turned, [0.3, -0.5], [0.8, -5.0]),
     ("rescale-differs", unrescaled, [0, 4, 12], [1, 3]),
+    ("units-differ", in_another_unit, [0, 12], [1, 5]),
     ("instance-number-differs", misnamed, [0, 4, 12], [1, 3]),
     ("alignment-dataset", all_displaced, [0.2, 0.35], [0.65, 1.3, 2.2]),
     ("contours-misfit", all_far_off, [], [8.0, 20.0]),
@@ -458,6 +471,41 @@ def test_two_structures_drawn_over_each_other_are_flagged(stacks, tmp_path, shar
     both = mask & rasterise(np.loadtxt(stacks.root / "right.txt"), 256, 256)
     assert data.manifest["n_overlapping"].tolist() == [both.sum()]
     assert ("to 'left' and 'right'" in str(told)) == is_found
+
+
+@pytest.mark.parametrize("layout", ["link", "table"])
+@pytest.mark.parametrize("n_images", [0, 1, 4])
+def test_images_with_the_uid_of_another_give_one_warning_a_patient(
+    stacks, tmp_path, n_images, layout
+):
+    before = build(stacks, tmp_path)
+    first, *others = stacks.places(2)
+    uid = pydicom.dcmread(stacks.root / stacks.dicom(first)).SOPInstanceUID
+    for place in others[:n_images]:
+        stacks.edit(place, lambda dataset: setattr(dataset, "SOPInstanceUID", uid))
+    told = {stacks.dicom(place) for place in others[:n_images]}
+    if layout == "table":
+        lines = ["patient_id,image,label,contour"]
+        lines += [f"P,{stacks.dicom(one)},blood,{stacks.contour(one)}" for one in stacks.places(2)]
+        (stacks.root / "table.csv").write_text("\n".join(lines))
+        etl.build(stacks.root / "table.csv", tmp_path / "table.h5", BuildOptions())
+        data = loader.open_dataset(tmp_path / "table.h5")
+    else:
+        data = build(stacks, tmp_path)
+        assert (data.images == before.images).all()
+    columns = (data.findings[name].tolist() for name in ("severity", "code", "row", "other_row"))
+    found = [values for values in zip(*columns, strict=True) if values[0] != "info"]
+    assert [values[:2] for values in found] == [("warning", "instance-duplicate")] * bool(n_images)
+    for _, _, row, other_row in found:
+        assert data.manifest["dicom_path"][row] in told
+        assert data.manifest["dicom_path"][other_row] == stacks.dicom(first)
+        [message] = messages(data, "instance-duplicate")
+        assert (f"with {n_images - 1} more files" in message) == (n_images > 1)
+    source, options = stacks.root, BuildOptions(contours=("i", "o"), partial=True)
+    if layout == "table":
+        source, options = stacks.root / "table.csv", BuildOptions()
+    of_headers = check(source, options)
+    assert [one.code for one in of_headers.findings].count("instance-duplicate") == bool(n_images)
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 5])

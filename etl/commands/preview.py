@@ -47,6 +47,7 @@ def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: 
     with signals.stop_deferred():
         import loader
         from etl.report.preview import write_preview
+        from etl.sources.files import read_named
 
     presets: dict[str, Callable[[], loader.Augment]] = {
         "default": loader.Augment,
@@ -57,7 +58,7 @@ def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: 
         chosen = presets[augment]()
     else:
         try:
-            text = Path(augment).read_text(encoding="utf-8")
+            text = read_named(Path(augment), f"Augmentation not read: {augment}").decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise click.UsageError(
                 f"--augment: expected {', '.join(presets)} or a file with JSON, found {augment}."

@@ -47,8 +47,13 @@ PIXEL_PADDING: Final = 0x00280120
 PIXEL_PADDING_LIMIT: Final = 0x00280121
 RESCALE_INTERCEPT: Final = 0x00281052
 RESCALE_SLOPE: Final = 0x00281053
+RESCALE_TYPE: Final = 0x00281054
 LOSSY: Final = 0x00282110
 MODALITY_LUT: Final = 0x00283000
+REAL_WORLD_MAPPING: Final = 0x00409096
+UNITS: Final = 0x00541001
+SUV_TYPE: Final = 0x00541006
+DECAY_CORRECTION: Final = 0x00541102
 SHARED_GROUPS: Final = 0x52009229
 PER_FRAME_GROUPS: Final = 0x52009230
 FLOAT_PIXELS: Final = 0x7FE00008
@@ -89,8 +94,13 @@ KEYWORDS: Final = {
     PIXEL_PADDING_LIMIT: "PixelPaddingRangeLimit",
     RESCALE_INTERCEPT: "RescaleIntercept",
     RESCALE_SLOPE: "RescaleSlope",
+    RESCALE_TYPE: "RescaleType",
     LOSSY: "LossyImageCompression",
     MODALITY_LUT: "ModalityLUTSequence",
+    REAL_WORLD_MAPPING: "RealWorldValueMappingSequence",
+    UNITS: "Units",
+    SUV_TYPE: "SUVType",
+    DECAY_CORRECTION: "DecayCorrection",
     SHARED_GROUPS: "SharedFunctionalGroupsSequence",
     PER_FRAME_GROUPS: "PerFrameFunctionalGroupsSequence",
     FLOAT_PIXELS: "FloatPixelData",

@@ -17,14 +17,17 @@ from etl.dicom.elements import (
     IMAGE_POSITION,
     IN_STACK_POSITION,
     PIXEL_SPACING,
+    REAL_WORLD_MAPPING,
     RESCALE_INTERCEPT,
     RESCALE_SLOPE,
+    RESCALE_TYPE,
     SLICE_LOCATION,
     STACK_ID,
     TEMPORAL_POSITION_INDEX,
     TRIGGER_DELAY,
     TRIGGER_TIME,
 )
+from etl.dicom.meaning import Mappings, mappings_of
 from etl.dicom.quick_scan import Element
 from etl.errors import ImageError
 
@@ -47,7 +50,7 @@ _MACROS: Final[dict[int, Sequence[int]]] = {
     0x00289110: [PIXEL_SPACING],  # Pixel Measures
     0x00209113: [IMAGE_POSITION],  # Plane Position
     0x00209116: [IMAGE_ORIENTATION],  # Plane Orientation
-    0x00289145: [RESCALE_INTERCEPT, RESCALE_SLOPE],  # Pixel Value Transformation
+    0x00289145: [RESCALE_INTERCEPT, RESCALE_SLOPE, RESCALE_TYPE],  # Pixel Value Transformation
     # Frame Content
     0x00209111: [STACK_ID, IN_STACK_POSITION, TEMPORAL_POSITION_INDEX, DIMENSION_INDICES],
     0x00189118: [TRIGGER_DELAY],  # Cardiac Synchronization
@@ -62,6 +65,7 @@ class FunctionalGroups(NamedTuple):
 
     shared: dict[int, Element]
     per_frame: list[dict[int, Element]]
+    mappings: Sequence[Mappings] = ()  # of all frames, or one of shared groups; empty: none has any
 
     def has_frame(self, frame_number: int) -> bool:
         """Say whether the groups may be those of a frame; of shared groups nothing tells."""
@@ -70,6 +74,12 @@ class FunctionalGroups(NamedTuple):
     def is_lost(self, tag: int, elements: Mapping[int, Element]) -> bool:
         """Say whether a frame, with these elements, lacks an attribute that another frame has."""
         return tag not in elements and any(tag in frame for frame in self.per_frame)
+
+    def mappings_of(self, frame_number: int) -> Mappings:
+        """Return the mappings to real-world values that one frame has, counted from 1."""
+        if not self.mappings:
+            return ()
+        return self.mappings[frame_number - 1 if self.per_frame else 0]
 
     def of_frame(self, frame_number: int) -> dict[int, Element]:
         """Return the attributes of one frame, counted from 1."""
@@ -105,15 +115,18 @@ def read_groups(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            groups = [
-                [_attributes(item, more) for item in _items(data, implicit=implicit, little=little)]
-                for data in (shared, per_frame)
-            ]
+            both = [_items(data, implicit=implicit, little=little) for data in (shared, per_frame)]
+            groups = [[_attributes(item, more) for item in items] for items in both]
+            mappings = [[_mappings(item) for item in items] for items in both]
     except Exception as error:  # pydicom raises whatever its parsing meets
         raise ImageError(
             "image-unreadable", "its functional groups cannot be read. Export it again."
         ) from error
-    return FunctionalGroups(groups[0][0] if groups[0] else {}, groups[1])
+    of_all = mappings[0][0] if mappings[0] else ()
+    of_frames = [own or of_all for own in mappings[1]] or [of_all]
+    return FunctionalGroups(
+        groups[0][0] if groups[0] else {}, groups[1], of_frames if any(of_frames) else ()
+    )
 
 
 def _items(data: bytes, *, implicit: bool, little: bool) -> "Sequence[Dataset]":
@@ -132,6 +145,13 @@ def _attributes(item: "Dataset", more: tuple[int, ...]) -> dict[int, Element]:
             further = _values(_first_item(item, int(macro)), more)
             found |= {tag: one for tag, one in further.items() if tag not in found}
     return found
+
+
+def _mappings(item: "Dataset") -> Mappings:
+    """Return the mappings to real-world values in the functional groups of an item."""
+    if REAL_WORLD_MAPPING not in item:
+        return ()
+    return mappings_of(item[REAL_WORLD_MAPPING].value)
 
 
 def _values(group: "Dataset", tags: Iterable[int]) -> dict[int, Element]:

@@ -16,11 +16,13 @@ from etl.dicom.codecs import CODECS, require_decoder
 from etl.dicom.elements import (
     KEYWORDS,
     PER_FRAME_GROUPS,
+    REAL_WORLD_MAPPING,
     SHARED_GROUPS,
     TRANSFER_SYNTAX_UID,
     Values,
 )
 from etl.dicom.frames import FunctionalGroups, read_groups
+from etl.dicom.meaning import Mappings, read_mappings
 from etl.dicom.quick_scan import (
     META_OFFSET,
     PIXEL_DATA,
@@ -73,6 +75,7 @@ class Header(NamedTuple):
     groups: FunctionalGroups | None = None
     deflated_at: int | None = None  # where the deflated data set begins
     remarks: tuple[str, ...] = ()  # about its wrapper
+    mappings: Mappings = ()  # to real-world values, at the root
 
 
 def read_header(file: BinaryIO, more: tuple[int, ...] = (), head: bytes = b"") -> Header:
@@ -111,11 +114,15 @@ def read_header(file: BinaryIO, more: tuple[int, ...] = (), head: bytes = b"") -
     else:
         header, source = _parse(file, head, size, more)
     elements = header.elements
+    implicit, little = header.syntax == IMPLICIT, header.syntax != BIG_ENDIAN
+    if REAL_WORLD_MAPPING in elements:
+        value = read_value(source, elements[REAL_WORLD_MAPPING])
+        mappings = read_mappings(value, implicit=implicit, little=little)
+        header = header._replace(mappings=mappings)
     if SHARED_GROUPS in elements or PER_FRAME_GROUPS in elements:
         shared, per_frame = (
             read_value(source, elements.get(tag)) for tag in (SHARED_GROUPS, PER_FRAME_GROUPS)
         )
-        implicit, little = header.syntax == IMPLICIT, header.syntax != BIG_ENDIAN
         groups = read_groups(shared, per_frame, more, implicit=implicit, little=little)
         header = header._replace(groups=groups)
     return header

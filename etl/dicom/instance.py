@@ -56,6 +56,7 @@ from etl.dicom.encapsulated import Fragments, find_frames
 from etl.dicom.header import BIG_ENDIAN, NATIVE, Header, read_header, read_value
 from etl.dicom.identity import identity
 from etl.dicom.kept_tags import KeptTag, kept_values, more_tags
+from etl.dicom.meaning import MEANING_TAGS, Mappings, unapplied, unit_of
 from etl.dicom.pixels import image_dtype, modality_range, stored_range
 from etl.dicom.quick_scan import PIXEL_DATA, Element
 from etl.errors import ImageError, beyond, changed_limits, most
@@ -166,7 +167,7 @@ def _instance(
     file: BinaryIO, opened: _Opened, frame_number: int | None, kept: tuple[KeptTag, ...]
 ) -> tuple[Instance, int]:
     """Return the instance, and where the pixels of all frames end."""
-    (elements, syntax, groups, deflated_at, _), frames = opened
+    (elements, syntax, groups, deflated_at, *_), frames = opened
     number = 1 if frame_number is None else frame_number
     if groups is not None and groups.has_frame(number):
         elements = {**elements, **groups.of_frame(number)}
@@ -214,7 +215,20 @@ def _instance(
         values.remarks += remarks
     if warnings := _warnings(opened.header, pixels, values):
         instance = instance._replace(warnings=warnings)
+    mappings = (groups.mappings_of(number) if groups is not None else ()) or opened.header.mappings
+    if mappings or not MEANING_TAGS.isdisjoint(elements):
+        instance = _with_meaning(instance, values, mappings)
     return instance, pixels.end
+
+
+def _with_meaning(instance: Instance, values: Values, mappings: Mappings) -> Instance:
+    """Return an instance with the unit of its values, and a remark on other values they map to."""
+    rescale = instance.pixel_format.rescale_slope, instance.pixel_format.rescale_intercept
+    instance = instance._replace(unit=unit_of(values, mappings, rescale))
+    if remark := unapplied(mappings, rescale):
+        warnings = (*instance.warnings, ("real-world-values", remark))
+        instance = instance._replace(warnings=warnings)
+    return instance
 
 
 def _spacing(values: Values) -> tuple[float, ...]:

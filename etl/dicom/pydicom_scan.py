@@ -12,6 +12,7 @@ from etl.dicom.elements import (
     FLOAT_PIXELS,
     MODALITY_LUT,
     PER_FRAME_GROUPS,
+    REAL_WORLD_MAPPING,
     SHARED_GROUPS,
 )
 from etl.dicom.quick_scan import (
@@ -24,10 +25,10 @@ from etl.errors import MAX_VALUE_BYTES, ImageError, SourceError, beyond, most
 
 _ELEMENT_HEADER: Final = 8  # bytes, at least
 _LONG_HEADER: Final = 12  # bytes of the header of an element of Explicit VR OB or OW
-# Modality LUT, functional groups and pixels: that they are there, where, and how long, is all that
-# is asked of them here.
+# Sequences and pixels: that they are there, where, and how long, is all that is asked of them here.
 VALUE_UNUSED: Final = frozenset(
-    {MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
+    {MODALITY_LUT, REAL_WORLD_MAPPING, SHARED_GROUPS, PER_FRAME_GROUPS}
+    | {FLOAT_PIXELS, DOUBLE_PIXELS, PIXEL_DATA}
 )
 _ITEMS: Final = (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0")  # little and big endian
 _BLOCK_BYTES: Final = 1 << 22

@@ -1,4 +1,4 @@
-"""One person under several ids: patients whose images share an identifier.
+"""Identifiers in headers: one person under several ids, several in one, one UID of two images.
 
 A patient on both sides of a split makes its scores too good, under whatever ids.
 """
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from etl.findings import Finding
+from etl.findings import Finding, SampleKey, counted
 from etl.options import BuildOptions
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS
 
@@ -127,6 +127,39 @@ def mixed_people(
             "people? Give each a patient_id of its own."
         )
         findings.append(Finding("patient-id-differs", other, message))
+    return findings
+
+
+def repeated_instances(
+    keys: Sequence[SampleKey], paths: Sequence[str], instances: Sequence[str | bytes]
+) -> list[Finding]:
+    """Return a warning for each patient with several files of one SOPInstanceUID.
+
+    Parameters
+    ----------
+    keys : sequence of SampleKey
+        Of the rows.
+    paths : sequence of str
+        Path of the DICOM file, by row.
+    instances : sequence of str or bytes
+        SOPInstanceUID by row; an empty one is none.
+    """
+    first: dict[tuple[str, str | bytes], tuple[SampleKey, str]] = {}
+    repeated: defaultdict[str, dict[str, tuple[SampleKey, SampleKey, str]]] = defaultdict(dict)
+    for key, path, value in sorted(zip(keys, paths, instances, strict=True)):
+        known = first.setdefault((key.patient_id, value), (key, path))
+        if value and known[1] != path:
+            repeated[key.patient_id].setdefault(path, (key, *known))
+    findings = []
+    for patient, files in sorted(repeated.items()):
+        path, (key, other_key, other) = next(iter(files.items()))
+        n_more = len(files) - 1
+        more = f" So it is with {counted(n_more, 'more file')} of the patient." * bool(n_more)
+        message = (
+            f"has the SOPInstanceUID of {other}, also of patient {patient!r}; both are rows.{more} "
+            "If one is a copy, remove it and its contours; else export the images again."
+        )
+        findings.append(Finding("instance-duplicate", path, message, key=key, other_key=other_key))
     return findings
 
 

@@ -85,6 +85,7 @@ class Rows(NamedTuple):
     hashes: npt.NDArray[np.uint64] | None = None  # of each row's image; see `near_copies`
     has_bits: bool = False  # the masks have a bit of each structure
     side: tuple[int, int] = (1, 1)  # columns and rows of the images
+    units: npt.NDArray[np.bytes_] | None = None  # of the values of each row; empty: not known
 
     def is_inside(self, mask: npt.NDArray[np.unsignedinteger], structure: Structure) -> _Flags:
         """Return which pixels of a mask show a structure."""
@@ -321,6 +322,24 @@ def _lost_rescale(rows: Rows) -> Iterator[Finding]:
         yield rows.about_image("rescale-differs", row, message)
 
 
+def _other_units(rows: Rows) -> Iterator[Finding]:
+    """Warn of images whose values are in another unit than those of most rows that name one."""
+    if rows.units is None:
+        return
+    is_known = rows.units != b""
+    names, counts = np.unique(rows.units[is_known], return_counts=True)
+    if len(names) <= 1:
+        return
+    usual, n_usual = names[counts.argmax()], counts.max()
+    for row in np.flatnonzero(is_known & (rows.units != usual)).tolist():
+        message = (
+            f"its values are in {_text(rows.units, row)!r}, but in {usual.decode()!r} in {n_usual} "
+            f"of the {is_known.sum()} rows whose unit is known. Are both one scale? Else build "
+            "them apart, or leave one out."
+        )
+        yield rows.about_image("units-differ", row, message)
+
+
 def _missing_geometry(rows: Rows) -> Iterator[Finding]:
     """Count the rows without an attribute of their place, in one finding for all of them."""
     manifest = rows.manifest
@@ -498,6 +517,7 @@ CHECKS: Final[tuple[Callable[[Rows], Iterable[Finding]], ...]] = (
     _area_outliers,
     _geometry_changes,
     _lost_rescale,
+    _other_units,
     _missing_geometry,
     _instance_numbers,
     _jumps,

@@ -16,6 +16,7 @@ from etl.errors import EtlError
 from etl.findings import AUDIT_CODES, QUALITY_CODES, counted, printable, shortened
 from etl.report.summary import Summary, alignment_text
 from etl.report.text import sources_text
+from etl.sources.files import read_named
 from loader import Dataset
 from loader.format import MASK_BITS, MASK_LABELS
 
@@ -91,8 +92,7 @@ def read_card(path: Path) -> Card:
     """
     where = f"Card not usable: {path}"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _card(content)
+        return _card(tomllib.loads(read_named(path, where).decode("utf-8")))
     except OSError as error:
         why = (error.strerror or "input/output error").lower()
         raise EtlError(f"{where}: cannot be read ({why}).") from error

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from etl.errors import EtlError
 from etl.findings import SEVERITY_ORDER, FindingRow, counted, printable, shortened
 from etl.report.overlays import ignored
+from etl.sources.files import irregular
 from loader import Dataset
 from loader.format import IGNORE
 
@@ -35,6 +36,22 @@ _ROBUST: Final = 1.4826  # median absolute deviation → standard deviation of a
 
 _LABELS: Final = "predictions"
 _CHANCES: Final = "probabilities"
+_ROWS: Final = "rows"
+_DATASET_ID: Final = "dataset_id"
+_NAMES: Final = (_LABELS, _CHANCES, _ROWS, _DATASET_ID)
+_WIDEST: Final = 16  # bytes of one number, of the largest dtype that an array may have
+_NPY_HEADER_BYTES: Final = 1 << 16
+
+# A header may claim an array that no memory holds.
+_NO_SUCH_FILE: Final = (
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 _Array: TypeAlias = npt.NDArray[Any]  # of h5py too: read row by row
 _File: TypeAlias = Mapping[str, Any]
@@ -113,10 +130,10 @@ def agreement(dataset: Dataset, path: Path) -> Agreement:
         The file cannot be read, or is not that.
     """
     try:
-        with _opened(path) as file:
+        with _opened(path, dataset) as file:
             predictions = _Predictions.of(path, file, dataset)
             scores = [score for row in predictions for score in _scores(dataset, *row)]
-    except (EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _NO_SUCH_FILE as error:
         raise _unusable(
             path,
             f"it cannot be read as HDF5 or .npz ({type(error).__name__}). Write it with h5py or "
@@ -220,9 +237,9 @@ class _Predictions:
         array, is_labels = file[names[0]], names == [_LABELS]
         if not hasattr(array, "shape"):  # a group of HDF5, or bytes of a .npz file
             raise _unusable(path, f"{names[0]!r} is no array, but a group or bytes. Write it anew.")
-        rows = np.asarray(file["rows"]) if "rows" in file else np.arange(len(dataset))
+        rows = file[_ROWS] if _ROWS in file else np.arange(len(dataset))
         codes = sorted(structure.code for structure in dataset.structures)
-        _check_rows(path, rows, array, len(dataset))
+        rows = _checked_rows(path, rows, array, len(dataset))
         _check_array(path, names[0], array, dataset.masks.shape[1:], len(codes))
         return cls(path, [int(row) for row in rows], codes, array, is_labels)
 
@@ -259,9 +276,9 @@ class _Predictions:
 def _check_identity(path: Path, file: _File, dataset: Dataset) -> None:
     """Refuse predictions that say that they are of another file."""
     attributes = getattr(file, "attrs", file)
-    if "dataset_id" not in attributes:
+    if _DATASET_ID not in attributes:
         return
-    value = attributes["dataset_id"]
+    value = attributes[_DATASET_ID]
     text = value.decode() if isinstance(value, bytes) else str(value)
     if text != dataset.dataset_id:
         raise _unusable(
@@ -271,7 +288,8 @@ def _check_identity(path: Path, file: _File, dataset: Dataset) -> None:
         )
 
 
-def _check_rows(path: Path, rows: _Array, array: _Array, n_rows: int) -> None:
+def _checked_rows(path: Path, rows: _Array, array: _Array, n_rows: int) -> _Array:
+    """Return `rows` in memory, once their number is known to be right."""
     if rows.ndim != 1 or rows.dtype.kind not in "iu":
         raise _unusable(path, f"rows: expected (k,) whole numbers, found {_form(rows)}.")
     if not array.shape or len(rows) != array.shape[0]:
@@ -282,12 +300,16 @@ def _check_rows(path: Path, rows: _Array, array: _Array, n_rows: int) -> None:
         )
     if not len(rows):
         raise _unusable(path, "it has no row. Predict some.")
+    if len(rows) > n_rows:
+        raise _unusable(path, f"rows: expected {n_rows} at most, found {len(rows)}.")
+    rows = np.asarray(rows)
     if rows.min() < 0 or rows.max() >= n_rows:
         raise _unusable(
             path, f"rows: expected 0 to {n_rows - 1}, found {rows.min()} to {rows.max()}."
         )
     if len(np.unique(rows)) != len(rows):
         raise _unusable(path, "rows: expected each row once, found one twice.")
+    return rows
 
 
 def _check_array(
@@ -331,13 +353,30 @@ def _scores(dataset: Dataset, row: int, is_inside: _Bools, chances: _Floats) -> 
         yield Score(row, label, n_drawn, n_predicted, dice, float(agreed.mean()))
 
 
-def _opened(path: Path) -> AbstractContextManager[_File]:
-    """Open a file by its content: .npz files are zip archives."""
+def _opened(path: Path, dataset: Dataset) -> AbstractContextManager[_File]:
+    """Open a file by its content: .npz files are zip archives.
+
+    An HDF5 file is read row by row. A .npz file is read whole, so that its arrays may have no more
+    bytes than predictions of all rows have.
+    """
+    if kind := irregular(path.stat()):
+        raise _unusable(path, f"is {kind}, expected an HDF5 or .npz file. Give its name.")
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
+        allowed = dataset.masks.size * (len(dataset.structures) + 1) * _WIDEST + _NPY_HEADER_BYTES
         with np.load(path, allow_pickle=False) as arrays:
-            return nullcontext({name: arrays[name] for name in arrays.files})
+            names = [name for name in _NAMES if name in arrays.files]
+            for entry in arrays.zip.infolist():
+                name = entry.filename.removesuffix(".npy")
+                if name in names and entry.file_size > allowed:
+                    raise _unusable(
+                        path,
+                        f"{name} has {entry.file_size} bytes, expected {allowed} at most for the "
+                        f"{len(dataset)} rows of {dataset.path}. Write predictions of this file.",
+                    )
+            others = dict.fromkeys(arrays.files)  # named in messages, never read
+            return nullcontext(others | {name: arrays[name] for name in names})
     opened: AbstractContextManager[_File] = h5py.File(path, "r")
     return opened
 

@@ -2,12 +2,14 @@
 
 import csv
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from etl.errors import EtlError, beyond, most
+import xxhash
+
+from etl.errors import EtlError
+from etl.sources.files import read_named
 from etl.sources.strays import find_near
 from loader.format import NO_FOLD, SPLITS
 
@@ -55,18 +57,7 @@ def read_csv(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[
 def _text(path: Path, expected: str) -> str:
     """Return the text of a table; `expected` are its columns, for messages."""
     try:
-        status = path.stat()
-        mode = status.st_mode
-        if not stat.S_ISREG(mode):
-            found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
-            raise EtlError(
-                f"Table not usable: {path}: is a {found}, expected a file with the columns "
-                f"{expected}."
-            )
-        if status.st_size > most("table-bytes"):
-            why = beyond("table-bytes", status.st_size)
-            raise EtlError(f"Table not usable: {path}: {why}")
-        return path.read_bytes().decode("utf-8-sig")
+        return _read(path, f"the columns {expected}").decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EtlError(
             f"Table not usable: {path}: no such file. {_where_it_is(path)}Write one with the "
@@ -79,6 +70,21 @@ def _text(path: Path, expected: str) -> str:
     except OSError as error:
         reason = (error.strerror or "input/output error").lower()
         raise EtlError(f"Table not usable: {path}: {reason}.") from error
+
+
+def table_digest(path: Path) -> str:
+    """Return the XXH3-128 of a table's bytes, hexadecimal.
+
+    Raises
+    ------
+    EtlError
+        As for `read_csv`: it is not regular, or too large.
+    """
+    return xxhash.xxh3_128_hexdigest(_read(path))
+
+
+def _read(path: Path, expected: str = "") -> bytes:
+    return read_named(path, f"Table not usable: {path}", limit="table-bytes", expected=expected)
 
 
 def _where_it_is(path: Path) -> str:

@@ -1,12 +1,16 @@
-"""Reading source files without being stalled, led astray or fooled by a change."""
+"""Reading source files without being stalled, led astray or fooled by a change.
+
+Files that the user names, such as tables and settings, must not stall a run or fill its memory.
+"""
 
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from etl.errors import SourceError
+from etl.errors import MAX_SETTINGS_BYTES, EtlError, SourceError, beyond, most
 from etl.model import FileStamp
 
 
@@ -73,6 +77,72 @@ def _read(descriptor: int, length: int, code: str) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def read_named(path: Path, where: str, *, limit: str | None = None, expected: str = "") -> bytes:
+    """Return the whole content of a file that the user names, such as a table or settings.
+
+    Parameters
+    ----------
+    path : Path
+    where : str
+        What failed and where, the beginning of messages: "Card not usable: card.toml".
+    limit : str, optional
+        The name of the limit that the file must keep; None: MAX_SETTINGS_BYTES.
+    expected : str
+        What the file should have, for the message on one that is not regular: "the columns a,b".
+
+    Raises
+    ------
+    OSError
+        There is no such file, or the system does not let us read it.
+    EtlError
+        It is not a regular file, or has more bytes than it may have. Pipes and devices may have
+        no end, so that none is read.
+    """
+    _require_named(path.stat(), where, expected)
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
+    try:
+        status = os.fstat(descriptor)
+        _require_named(status, where, expected)
+        allowed = MAX_SETTINGS_BYTES if limit is None else most(limit)
+        if status.st_size > allowed:
+            raise _too_large(where, limit, status.st_size)
+        parts: list[bytes] = []
+        n_read = 0
+        # A file may have more than the system says of it: those in /proc are said to be empty.
+        while part := os.read(descriptor, min(_BLOCK_BYTES, allowed + 1 - n_read)):
+            parts.append(part)
+            n_read += len(part)
+            if n_read > allowed:
+                raise _too_large(where, limit, None)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def irregular(status: os.stat_result) -> str:
+    """Return what a file is that is not regular, such as "a folder"; empty for a regular one."""
+    if stat.S_ISREG(status.st_mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+
+
+def _require_named(status: os.stat_result, where: str, expected: str) -> None:
+    if kind := irregular(status):
+        wanted = f"a file with {expected}" if expected else "a regular file"
+        raise EtlError(f"{where}: is {kind}, expected {wanted}. Give the name of a file.")
+
+
+def _too_large(where: str, limit: str | None, found: int | None) -> EtlError:
+    """Return the error on a file with too many bytes; `found` is None where nobody counted them."""
+    if limit is not None:
+        return EtlError(f"{where}: {beyond(limit, found)}")
+    has = f"more than {MAX_SETTINGS_BYTES}" if found is None else str(found)
+    return EtlError(
+        f"{where}: has {has} bytes, expected {MAX_SETTINGS_BYTES} at most. Give a file that has "
+        "nothing but the settings."
+    )
+
+
 def cannot_read(error: OSError, code: str) -> SourceError:
     """Return the error for a source file that the system does not let us read."""
     return SourceError(code, f"cannot be read ({_reason(error)}).")
@@ -83,6 +153,7 @@ def unchanged_since(descriptor: int, stamp: FileStamp) -> bool:
     return _stamp(os.fstat(descriptor)) == stamp
 
 
+_BLOCK_BYTES: Final = 1 << 20
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -100,8 +171,7 @@ def _follow(root: Path, link: str, code: str) -> os.stat_result:
 
 
 def _require_regular(status: os.stat_result, code: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+    if kind := irregular(status):
         raise SourceError(code, f"is {kind}, expected a regular file.")
 
 

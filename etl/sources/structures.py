@@ -11,6 +11,7 @@ from etl.errors import EtlError
 from etl.findings import Finding, counted, shortened
 from etl.labels import LabelScheme
 from etl.options import StructureChoice, structure_choices
+from etl.sources.files import read_named
 from loader.format import MAX_CODE, Structure
 
 _GLOB: Final = frozenset("*?[")
@@ -105,7 +106,7 @@ def read_choices(path: Path) -> tuple[StructureChoice, ...]:
     """
     where = f"Structures not usable: {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_named(path, where, expected="structures").decode("utf-8")
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
         if not isinstance(content, dict):
             raise TypeError(f"expected names with patterns, found a {type(content).__name__}")

@@ -24,7 +24,7 @@ from etl.render import MARKS
 from etl.update.seal import Seal
 from loader import Dataset
 
-_MAGIC: Final = b"dicom-etl cache 3\n"  # another content gets another number
+_MAGIC: Final = b"dicom-etl cache 4\n"  # another content gets another number
 _OURS: Final = b"dicom-etl cache "  # what every version begins with
 _DIGEST_BYTES: Final = 16
 

@@ -23,6 +23,7 @@ from etl.output.target import Left, leftovers
 from etl.quality.alignment import NOT_AUDITED
 from etl.render import Rendered, kept_columns
 from etl.review import Reviewed, rows_by_key
+from etl.sources.csv_table import table_digest
 from etl.sources.source import Discovery
 from etl.spool import Spool
 from etl.update.cache import (
@@ -360,7 +361,10 @@ def _changes(older: Dataset, reviewed: Reviewed, options: BuildOptions) -> Itera
     """Yield what an update changes that nobody may have meant."""
     before, now = (
         {name: recorded.get(name) for name in _CHOOSE}
-        for recorded in (older.attributes["options"], json.loads(json.dumps(options.recorded())))
+        for recorded in (
+            older.attributes["options"],
+            json.loads(json.dumps(options.recorded(table_digest))),
+        )
     )
     if names := _different(before, now):
         yield (

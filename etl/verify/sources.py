@@ -15,6 +15,7 @@ import xxhash
 from etl.errors import EtlError, SourceError, limited
 from etl.options import BuildOptions
 from etl.sources import layouts
+from etl.sources.files import cannot_read, open_source
 from etl.sources.source import Discovery, Index
 from etl.verify import reference
 from etl.verify.problem import Problem
@@ -23,6 +24,7 @@ from loader import Dataset, open_dataset
 from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
+_BLOCK_BYTES: Final = 1 << 20
 _ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
 
 
@@ -84,15 +86,30 @@ def compare_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Probl
             if not source:
                 continue
             try:
-                digest = xxhash.xxh3_128_hexdigest((root / str(source)).read_bytes())
-            except OSError as error:
-                why = (error.strerror or "input/output error").lower()
-                problems.append(Problem(str(source), f"{place_of(dataset, row)}: {why}."))
+                digest = _digest(root, str(source))
+            except SourceError as error:
+                message = f"{place_of(dataset, row)}: {error.message}"
+                problems.append(Problem(str(source), message))
                 continue
             if digest != expected:
                 message = f"{place_of(dataset, row)}: has changed since the build."
                 problems.append(Problem(str(source), message))
     return problems
+
+
+def _digest(root: Path, source: str) -> str:
+    """Return the XXH3-128 of a source; it is read in blocks, whatever has become of it."""
+    with (
+        open_source(root, source, "image-unreadable") as (descriptor, _),
+        open(descriptor, "rb", buffering=0, closefd=False) as file,
+    ):
+        digest = xxhash.xxh3_128()
+        try:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        except OSError as error:
+            raise cannot_read(error, "image-unreadable") from error
+        return digest.hexdigest()
 
 
 def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:
@@ -107,6 +124,7 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     rows, columns = image.shape
     place = place_of(dataset, row)
     try:
+        _require_regular(dataset, root, row)
         frame = key_of(dataset, row).frame_number
         path = root / str(manifest["dicom_path"][row])
         expected = reference.modality_image(path, frame)
@@ -140,6 +158,14 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
     if n_pixels := _n_other(expected, image, tolerance):
         yield Problem(place, f"{n_pixels} pixels of the image differ from its source.")
     yield from _mask_problems(dataset, row, masks, grid)
+
+
+def _require_regular(dataset: Dataset, root: Path, row: int) -> None:
+    """Open each source of a row and close it: `reference` would wait for ever for a pipe."""
+    for stem in ("dicom", *(structure.stem for structure in dataset.structures)):
+        if source := str(dataset.manifest[f"{stem}_path"][row]):
+            with open_source(root, source, "image-unreadable"):
+                pass
 
 
 def _mask_problems(

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from builders import SYNTAXES, dicom_bytes, gradient, instance
+from builders import SYNTAXES, dicom_bytes, enhanced, gradient, group, groups, instance
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -18,21 +18,6 @@ from etl.errors import ImageError
 
 def read(data, frame_number=None, stamp=None):
     return read_instance(io.BytesIO(data), frame_number, stamp)
-
-
-def group(**attributes):
-    """Return a sequence of one item with these attributes."""
-    item = Dataset()
-    for keyword, value in attributes.items():
-        setattr(item, keyword, value)
-    return Sequence([item])
-
-
-def groups(**macros):
-    item = Dataset()
-    for keyword, sequence in macros.items():
-        setattr(item, keyword, sequence)
-    return item
 
 
 def frame_groups(number):
@@ -50,26 +35,6 @@ def frame_groups(number):
         ),
         CardiacSynchronizationSequence=group(NominalCardiacTriggerDelayTime=12.5 * number),
     )
-
-
-BARE = {
-    "PixelSpacing": None,
-    "ImagePositionPatient": None,
-    "ImageOrientationPatient": None,
-    "TriggerTime": None,
-}
-
-
-def enhanced(n_frames, shared=None, per_frame=None, **attributes):
-    """Return a multi-frame instance with functional groups."""
-    pixels = [gradient(seed=number) for number in range(n_frames)]
-    dataset = instance(pixels[0], **(BARE | {"NumberOfFrames": n_frames} | attributes))
-    dataset.PixelData = np.stack(pixels).tobytes()
-    if shared is not None:
-        dataset.SharedFunctionalGroupsSequence = Sequence([shared])
-    if per_frame is not None:
-        dataset.PerFrameFunctionalGroupsSequence = Sequence(per_frame)
-    return dataset
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)

@@ -62,7 +62,7 @@ def test_the_frames_of_an_enhanced_file_are_the_images_of_its_classic_files(fold
         assert frame.number_of_frames == 212
         frames[values(frame, stored_values(data, frame)).tobytes()] = frame
     classic = sorted((folder / "multiframe" / "philips" / "classic").rglob("*.dcm"))
-    slopes = set()
+    slopes, units = set(), set()
     for one in classic:
         found, stored = read(one)
         frame = frames.pop(values(found, stored).tobytes())
@@ -71,10 +71,13 @@ def test_the_frames_of_an_enhanced_file_are_the_images_of_its_classic_files(fold
         assert frame.pixel_spacing == found.pixel_spacing
         assert frame.pixel_format == found.pixel_format
         assert frame.temporal_position == found.temporal_position
+        assert frame.unit == found.unit
+        units.add(frame.unit)
         slopes.add(frame.pixel_format.rescale_slope)
     assert len(classic) == 212
     assert frames == {}
     assert len(slopes) > 1
+    assert units == {"no unit", "mrad"}  # magnitudes and phases
 
 
 def test_enhanced_files_of_another_maker_have_the_frames_that_pydicom_reads(folder):

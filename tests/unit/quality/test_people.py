@@ -2,8 +2,16 @@ import itertools
 
 import pytest
 
+from etl.findings import SampleKey
 from etl.options import BuildOptions
-from etl.quality.people import Person, finding, identifiers, mixed_people, same_people
+from etl.quality.people import (
+    Person,
+    finding,
+    identifiers,
+    mixed_people,
+    repeated_instances,
+    same_people,
+)
 
 NAMES = [f"P{n}" for n in range(8)]
 KEYWORDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -142,3 +150,41 @@ def test_images_of_two_people_in_one_patient_are_told(values, other):
 def test_frames_of_one_file_are_one_file_and_patients_are_apart():
     paths = ["a.dcm", "a.dcm", "b.dcm", "c.dcm"]
     assert mixed_people(["P1", "P1", "P1", "P2"], paths, [5, 5, 5, 6]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "words"),
+    [
+        ("abcab", "3.dcm", "of 0.dcm, also of patient 'P1'; both are rows. So it is with 1 more "),
+        (
+            "abcda",
+            "4.dcm",
+            "has the SOPInstanceUID of 0.dcm, also of patient 'P1'; both are rows. ",
+        ),
+        ("aaaaa", "1.dcm", "of 0.dcm, also of patient 'P1'; both are rows. So it is with 3 more f"),
+        ("abcde", None, ""),
+        (["", "", "a", "", ""], None, ""),
+    ],
+)
+def test_images_of_a_patient_with_one_uid_are_told_once(values, path, words):
+    paths = [f"{n}.dcm" for n in range(len(values))]
+    keys = [SampleKey("P1", "", n) for n in range(len(values))]
+    found = repeated_instances(keys, paths, list(values))
+    assert [(one.code, one.path) for one in found] == [("instance-duplicate", path)] * bool(path)
+    if path:
+        assert words in found[0].message
+        assert (found[0].key, found[0].other_key) == (keys[int(path[0])], keys[0])
+    in_any_order = repeated_instances(keys[::-1], paths[::-1], list(values)[::-1])
+    assert in_any_order == found
+
+
+def test_frames_of_a_file_and_images_of_two_patients_may_have_one_uid():
+    paths = ["a.dcm", "a.dcm", "b.dcm"]
+    keys = [SampleKey("P1", "", 1, 1), SampleKey("P1", "", 1, 2), SampleKey("P2", "", 1)]
+    assert repeated_instances(keys, paths, [b"1.2"] * 3) == []
+    keys = [SampleKey(f"P{n}", "", m) for m in (1, 2) for n in (1, 2)]
+    found = repeated_instances(keys, ["a", "b", "c", "d"], [b"1.2"] * 4)
+    assert [(one.path, one.message.split(",")[0]) for one in found] == [
+        ("c", "has the SOPInstanceUID of a"),
+        ("d", "has the SOPInstanceUID of b"),
+    ]

@@ -24,7 +24,7 @@ def data(tmp_path):
     root = write_tree(tmp_path / "data", [("P1", "A1"), ("P2", "A2")])
     write_contour(root, "A1", 2, text="broken")
     write_contour(root, "A2", 1, text=OUTSIDE)
-    image = (root / "dicoms/P2/2.dcm").read_bytes()
+    image = (root / "dicoms/P2/2.dcm").read_bytes().replace(b"1.2.3.2.2", b"1.2.3.2.3")
     (root / "dicoms/P2/3.dcm").write_bytes(image)
     etl.build(root, tmp_path / "out.h5", BuildOptions(("i", "o"), ROWS, COLUMNS, audit=False))
     return open_dataset(tmp_path / "out.h5")

@@ -1,9 +1,11 @@
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
-from etl.errors import SourceError
-from etl.sources.files import open_source, read_all, unchanged_since
+from etl.errors import LIMITS, MAX_SETTINGS_BYTES, EtlError, SourceError, limited
+from etl.sources.files import open_source, read_all, read_named, unchanged_since
 
 
 def read(root, path):
@@ -75,3 +77,67 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path):
         with pytest.raises(SourceError) as caught:
             read_all(descriptor, identity, "image-changed")
         assert caught.value.code == "image-changed"
+
+
+# ----------------------------------------------------------------------- files that users name
+
+
+def test_a_named_file_is_read_up_to_its_bound(tmp_path):
+    path = tmp_path / "card.toml"
+    for content in (b"", b"x", bytes(MAX_SETTINGS_BYTES)):
+        path.write_bytes(content)
+        assert read_named(path, "Card") == content
+    path.write_bytes(bytes(MAX_SETTINGS_BYTES + 1))
+    with pytest.raises(EtlError) as caught:
+        read_named(path, f"Card not usable: {path}")
+    assert str(caught.value) == (
+        f"Card not usable: {path}: has 1048577 bytes, expected 1048576 at most. Give a file that "
+        "has nothing but the settings."
+    )
+
+
+def test_a_named_file_of_ten_gigabytes_is_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "link.csv"
+    with path.open("wb") as file:
+        file.truncate(10 << 30)
+    monkeypatch.setattr(os, "read", None)
+    with pytest.raises(EtlError, match=r"has 10737418240 bytes.* --limit table-bytes=10737418240"):
+        read_named(path, "Table", limit="table-bytes")
+    with pytest.raises(EtlError, match="has 10737418240 bytes, expected 1048576 at most"):
+        read_named(path, "Card")
+
+
+def test_a_file_that_has_more_than_the_system_says_is_read_up_to_the_bound():
+    path = Path("/proc/self/maps")
+    if not path.exists():
+        pytest.skip("no /proc here")
+    assert path.stat().st_size == 0
+    assert len(read_named(path, "Table", limit="table-bytes")) > 1000
+    with (
+        limited((("table-bytes", 1000),)),
+        pytest.raises(EtlError, match=r"has more than 1000 bytes.* --limit table-bytes=2000"),
+    ):
+        read_named(path, "Table", limit="table-bytes")
+
+
+def test_a_named_pipe_is_refused_though_somebody_writes_into_it(tmp_path):
+    path = tmp_path / "card.toml"
+    os.mkfifo(path)
+    # Whoever opens a pipe to write waits for a reader, which this test is at its end.
+    writer = threading.Thread(target=path.write_bytes, args=(b"x",))
+    writer.start()
+    with pytest.raises(EtlError, match="is a device, pipe or socket, expected a regular file"):
+        read_named(path, "Card")
+    assert writer.is_alive()
+    assert path.read_bytes() == b"x"
+    writer.join()
+
+
+@pytest.mark.parametrize("limit", [None, *(name for name in LIMITS if name == "table-bytes")])
+def test_devices_and_folders_are_refused_with_what_is_expected(tmp_path, limit):
+    for path, kind in ((Path("/dev/zero"), "a device, pipe or socket"), (tmp_path, "a folder")):
+        with pytest.raises(EtlError) as caught:
+            read_named(path, "Table", limit=limit, expected="the columns a,b")
+        assert str(caught.value) == (
+            f"Table: is {kind}, expected a file with the columns a,b. Give the name of a file."
+        )

@@ -137,7 +137,9 @@ def test_an_id_too_long_for_a_name_stops_nothing(root):
             assert message in {finding.message for finding in found.findings}
 
 
-@pytest.mark.parametrize(("kind", "words"), [("folder", "is a folder"), ("fifo", "is a device or")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("folder", "is a folder"), ("fifo", "is a device, pipe")]
+)
 def test_a_table_that_is_no_file_is_told_as_what_it_is(root, kind, words):
     (root / "link.csv").unlink()
     (root / "link.csv").mkdir() if kind == "folder" else os.mkfifo(root / "link.csv")
