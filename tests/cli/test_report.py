@@ -320,6 +320,25 @@ def test_a_folder_of_pages_is_written_and_said(out, tmp_path):
     assert (tmp_path / "pages/patient-0001.html").exists()
 
 
+@pytest.mark.parametrize("pseudonyms", [False, True])
+def test_pages_that_an_earlier_report_has_left_are_told(out, tmp_path, pseudonyms):
+    """A page of a patient who is gone stays in the folder, with the id, whatever is written now."""
+    folder = tmp_path / "pages"
+    command = ["report", str(out), "--html", f"{folder}/", *["--pseudonyms"] * pseudonyms]
+    run = CliRunner().invoke(cli, command)
+    assert run.exit_code == 0, run.output
+    assert "Note:" not in run.stderr
+    left = folder / "patient-0009.html"
+    left.write_text("P9")
+    run = CliRunner().invoke(cli, [*command, "--force"])
+    assert f"Note: {folder} has other files, which were left as they are: 1 in all, such as " in (
+        run.stderr
+    )
+    assert "patient-0009.html" in run.stderr
+    assert ("these may name patients" in run.stderr) == pseudonyms
+    assert left.read_text() == "P9"
+
+
 def test_the_comparison_is_printed_and_in_the_page(out, root, tmp_path):
     old, page = tmp_path / "old.h5", tmp_path / "page.html"
     run("build", root, old, *SIZE, "--rasterizer", "pillow")
