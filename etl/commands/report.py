@@ -151,6 +151,7 @@ def report(
         agreed = agreement(dataset, predictions)
         findings = merged(findings, disagreements(dataset, agreed))
     chosen = selection.chosen(findings)
+    _say_unknown(file, selection.unknown_patients(dataset, findings))
     summary = dataclasses.replace(
         summarise(dataset, findings, selection), path=str(file), predictions=agreed
     )
@@ -225,6 +226,13 @@ def _write_pages(
     if pseudonyms and others:
         print_line("Note: these may name patients: look at them before you share it.", err=True)
     return Path(page)
+
+
+def _say_unknown(file: Path, patients: "list[str]") -> None:
+    """Say which patients are not in the file: that they have no finding says nothing of them."""
+    if patients:
+        listed = ", ".join(map(repr, patients))
+        print_line(f"Note: --patient: {file} has no row and no finding of {listed}.", err=True)
 
 
 def _say_others(folder: Path, others: "list[str]") -> None:

@@ -94,6 +94,15 @@ def test_filters_choose_what_text_and_json_show(out):
         assert run("report", out, option, value).exit_code == 2
 
 
+def test_a_patient_who_is_not_in_the_file_is_told(out):
+    """Their "No such finding." would else read as if nothing were wrong with them."""
+    run = CliRunner().invoke(cli, ["report", str(out), "--patient", "P1", "--patient", "Q1"])
+    assert run.exit_code == 0
+    assert run.stderr == f"Note: --patient: {out} has no row and no finding of 'Q1'.\n"
+    run = CliRunner().invoke(cli, ["report", str(out), "--patient", "P1", "--json"])
+    assert run.stderr == ""
+
+
 def test_a_filter_hides_nothing_from_fail_on(out):
     result = run("report", out, "--severity", "warning", "--fail-on", "contour-unreadable")
     assert result.exit_code == 1
