@@ -130,7 +130,10 @@ class Dataset:
             have 255, those that lack a structure, are read. A pixel of a bit mask counts for each
             structure that it belongs to; for the background all of these masks are read.
         """
-        chosen = np.arange(len(self))[slice(None) if rows is None else np.asarray(rows)]
+        every = np.arange(len(self))
+        # Of an empty list NumPy makes floats, which are no rows.
+        listed = every if rows is None else np.asarray(rows)
+        chosen = every[listed if listed.size else listed.astype(np.int64)]
         codes = sorted(structure.code for structure in self.structures)
         counts = {code: int(self.manifest[f"n_pixels_{code}"][chosen].sum()) for code in codes}
         if self.has_bits:

@@ -151,6 +151,7 @@ def report(
         agreed = agreement(dataset, predictions)
         findings = merged(findings, disagreements(dataset, agreed))
     chosen = selection.chosen(findings)
+    _say_unknown(file, selection.unknown_patients(dataset, findings))
     summary = dataclasses.replace(
         summarise(dataset, findings, selection), path=str(file), predictions=agreed
     )
@@ -217,9 +218,31 @@ def _write_pages(
 
     subject = Subject(*shown, pseudonyms=pseudonyms, older=older)
     is_folder = page.endswith(("/", os.sep)) or os.path.isdir(page)
-    write = write_pages if is_folder else write_page
-    write(subject, Path(page), n_pictures=n_pictures, force=force)
+    if not is_folder:
+        write_page(subject, Path(page), n_pictures=n_pictures, force=force)
+        return Path(page)
+    others = write_pages(subject, Path(page), n_pictures=n_pictures, force=force)
+    _say_others(Path(page), others)
+    if pseudonyms and others:
+        print_line("Note: these may name patients: look at them before you share it.", err=True)
     return Path(page)
+
+
+def _say_unknown(file: Path, patients: "list[str]") -> None:
+    """Say which patients are not in the file: that they have no finding says nothing of them."""
+    if patients:
+        listed = ", ".join(map(repr, patients))
+        print_line(f"Note: --patient: {file} has no row and no finding of {listed}.", err=True)
+
+
+def _say_others(folder: Path, others: "list[str]") -> None:
+    """Say that a folder has files which this report has not written."""
+    if others:
+        print_line(
+            f"Note: {folder} has other files, which were left as they are: {len(others)} "
+            f"in all, such as {others[0]}.",
+            err=True,
+        )
 
 
 def _write_list(
@@ -262,12 +285,7 @@ def _draw(
     remarks = remarks_on(findings)
     if folder is not None:
         others = write_overlays(dataset, folder, force=force, rows=rows, remarks=remarks)
-        if others:
-            print_line(
-                f"Note: {folder} has other files, which were left as they are: {len(others)} "
-                f"in all, such as {others[0]}.",
-                err=True,
-            )
+        _say_others(folder, others)
     if sheet is not None:
         n_more = write_contact_sheet(dataset, sheet, force=force, rows=rows, remarks=remarks)
         if n_more:

@@ -14,7 +14,7 @@ from typing import Final
 
 from etl.errors import EtlError
 from etl.findings import AUDIT_CODES, QUALITY_CODES, counted, printable, shortened
-from etl.report.summary import Summary, alignment_text
+from etl.report.summary import Summary, alignment_text, number_text
 from etl.report.text import sources_text
 from etl.sources.files import read_named
 from loader import Dataset
@@ -219,10 +219,12 @@ def _section(heading: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str
 
 
 def _facts(summary: Summary, digest: str) -> Iterator[str]:
-    spacings = [f"{row:g} x {column:g}" for row, column in summary.pixel_spacings]
+    spacings = [
+        f"{number_text(row)} x {number_text(column)}" for row, column in summary.pixel_spacings
+    ]
     shown = ", ".join(spacings[:4]) + (f" and {len(spacings) - 4} more" if spacings[4:] else "")
     size = f"{summary.rows} x {summary.columns} pixels, {summary.image_dtype}"
-    values = f"{summary.minimum:g} to {summary.maximum:g}"
+    values = f"{number_text(summary.minimum)} to {number_text(summary.maximum)}"
     rows: list[Sequence[object]] = [
         ("Name", Path(summary.path).name),
         ("Bytes", summary.n_bytes),

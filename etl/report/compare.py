@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from etl.findings import SampleKey, printable, sample_keys
+from etl.report.overlays import ignored
 from loader import Dataset
-from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
+from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute, Structure
 
 _N_SHOWN: Final = 5
 _SPLIT_NAMES: Final = dict(enumerate(SPLITS)) | {NO_SPLIT: "none"}
@@ -24,6 +25,7 @@ class ChangedRow:
     key: SampleKey
     image_changed: bool
     dice: dict[str, float]  # structure → Dice of the two masks; of those that differ
+    ignored_changed: bool = False  # whether other pixels are to be ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Comparison:
     n_rows_equal: int
     findings_new: dict[str, int]  # code → number
     findings_solved: dict[str, int]
-    attributes: dict[str, tuple[object, object]]  # of options, generator and format that differ
+    # Of options, generator, format, and types and size of images and masks, those that differ.
+    attributes: dict[str, tuple[object, object]]
     moves: list[Move]
 
     @property
@@ -74,7 +77,9 @@ class Comparison:
             "rows_added": [key._asdict() for key in self.rows_added],
             "rows_gone": [key._asdict() for key in self.rows_gone],
             "rows_changed": [
-                {**row.key._asdict(), "image_changed": row.image_changed, "dice": row.dice}
+                row.key._asdict()
+                | {"image_changed": row.image_changed, "dice": row.dice}
+                | {"ignored_changed": row.ignored_changed}
                 for row in self.rows_changed
             ],
             "rows_equal": self.n_rows_equal,
@@ -93,20 +98,23 @@ class Comparison:
 def compare(old: Dataset, new: Dataset) -> Comparison:
     """Return what differs between two open files.
 
-    A row is the same in both where its key is: patient_id, series, slice and frame number. It has
-    changed where its digest has; then its pixels are read and compared.
+    A row is the same in both where its key is: patient_id, series, slice and frame number. Where
+    its digests differ its pixels are compared: the digest also covers their type, which is no
+    change of the row.
     """
     before, now = _rows(old), _rows(new)
     common = [key for key in now if key in before]
     old_digests, new_digests = old.manifest["row_xxh3"], new.manifest["row_xxh3"]
-    changed = [key for key in common if old_digests[before[key]] != new_digests[now[key]]]
+    doubtful = [key for key in common if old_digests[before[key]] != new_digests[now[key]]]
+    compared = (_changed(key, old, before[key], new, now[key]) for key in doubtful)
+    changed = [row for row in compared if row is not None]
     old_findings, new_findings = _findings(old), _findings(new)
     return Comparison(
         old=str(old.path),
         new=str(new.path),
         rows_added=[key for key in now if key not in before],
         rows_gone=[key for key in before if key not in now],
-        rows_changed=[_changed(key, old, before[key], new, now[key]) for key in changed],
+        rows_changed=changed,
         n_rows_equal=len(common) - len(changed),
         findings_new=_by_code(new_findings - old_findings),
         findings_solved=_by_code(old_findings - new_findings),
@@ -155,7 +163,8 @@ def _key_text(key: SampleKey) -> str:
 def _row_text(row: ChangedRow) -> str:
     parts = ["image"] * row.image_changed
     parts += [f"{name} (Dice {dice:.3f})" for name, dice in row.dice.items()]
-    return f"{_key_text(row.key)}: {', '.join(parts) or 'mask'}"
+    parts += ["ignored pixels"] * row.ignored_changed
+    return f"{_key_text(row.key)}: {', '.join(parts)}"
 
 
 def _rows(dataset: Dataset) -> dict[SampleKey, int]:
@@ -163,20 +172,37 @@ def _rows(dataset: Dataset) -> dict[SampleKey, int]:
     return {key: row for row, key in enumerate(sample_keys(dataset.manifest))}
 
 
-def _changed(key: SampleKey, old: Dataset, before: int, new: Dataset, now: int) -> ChangedRow:
+def _changed(
+    key: SampleKey, old: Dataset, before: int, new: Dataset, now: int
+) -> ChangedRow | None:
+    """Return what differs in a row; None where each pixel shows the same."""
     (old_image, old_mask), (new_image, new_mask) = old[before], new[now]
     image_changed = not np.array_equal(old_image, new_image)
     if old_mask.shape != new_mask.shape:
         return ChangedRow(key, image_changed, {})
-    before_by_name = {one.name: one for one in old.structures}
     dice = {}
-    for structure in new.structures:
-        b = structure.covers(new_mask)
-        known = before_by_name.get(structure.name)
-        a = np.zeros_like(b) if known is None else known.covers(old_mask)
+    masks = (old.structures, old_mask), (new.structures, new_mask)
+    # A structure that only one of the files has is nowhere in the other.
+    names = dict.fromkeys(one.name for one in (*new.structures, *old.structures))
+    for name in names:
+        a, b = (_extent(name, *one) for one in masks)
         if not np.array_equal(a, b):
-            dice[structure.name] = _dice(a, b)
-    return ChangedRow(key, image_changed, dice)
+            dice[name] = _dice(a, b)
+    before_ignored, now_ignored = (ignored(mask, structures) for structures, mask in masks)
+    ignored_changed = not np.array_equal(before_ignored, now_ignored)
+    found = ChangedRow(key, image_changed, dice, ignored_changed)
+    return found if image_changed or dice or ignored_changed else None
+
+
+def _extent(
+    name: str, structures: Sequence[Structure], mask: npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Return the pixels of a structure by its name."""
+    found = np.zeros(mask.shape, np.bool_)
+    for structure in structures:
+        if structure.name == name:
+            found |= structure.covers(mask)
+    return found
 
 
 def _dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
@@ -199,10 +225,26 @@ def _attributes(old: Dataset, new: Dataset) -> Iterator[tuple[str, tuple[object,
     for name in (Attribute.GENERATOR, Attribute.FORMAT_VERSION, Attribute.LABELS):
         if old.attributes[name] != new.attributes[name]:
             yield name, (old.attributes[name], new.attributes[name])
+    yield from _forms(old, new)
     before, now = (one.attributes[Attribute.OPTIONS] for one in (old, new))
     for option in sorted(before.keys() | now.keys()):
         if before.get(option) != now.get(option):
             yield f"option {option}", (before.get(option), now.get(option))
+
+
+def _forms(old: Dataset, new: Dataset) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Yield types and sizes that differ: a single row may decide them for all."""
+    forms = [
+        {
+            "image_dtype": str(one.images.dtype),
+            "mask_dtype": str(one.masks.dtype),
+            "image_size": "x".join(map(str, one.images.shape[1:])),
+        }
+        for one in (old, new)
+    ]
+    for name, before in forms[0].items():
+        if before != forms[1][name]:
+            yield name, (before, forms[1][name])
 
 
 def _moves(old: Dataset, new: Dataset) -> Iterator[Move]:

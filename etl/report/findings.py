@@ -89,6 +89,22 @@ class Selection:
         ids = enumerate(zip(*both, strict=True))
         return [row for row, names in ids if self.has_patient(*names)]
 
+    def unknown_patients(self, dataset: Dataset, findings: Sequence[FindingRow]) -> list[str]:
+        """Return the chosen patients of whom the file has no row and no finding.
+
+        Parameters
+        ----------
+        findings : sequence of FindingRow
+            All of the file.
+        """
+        known = {
+            name
+            for kind in ("patient", "original")
+            for name in np.unique(dataset.manifest.stored[f"{kind}_id"]).tolist()
+        }
+        absent = [name for name in dict.fromkeys(self.patients) if name.encode() not in known]
+        return [name for name in absent if not any(Selection(patients=(name,)).chosen(findings))]
+
     def _is_of_patient(self, found: FindingRow) -> bool:
         # The path too: of a patient without any row, the file knows no ids.
         return self.has_patient(found.patient_id, found.original_id) or (

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -182,18 +182,29 @@ def overlay(
     labels = {label for label, _ in contours}
     shown = [one for one in structures if one.label in labels or one.covers(mask).any()]
     for structure in shown:
-        for line in (_edges(_extent(structure, mask, structures)) * scale).tolist():
+        lines = _edges(_extent(structure, mask, structures)).reshape(-1, 2, 2) * scale
+        for line in _onto(lines, size).reshape(-1, 4).tolist():
             draw.line(line, fill=colours(structure)[1])
     for structure in shown:
         for vertices in (vertices for label, vertices in contours if label == structure.label):
             # A pixel's centre is half a pixel inside its square.
-            points = (np.vstack([vertices, vertices[:1]]) + 0.5) * scale
+            points = _onto((np.vstack([vertices, vertices[:1]]) + 0.5) * scale, size)
             draw.line(list(map(tuple, points.tolist())), fill=colours(structure)[0])
     words = [(one.name, colours(one)[0]) for one in sorted(shown, key=lambda one: one.label)]
     words += [("ignored", _HATCH_COLOUR)] * bool(is_ignored.any())
     _write_line(draw, 0, [(caption, _WHITE), *words])
     _write_line(draw, 1, remarks)
     return canvas
+
+
+def _onto(points: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Return (x, y) with those on the right and the lower border on the last pixel of a picture.
+
+    The border itself is one pixel beyond, where nobody would see a line.
+    """
+    last = np.array(size) - 1
+    moved: npt.NDArray[Any] = np.where((points > last) & (points <= last + 1), last, points)
+    return moved
 
 
 def ignored(mask: LabelMap | BitMask, structures: Sequence[Structure]) -> npt.NDArray[np.bool_]:

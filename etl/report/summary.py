@@ -257,12 +257,19 @@ def tag_of(keyword: str, column: npt.NDArray[np.generic]) -> Tag:
     common = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:_COMMON_VALUES]
     return Tag(
         keyword,
-        values=[(f"{value:g}" if is_number else value, n) for value, n in common],
+        values=[(number_text(value) if is_number else value, n) for value, n in common],
         n_values=len(counts),
         n_unknown=len(column) - len(known),
         minimum=min(counts) if is_number and counts else None,
         maximum=max(counts) if is_number and counts else None,
     )
+
+
+def number_text(value: float) -> str:
+    """Return a number with as few digits as tell it from all others of its type."""
+    short = np.float32(value)
+    text = str(short if float(short) == value else float(value))
+    return text.removesuffix(".0")
 
 
 def _unchecked(attributes: Mapping[str, Any]) -> Sequence[str]:

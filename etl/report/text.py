@@ -21,7 +21,14 @@ from etl.findings import (
 from etl.quality.diagnoses import Diagnosis
 from etl.report.findings import FindingGroup
 from etl.report.predictions import Agreement
-from etl.report.summary import Label, Summary, Tag, alignment_text, resizing_text
+from etl.report.summary import (
+    Label,
+    Summary,
+    Tag,
+    alignment_text,
+    number_text,
+    resizing_text,
+)
 from loader.format import MASK_BITS
 
 _ENDLESS: Final = re.compile(r"\S{4097,}")
@@ -117,10 +124,11 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
     size = f"{summary.rows}x{summary.columns} {summary.image_dtype}"
     yield "Rows", f"{summary.n_rows} of {counted(summary.n_patients, 'patient')}, {size}"
     yield from _resizing(summary)
-    values = f"{summary.minimum:g} to {summary.maximum:g}"
+    values = f"{number_text(summary.minimum)} to {number_text(summary.maximum)}"
     yield "Values", f"{values}, mean {summary.mean:.4g}, deviation {summary.std:.4g}"
     if summary.pixel_spacings:
-        shown = ", ".join(f"{row:g} x {column:g}" for row, column in summary.pixel_spacings[:4])
+        first = summary.pixel_spacings[:4]
+        shown = ", ".join(f"{number_text(row)} x {number_text(column)}" for row, column in first)
         more = ", ..." if len(summary.pixel_spacings) > 4 else ""  # noqa: PLR2004  what fits a line
         yield "Spacing", f"{shown}{more} mm"
     width = max((len(str(label.code)) for label in summary.labels), default=1)
@@ -170,8 +178,9 @@ def tag_text(tag: Tag) -> str:
     """Return the values of a kept attribute in one line."""
     if not tag.values:
         return f"{tag.keyword}: no row has a value"
-    if tag.minimum is not None and tag.n_values > len(tag.values):
-        text = f"{tag.minimum:g} to {tag.maximum:g}, {tag.n_values} values"
+    if tag.minimum is not None and tag.maximum is not None and tag.n_values > len(tag.values):
+        ends = number_text(tag.minimum), number_text(tag.maximum)
+        text = f"{' to '.join(ends)}, {tag.n_values} values"
     else:
         text = ", ".join(f"{value} in {counted(n, 'row')}" for value, n in tag.values)
         if (n_more := tag.n_values - len(tag.values)) > 0:

@@ -79,10 +79,10 @@ def verify(
     ]
     if source is not None:
         # Not needed for anything else, and its parsers take longer to import than all the rest.
-        from etl.verify.sources import compare_rows, find_sources, new_sources, rebuild_rows
+        from etl.verify.sources import changed_links, compare_rows, find_sources, rebuild_rows
 
         found = find_sources(dataset, Path(source))
-        problems += new_sources(dataset, found)
+        problems += changed_links(dataset, found)
         runs.append(("sources", functools.partial(compare_rows, path, found.root)))
         if rebuild:
             runs.append(("rebuild", functools.partial(rebuild_rows, path, found.root)))

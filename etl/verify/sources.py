@@ -4,7 +4,9 @@
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
 _BLOCK_BYTES: Final = 1 << 20
+_BARE: Final = "image-no-contour"
 _ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
 
 
@@ -65,13 +68,97 @@ def _indexed(index: Index, found: Discovery) -> dict[str, object]:
     return indexed
 
 
-def new_sources(dataset: Dataset, found: Discovery) -> Iterator[Problem]:
-    """Yield the images that could be rows by their names, and are neither rows nor findings."""
-    listed = {*dataset.manifest["dicom_path"].tolist(), *dataset.findings["path"].tolist()}
+def changed_links(dataset: Dataset, found: Discovery) -> Iterator[Problem]:
+    """Yield what the input links otherwise than the file: new sources, other ones, lost rows.
+
+    `compare_rows` tells which files of rows are missing or have changed. Of sources that the build
+    could not use the file has no digest: nobody can tell whether these have changed.
+    """
+    known, rows, told = _Known.of(dataset, found.root), _rows_by_frame(dataset), set[Problem]()
+    names = {one.code: one.name for one in found.scheme}
     for link in found.links:
-        paths = {link.frame.path, *(annotation.path for annotation in link.annotations)}
-        if not paths & listed:
-            yield Problem(link.frame.path, "is new: the file has no row and no finding of it.")
+        row = rows.pop((link.key.patient_id, link.frame.path, link.key.frame_number), None)
+        now = {names[one.code]: one.path for one in link.annotations}
+        problems = known.new(link.frame.path, now) if row is None else known.other(row, now)
+        for problem in problems:
+            # Several structures or frames may be in one file.
+            if problem not in told:
+                yield problem
+            told.add(problem)
+    for row in sorted(rows.values()):
+        paths = [str(dataset.manifest["dicom_path"][row]), *known.drawings(row).values()]
+        if all(os.path.lexists(found.root / path) for path in paths):
+            place = place_of(dataset, row)
+            yield Problem(paths[0], f"{place}: DATA no longer links it with what is drawn on it.")
+
+
+def _rows_by_frame(dataset: Dataset) -> dict[tuple[str, str, int], int]:
+    """Return the row of each frame of each patient."""
+    manifest, n_rows = dataset.manifest, len(dataset)
+    frames = manifest["frame_number"].tolist() if "frame_number" in manifest else [1] * n_rows
+    columns = (manifest[name].tolist() for name in ("patient_id", "dicom_path"))
+    return {frame: row for row, frame in enumerate(zip(*columns, frames, strict=True))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The sources that a file has rows or findings of.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    root : Path
+        Of the input.
+    paths : set of str
+        All of them.
+    bare : set of str
+        Images of which the file says that nothing is drawn on them, and nothing else.
+    """
+
+    dataset: Dataset
+    root: Path
+    paths: set[str]
+    bare: set[str]
+
+    @classmethod
+    def of(cls, dataset: Dataset, root: Path) -> "_Known":
+        """Return those of a file."""
+        codes: dict[str, set[str]] = {}
+        columns = (dataset.findings[name].tolist() for name in ("path", "code"))
+        for path, code in zip(*columns, strict=True):
+            codes.setdefault(path, set()).add(code)
+        names = ["dicom_path", *(f"{one.stem}_path" for one in dataset.structures)]
+        paths = set(codes).union(*(dataset.manifest[name].tolist() for name in names))
+        return cls(dataset, root, paths, {one for one in codes if codes[one] == {_BARE}})
+
+    def drawings(self, row: int) -> dict[str, str]:
+        """Return the file of each structure that is drawn in a row, by its name."""
+        manifest = self.dataset.manifest
+        paths = {
+            one.name: str(manifest[f"{one.stem}_path"][row]) for one in self.dataset.structures
+        }
+        return {name: path for name, path in paths.items() if path}
+
+    def new(self, image: str, now: Mapping[str, str]) -> Iterator[Problem]:
+        """Yield what is new where the input links an image that is no row."""
+        if not self.paths & {image, *now.values()}:
+            yield Problem(image, "is new: the file has no row and no finding of it.")
+        elif image in self.bare:  # else the build may have left it out for another reason
+            for path in now.values():
+                if path not in self.paths:
+                    yield Problem(path, f"is new: in the file, nothing is drawn on {image}.")
+
+    def other(self, row: int, now: Mapping[str, str]) -> Iterator[Problem]:
+        """Yield what is drawn in a row now and was not, and the reverse."""
+        before, place = self.drawings(row), place_of(self.dataset, row)
+        for name, path in now.items():
+            if name in before and before[name] != path:
+                yield Problem(path, f"{place}: takes the place of {before[name]}.")
+            elif name not in before and path not in self.paths:
+                yield Problem(path, f"{place}: is new: the row was made without it.")
+        for name, path in before.items():
+            if name not in now and os.path.lexists(self.root / path):
+                yield Problem(path, f"{place}: DATA no longer links it with its image.")
 
 
 def compare_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:

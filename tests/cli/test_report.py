@@ -94,6 +94,15 @@ def test_filters_choose_what_text_and_json_show(out):
         assert run("report", out, option, value).exit_code == 2
 
 
+def test_a_patient_who_is_not_in_the_file_is_told(out):
+    """Their "No such finding." would else read as if nothing were wrong with them."""
+    run = CliRunner().invoke(cli, ["report", str(out), "--patient", "P1", "--patient", "Q1"])
+    assert run.exit_code == 0
+    assert run.stderr == f"Note: --patient: {out} has no row and no finding of 'Q1'.\n"
+    run = CliRunner().invoke(cli, ["report", str(out), "--patient", "P1", "--json"])
+    assert run.stderr == ""
+
+
 def test_a_filter_hides_nothing_from_fail_on(out):
     result = run("report", out, "--severity", "warning", "--fail-on", "contour-unreadable")
     assert result.exit_code == 1
@@ -318,6 +327,25 @@ def test_a_folder_of_pages_is_written_and_said(out, tmp_path):
     found = run("report", out, "--html", f"{tmp_path / 'pages'}/")
     assert f"Page written to {tmp_path / 'pages'}." in found.output
     assert (tmp_path / "pages/patient-0001.html").exists()
+
+
+@pytest.mark.parametrize("pseudonyms", [False, True])
+def test_pages_that_an_earlier_report_has_left_are_told(out, tmp_path, pseudonyms):
+    """A page of a patient who is gone stays in the folder, with the id, whatever is written now."""
+    folder = tmp_path / "pages"
+    command = ["report", str(out), "--html", f"{folder}/", *["--pseudonyms"] * pseudonyms]
+    run = CliRunner().invoke(cli, command)
+    assert run.exit_code == 0, run.output
+    assert "Note:" not in run.stderr
+    left = folder / "patient-0009.html"
+    left.write_text("P9")
+    run = CliRunner().invoke(cli, [*command, "--force"])
+    assert f"Note: {folder} has other files, which were left as they are: 1 in all, such as " in (
+        run.stderr
+    )
+    assert "patient-0009.html" in run.stderr
+    assert ("these may name patients" in run.stderr) == pseudonyms
+    assert left.read_text() == "P9"
 
 
 def test_the_comparison_is_printed_and_in_the_page(out, root, tmp_path):

@@ -65,7 +65,7 @@ def changes(
         ]
         changed.append(
             {"row": row, "image_changed": one.image_changed, "dice": one.dice}
-            | {"before": before, "box": box(flags)}
+            | {"ignored_changed": one.ignored_changed, "before": before, "box": box(flags)}
         )
     return {
         "old": found.old if is_named else "an older file",

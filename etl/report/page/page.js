@@ -610,6 +610,7 @@
       const pictures = found.changed.map((one) => {
         const row = byRow.get(one.row);
         const dice = Object.entries(one.dice).map(([name, value]) => `${name}: Dice ${value.toFixed(3)}`);
+        if (one.ignored_changed) dice.push("ignored pixels differ");
         const words = [title(row), ...(one.image_changed ? ["image differs"] : []), ...dice].join("; ");
         return picture(row, words, { isClose: true, before: one.before, box: one.box });
       });

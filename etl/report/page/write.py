@@ -36,8 +36,16 @@ def write_page(subject: Subject, path: Path, *, n_pictures: int, force: bool = F
     _write(contents(subject, n_pictures), path, force=force)
 
 
-def write_pages(subject: Subject, folder: Path, *, n_pictures: int, force: bool = False) -> None:
+def write_pages(
+    subject: Subject, folder: Path, *, n_pictures: int, force: bool = False
+) -> list[str]:
     """Write the report as a folder: index.html, and a page for each patient with all rows.
+
+    Returns
+    -------
+    list of str
+        The names in the folder that are not of these pages, such as pages of more patients that
+        an earlier report has left.
 
     Raises
     ------
@@ -55,14 +63,16 @@ def write_pages(subject: Subject, folder: Path, *, n_pictures: int, force: bool 
         reason = (error.strerror or "input/output error").lower()
         raise EtlError(f"Output not written: {folder}: {reason}.") from error
     index = contents(subject, n_pictures)
-    listed = []
+    listed, own = [], {INDEX}
     for number, (name, rows) in enumerate(patients(subject), 1):
         file = f"patient-{number:04d}.html"  # an id may be no name of a file
         shown = patient_contents(subject, rows) | {"index": INDEX, "title": subject.name(name)}
         _write(shown, folder / file, force=force)
         n_flagged = sum(row in subject.of_row for row in rows)
         listed.append([subject.name(name), file, len(rows), n_flagged])
+        own.add(file)
     _write(index | {"patients": listed}, folder / INDEX, force=force)
+    return sorted({path.name for path in folder.iterdir()} - own)
 
 
 def _write(shown: dict[str, object], path: Path, *, force: bool) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,42 @@ def test_an_image_that_changed_is_told(old, tmp_path):
     write_dicom(root, "P1", "1.dcm")
     (changed,) = compare(before, rebuilt(root, tmp_path, split=(70, 30, 0))).rows_changed
     assert (changed.image_changed, changed.dice) == (True, {})
+
+
+def test_a_type_that_differs_is_no_change_of_rows(old, tmp_path):
+    """One image with values beyond int16 gives all images int32, and no pixel another value."""
+    root, before = old
+    shutil.copytree(root, tmp_path / "more")
+    write_tree(tmp_path / "more", (("P4", "A4"),), slices=(1,), RescaleIntercept=-50_000)
+    (tmp_path / "more/link.csv").write_text(
+        "".join(["patient_id,original_id\n", *(f"P{n},A{n}\n" for n in (1, 2, 3, 4))])
+    )
+    after = rebuilt(tmp_path / "more", tmp_path, split=(70, 30, 0))
+    assert (before.images.dtype, after.images.dtype) == (np.int16, np.int32)
+    found = compare(before, after)
+    assert [key.patient_id for key in found.rows_added] == ["P4"]
+    assert (found.rows_changed, found.n_rows_equal) == ([], len(before))
+    assert found.attributes["image_dtype"] == ("int16", "int32")
+
+
+def test_a_structure_that_a_file_lacks_has_no_pixel_in_common(old, tmp_path):
+    root, before = old
+    after = rebuilt(root, tmp_path, contours=("i",), partial=False)
+    for found in (compare(before, after), compare(after, before)):
+        assert [one.dice for one in found.rows_changed] == [{"o-contour": 0.0}] * 5
+        assert "slice 1: o-contour (Dice 0.000)" in "\n".join(comparison_text(found))
+
+
+def test_pixels_that_are_ignored_now_are_told(tmp_path):
+    root = write_tree(tmp_path / "data", slices=(1, 2), outer=False)
+    write_contour(root, "A1", 1, "o")
+    etl.build(root, tmp_path / "old.h5", etl.BuildOptions(**OPTIONS))
+    before = open_dataset(tmp_path / "old.h5")
+    found = compare(before, rebuilt(root, tmp_path, not_drawn="ignore"))
+    (changed,) = found.rows_changed
+    assert (changed.key.slice, changed.dice, changed.ignored_changed) == (2, {}, True)
+    assert "slice 2: ignored pixels" in "\n".join(comparison_text(found))
+    assert found.to_json()["rows_changed"][0]["ignored_changed"] is True
 
 
 def test_options_and_patients_on_other_sides_are_told(old, tmp_path):

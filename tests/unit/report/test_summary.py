@@ -14,7 +14,8 @@ from etl.options import BuildOptions
 from etl.report import overlays, table
 from etl.report import summary as report
 from etl.report.findings import group_findings, read_findings
-from etl.report.text import findings_text, summary_text
+from etl.report.summary import number_text, tag_of
+from etl.report.text import findings_text, summary_text, tag_text
 from loader import LoaderError, open_dataset
 
 STRUCTURES = cardiac_scheme(("i", "o")).structures
@@ -59,6 +60,31 @@ def test_the_text_shows_all_and_where_to_see_the_rest(data):
     ):  # fmt: skip
         assert words in text
     assert max(map(len, text.splitlines())) < 160
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-1024.0, "-1024"),
+        (16777217.0, "16777217"),
+        (2147483647.0, "2147483647"),
+        (63.869125, "63.869125"),
+        (63.869126, "63.869126"),
+        (0.7421875, "0.7421875"),
+        (float(np.float32(0.1)), "0.1"),
+        (-999.63, "-999.63"),
+    ],
+)
+def test_a_number_has_the_digits_that_tell_it_from_others(value, text):
+    assert number_text(value) == text
+    assert value in {float(text), float(np.float32(text))}
+
+
+def test_frequencies_that_differ_in_the_seventh_digit_are_two_values():
+    tag = tag_of("ImagingFrequency", np.array([63.869125, 63.869126, 63.869126]))
+    assert tag.values == [("63.869126", 2), ("63.869125", 1)]
+    assert tag_text(tag) == "ImagingFrequency: 63.869126 in 2 rows, 63.869125 in 1 row"
 
 
 def test_json_holds_the_same(data):
@@ -184,6 +210,21 @@ def test_pictures_show_contour_and_edge_where_they_are():
     assert (picture[12 * scale, 40 * scale] == edge).all()  # right side of the last
     drawn = np.asarray(overlays.overlay(image, mask, [(1, vertices)], "x", STRUCTURES))
     assert (drawn[8 * scale, 30 * scale] == line).all()  # both lie on one line
+
+
+@pytest.mark.parametrize("with_contour", [False, True])
+def test_a_structure_up_to_the_border_is_drawn_on_all_four_sides(with_contour):
+    """Its right and lower sides are where the picture ends, one pixel beyond the last."""
+    image, mask = np.zeros((6, 9), np.int16), np.ones((6, 9), np.uint8)
+    corners = np.array([[-0.5, -0.5], [8.5, -0.5], [8.5, 5.5], [-0.5, 5.5]])
+    contours = [(1, corners)] if with_contour else []
+    picture = np.asarray(overlays.overlay(image, mask, contours, "", STRUCTURES[-1:]))
+    is_line = (picture == overlays._COLOURS[1][0 if with_contour else 1]).all(-1)
+    free = is_line[60:]  # below the caption
+    assert free[:, 0].all()
+    assert free[:, -1].all()
+    assert free[-1].all()
+    assert not free[:-1, 1:-1].any()
 
 
 def test_the_outer_structure_ends_where_the_union_with_the_inner_one_does():

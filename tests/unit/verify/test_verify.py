@@ -1,4 +1,5 @@
 import json
+import os
 import random
 
 import h5py
@@ -240,6 +241,60 @@ class TestSources:
         run = CliRunner().invoke(cli, ["verify", str(out), "--source", str(root)])
         assert run.exit_code == 1
         assert f"Error: File and sources differ: {out}: 1 difference. Build again" in run.stderr
+
+    def test_a_drawing_that_was_added_to_a_known_image_is_named(self, tree):
+        root, out = tree
+        write_contour(root, "A1", 9)
+        write_contour(root, "A1", 9, "o")
+        drawn = "contourfiles/A1/{0}-contours/IM-0001-0009-{0}contour-manual.txt"
+        assert problems(out, source=root) == [
+            f"{drawn.format(kind)}: is new: in the file, nothing is drawn on dicoms/P1/9.dcm."
+            for kind in "io"
+        ]
+
+    def test_a_second_drawing_of_a_row_is_named(self, tmp_path):
+        root = write_tree(tmp_path / "data", TWO, slices=(1,), outer=False)
+        options = etl.BuildOptions(("i", "o"), partial=True, **OPTIONS)
+        etl.build(root, tmp_path / "out.h5", options)
+        assert problems(tmp_path / "out.h5", source=root) == []
+        added = write_contour(root, "A2", 1, "o").relative_to(root)
+        assert problems(tmp_path / "out.h5", source=root) == [
+            f"{added}: row 1 (patient P2, slice 1): is new: the row was made without it."
+        ]
+
+    def test_rows_that_are_linked_otherwise_are_named(self, tree):
+        """The files are the same ones: only link.csv says which of them belong together."""
+        root, out = tree
+        (root / "link.csv").write_text("patient_id,original_id\nP1,A2\nP2,A1\n")
+        found = problems(out, source=root)
+        assert (
+            "contourfiles/A2/o-contours/IM-0001-0001-ocontour-manual.txt: row 0 (patient P1, slice "
+            "1): takes the place of contourfiles/A1/o-contours/IM-0001-0001-ocontour-manual.txt."
+        ) in found
+        assert {one.partition(": ")[2].partition(" (")[0] for one in found} == {
+            f"row {row}" for row in range(5)
+        }
+
+    def test_a_patient_who_is_no_longer_linked_is_named(self, tree):
+        root, out = tree
+        (root / "link.csv").write_text("patient_id,original_id\nP1,A1\n")
+        assert problems(out, source=root) == [
+            f"dicoms/P2/{n}.dcm: row {row} (patient P2, slice {n}): DATA no longer links it with "
+            "what is drawn on it."
+            for row, n in ((3, 2), (4, 3))
+        ]
+
+    @pytest.mark.parametrize("rebuild", [False, True])
+    def test_a_pipe_in_the_place_of_a_source_is_named_and_stalls_nothing(self, tree, rebuild):
+        root, out = tree
+        contour = write_contour(root, "A1", 1)
+        contour.unlink()
+        os.mkfifo(contour)
+        found = problems(out, source=root, rebuild=rebuild)
+        assert f"{contour.relative_to(root)}: row 0 (patient P1, slice 1): is a device, pipe" in (
+            "\n".join(found)
+        )
+        assert len(found) == 1 + rebuild
 
     def test_a_touched_source_is_no_difference(self, tree):
         root, out = tree

@@ -34,6 +34,25 @@ def test_a_second_parser_makes_the_same_rows(built):
     assert status == 0, text
 
 
+def test_a_newer_structure_set_of_known_images_is_named(built, tmp_path):
+    """Without it, a build would draw other structures: nothing else has changed."""
+    data, out = built
+    path = data / "annotations" / "SHAPES001.dcm"
+    newer = path.with_name("NEWER.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.SOPInstanceUID = f"{dataset.SOPInstanceUID}.9"
+    for name in ("StructureSet", "Content", "Series", "InstanceCreation"):
+        setattr(dataset, f"{name}Date", "20991231")
+    try:
+        dataset.save_as(newer)
+        status, text = verify(out, data)
+    finally:
+        newer.unlink()
+    assert status == 1
+    assert "annotations/NEWER.dcm: row 1" in text  # row 0 is background
+    assert "takes the place of annotations/SHAPES001.dcm" in text
+
+
 def test_a_changed_structure_set_and_a_new_image_are_named(built, tmp_path):
     data, out = built
     path = data / "annotations" / "SHAPES001.dcm"
