@@ -20,12 +20,11 @@ from etl.contours import checks
 from etl.dicom.kept_tags import kept_tags
 from etl.dicom.pixels import modality_range
 from etl.errors import SourceError
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, Remark
 from etl.labels import LabelScheme
 from etl.model import (
     BASICS,
     EMPTY_RANGE,
-    AnnotationRef,
     Examined,
     FileStamp,
     Instance,
@@ -196,7 +195,6 @@ def examine(
     kept = kept_tags(options.keep_tags, anyway=options.keep_tags_anyway)
     for link in links:
         watchdog.next_file()
-        key = link.key
         instance: Instance | None = None
         is_sized = False
         stamp: FileStamp | None = None
@@ -209,26 +207,27 @@ def examine(
             _check_size(instance, options)
             is_sized = True
             size = instance.pixel_format.rows, instance.pixel_format.columns
-            warnings += [Finding(c, link.frame.path, text, key) for c, text in instance.warnings]
+            warnings += [link.about_image(Remark(*one)) for one in instance.warnings]
         except SourceError as error:
-            bad.append(Finding(error.code, link.frame.path, error.message, key))
+            bad.append(link.about_image(Remark(error.code, error.message)))
         for annotation in link.annotations:
+            structure = scheme[annotation.code]
             try:
                 region = read_region(root, annotation, instance, options)
                 # Else the image's size is the one mistake.
                 if is_sized or (region.mask is None and not options.is_resized):
-                    warnings += _check_region(region, annotation, key, size)
+                    remarks = _check_region(region, size)
+                    warnings += [link.about_annotation(structure, one) for one in remarks]
                 regions.append(region)
             except SourceError as error:
-                message = annotation.on(link.frame, error.message)
-                bad.append(Finding(error.code, annotation.path, message, key, annotation.code))
+                bad.append(link.about_annotation(structure, Remark(error.code, error.message)))
         if bad or instance is None or stamp is None:
             findings += bad
         else:
             sample = Sample(link, instance, stamp, tuple(regions))
             if options.is_resized:
                 sample = sample._replace(grid=place(instance, regions, options))
-                warnings += _cut(sample, options)
+                warnings += _cut(sample, scheme, options)
             findings += warnings
             samples.append(sample)
     return _packed(len(links), samples, findings, scheme)
@@ -256,22 +255,20 @@ def _check_size(instance: Instance, options: BuildOptions) -> None:
         checks.check_resampled_size(size, instance.pixel_format, options.rows, options.columns)
 
 
-def _cut(sample: Sample, options: BuildOptions) -> list[Finding]:
+def _cut(sample: Sample, scheme: LabelScheme, options: BuildOptions) -> list[Finding]:
     """Warn of the structures of which the row lacks a part that the frame has."""
-    link, grid = sample.link, sample.grid
+    grid = sample.grid
     if grid is None or options.size != "fit":
         return []
     return [
-        remark.about(annotation.path, link.key, annotation.code)
-        for annotation, region in zip(link.annotations, sample.regions, strict=True)
+        sample.link.about_annotation(scheme[region.code], remark)
+        for region in sample.regions
         for remark in check_cut(region, grid, options)
     ]
 
 
-def _check_region(
-    region: Region, annotation: AnnotationRef, key: SampleKey, size: tuple[int, int]
-) -> list[Finding]:
-    """Require a region that touches the image; warn where part of it lies outside.
+def _check_region(region: Region, size: tuple[int, int]) -> list[Remark]:
+    """Require a region that touches the image; return what to say of a part that lies outside.
 
     Raises
     ------
@@ -280,10 +277,7 @@ def _check_region(
     """
     if region.mask is not None:
         checks.check_mask(region.mask, *size)
-    return [
-        remark.about(annotation.path, key, annotation.code)
-        for remark in checks.check_polygons(region.polygons, *size)
-    ]
+    return checks.check_polygons(region.polygons, *size)
 
 
 def _packed(

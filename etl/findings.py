@@ -634,10 +634,6 @@ class Remark(NamedTuple):
     code: str
     message: str
 
-    def about(self, path: str, key: SampleKey | None = None, label: int = 0) -> Finding:
-        """Return the finding."""
-        return Finding(self.code, path, self.message, key, label)
-
 
 def counted(n: int, noun: str) -> str:
     """Return a number with its noun, in the plural where it is not 1."""

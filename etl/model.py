@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from etl.findings import Finding, SampleKey
+from etl.findings import Finding, Remark, SampleKey
 from etl.geometry import ImagePlane, SourceGrid
+from loader.format import Structure
 
 Vertices: TypeAlias = npt.NDArray[
     np.float64
@@ -44,6 +45,10 @@ class FrameRef(NamedTuple):
     path: str
     frame_number: int | None = None  # from 1; None: the file must have one frame
 
+    def __str__(self) -> str:
+        """Return how messages name it."""
+        return self.path if self.frame_number is None else f"{self.path}, frame {self.frame_number}"
+
 
 class AnnotationRef(NamedTuple):
     """Where one structure of one frame is annotated; the path is relative to the root."""
@@ -51,13 +56,6 @@ class AnnotationRef(NamedTuple):
     code: int  # of the structure
     path: str
     locator: str = ""  # within the file, where it holds several annotations
-
-    def on(self, frame: FrameRef, message: str) -> str:
-        """Return a message that names the image where the annotation's file does not tell it."""
-        if not self.locator:
-            return message
-        number = "" if frame.frame_number is None else f", frame {frame.frame_number}"
-        return f"on {frame.path}{number}: {message}"
 
 
 class Link(NamedTuple):
@@ -74,6 +72,23 @@ class Link(NamedTuple):
     def drawn(self) -> set[int]:
         """Codes of which the masks tell: without a region they are nowhere in the image."""
         return {*self.looked_for, *(annotation.code for annotation in self.annotations)}
+
+    def about_image(self, remark: Remark) -> Finding:
+        """Return a finding about the frame; it says which one, where the file has several."""
+        number = self.frame.frame_number
+        message = remark.message if number is None else f"frame {number}: {remark.message}"
+        return Finding(remark.code, self.frame.path, message, self.key)
+
+    def about_annotation(self, structure: Structure, remark: Remark) -> Finding:
+        """Return a finding about the annotation of a structure.
+
+        It says what is drawn on which image, where the annotation's file has several.
+        """
+        annotation = next(one for one in self.annotations if one.code == structure.code)
+        message = remark.message
+        if annotation.locator:
+            message = f"{structure.name} on {self.frame}: {message}"
+        return Finding(remark.code, annotation.path, message, self.key, structure.code)
 
     def digest(self) -> str:
         """Return a digest of all that the link says, except for what the other links decide."""

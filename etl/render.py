@@ -361,8 +361,8 @@ def _render_one(
         frame = read_frame(content.data, sample.instance)
         source = modality_values(frame.stored, pixels, dtype)
     except SourceError as error:
-        return _Row([Finding(error.code, link.frame.path, error.message, link.key)])
-    empty = _empty(sample, painted, options)
+        return _Row([link.about_image(Remark(error.code, error.message))])
+    empty = _empty(sample, painted, scheme, options)
     if any(finding.code == "mask-empty" for finding in empty):
         return _Row(empty)
     image = source
@@ -370,7 +370,7 @@ def _render_one(
         size = options.rows, options.columns
         image = image_on_grid(source, sample.grid, *size, padding_range(pixels))
     manifest = _manifest_row(sample, content.xxh3, image, painted, scheme, options)
-    warnings = [Finding(code, link.frame.path, why, link.key) for code, why in frame.warnings]
+    warnings = [link.about_image(Remark(code, why)) for code, why in frame.warnings]
     warnings += empty
     if not options.qc:
         return _Row(warnings, image, manifest)
@@ -381,7 +381,9 @@ def _render_one(
     return _Row(warnings + findings, image, manifest, marks, shapes)
 
 
-def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Finding]:
+def _empty(
+    sample: Sample, painted: Painted, scheme: LabelScheme, options: BuildOptions
+) -> list[Finding]:
     """Return what is to be said of regions without a pixel: why the sample is no row, or a warning.
 
     A structure that is wholly cut off has none in the file, which is right; not so for all of them.
@@ -410,7 +412,7 @@ def _empty(sample: Sample, painted: Painted, options: BuildOptions) -> list[Find
         code = "structure-too-small"
         message = "no pixel centre lies inside it, so that the mask shows none of it."
     return [
-        Finding(code, one.path, one.on(link.frame, message), link.key, one.code)
+        link.about_annotation(scheme[one.code], Remark(code, message))
         for one in link.annotations
         if one.code in empty
     ]
@@ -425,23 +427,20 @@ def _check(
 ) -> tuple[dict[int, Shape], list[Finding]]:
     """Return what to keep of the regions for the checks of all rows, and what they show."""
     link = sample.link
-    paths = {annotation.code: annotation.path for annotation in link.annotations}
     shapes: dict[int, Shape] = {}
     findings: list[Finding] = []
     for region, (shape, remarks) in zip(sample.regions, checked, strict=True):
         code = region.code
         shapes[code] = shape if sample.grid is None else _moved(shape, sample.grid)
-        findings += [remark.about(paths[code], link.key, code) for remark in remarks]
+        findings += [link.about_annotation(scheme[code], remark) for remark in remarks]
     for inner, outer in scheme.nested:
         if (n_outside := painted.n_outside.get(inner.code)) is not None:
             remarks = check_overlap(outer, painted.n_inside[inner.code], n_outside)
-            findings += [
-                remark.about(paths[inner.code], link.key, inner.code) for remark in remarks
-            ]
+            findings += [link.about_annotation(inner, remark) for remark in remarks]
     if painted.shared.of_two and options.masks == file_format.MASK_LABELS:
         names = {structure.code: structure.name for structure in scheme}
         remarks = check_shared(names, painted.n_inside, *painted.shared)
-        findings += [remark.about(link.frame.path, link.key) for remark in remarks]
+        findings += [link.about_image(remark) for remark in remarks]
     return shapes, findings
 
 

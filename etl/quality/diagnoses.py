@@ -32,10 +32,11 @@ _ALIKE: Final = {  # findings about two images, as one image and several are sai
     "near-duplicate": ("shows the same as", "show the same as"),
 }
 
-# How the messages of findings begin and what they measure; see `etl.quality.rows` and `drawing`.
+# What the messages of findings say and measure; see `etl.quality.rows` and `drawing`.
 _SAME: Final = re.compile(r"(?:has the same (?:points|pixels) as|is a copy of) (.*)")
 _LEAK: Final = re.compile(r"They are (?:on two sides of the split|in two folds): .*?\.(?= [A-Z])")
-_IS_COPY: Final = "is a copy of "
+_IS_COPY: Final = re.compile(r"(?:^|: )is a copy of ")
+_LOOKS: Final = re.compile(r"looks like .*")
 _OUTSIDE: Final = re.compile(r"([0-9.]+)%[^.%]* lies? outside")
 _SIZE: Final = re.compile(r"is ([0-9]+x[0-9]+) \(rows x columns\), expected")
 _QUESTION: Final = re.compile(r" [A-Z][^.?]*\?[^?]*$")  # the last question, and what to do then
@@ -162,7 +163,7 @@ class _Table:
         """Return the other row of a finding about two; -1 where it is not in the file."""
         if finding.other_row >= 0:
             return finding.other_row
-        match = _SAME.match(finding.message)
+        match = _SAME.search(finding.message)
         text = match[1] if match else ""
         # A path may have commas itself: the first stretch that is a path of the file.
         ends = [found.start() for found in re.finditer(r",|\.| and ", text)]
@@ -203,7 +204,7 @@ def _copied_contours(
     bad = {
         one.row: one
         for one in findings
-        if one.code == "inner-outside-outer" or one.message.startswith(_IS_COPY)
+        if one.code == "inner-outside-outer" or _IS_COPY.search(one.message)
     }
     diagnoses: list[Diagnosis] = []
     used: list[FindingRow] = []
@@ -319,7 +320,8 @@ def _exchanged_structures(
         parts: list[str] = []
         first = {one.label: one for one in reversed(members)}
         for one in (first[label] for label in sorted(first)):
-            text = _QUESTION.sub("", one.message)
+            looks = _LOOKS.search(one.message)
+            text = _QUESTION.sub("", looks[0] if looks else one.message)
             name = repr(table.structure(one.label))
             # Of two that are exchanged the first one tells of both.
             if not any(f"and the {name} like their" in told for told in parts):

@@ -5,6 +5,7 @@ sorted and grouped, never all against all. `drawing` looks at one row by itself,
 compares neighbouring slices and phases.
 """
 
+import functools
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -99,26 +100,51 @@ class Rows(NamedTuple):
 
     def about_image(self, code: str, row: int, message: str, other: int | None = None) -> Finding:
         """Return a finding about the image of a row."""
-        path = _text(self.manifest["dicom_path"], row)
-        return Finding(code, path, message, self.key(row), other_key=self._partner(other))
+        path, key = _text(self.manifest["dicom_path"], row), self.key(row)
+        if self._has_several_frames(row):
+            message = f"frame {key.frame_number}: {message}"
+        return Finding(code, path, message, key, other_key=self._partner(other))
 
     def about_region(
         self, code: str, row: int, structure: Structure, message: str, other: int | None = None
     ) -> Finding:
         """Return a finding about the region that a structure has in a row."""
         path = _text(self.manifest[f"{structure.stem}_path"], row)
+        if self._has_several_drawings(row, structure):
+            message = f"{structure.name} on {self.image(row)}: {message}"
         key, partner = self.key(row), self._partner(other)
         return Finding(code, path, message, key, structure.code, partner)
 
-    def place(self, column: str, row: int) -> str:
-        """Return a row's path, with its slice where one file has several rows."""
-        paths = self.manifest[column]
-        text = _text(paths, row)
-        # Such rows follow each other.
-        is_shared = any(
-            paths[one] == paths[row] for one in (row - 1, row + 1) if 0 <= one < len(paths)
+    def image(self, row: int) -> str:
+        """Return how messages name the image of a row."""
+        path = _text(self.manifest["dicom_path"], row)
+        if self._has_several_frames(row):
+            return f"{path}, frame {self.key(row).frame_number}"
+        return path
+
+    def region(self, row: int, structure: Structure) -> str:
+        """Return how messages name the region that a structure has in a row."""
+        path = _text(self.manifest[f"{structure.stem}_path"], row)
+        if self._has_several_drawings(row, structure):
+            return f"{path} ({structure.name} on {self.image(row)})"
+        return path
+
+    def _has_several_frames(self, row: int) -> bool:
+        paths = self.manifest["dicom_path"]
+        return any(paths[row] == paths[one] for one in self._around(row) if one != row)
+
+    def _has_several_drawings(self, row: int, structure: Structure) -> bool:
+        """Say whether the file of a region has others: of this row, or of one beside it."""
+        path = self.manifest[f"{structure.stem}_path"][row]
+        return any(
+            path == self.manifest[f"{other.stem}_path"][one]
+            for one in self._around(row)
+            for other in self.scheme
+            if (one, other.code) != (row, structure.code)
         )
-        return f"{text} (slice {self.manifest['slice'][row]})" if is_shared else text
+
+    def _around(self, row: int) -> range:
+        return range(max(row - 1, 0), min(row + 2, len(self.manifest["slice"])))
 
     def _partner(self, row: int | None) -> SampleKey | None:
         return None if row is None else self.key(row)
@@ -159,7 +185,9 @@ def _image_values(rows: Rows) -> Iterator[Finding]:
 def _identical_images(rows: Rows) -> Iterator[Finding]:
     for alike in _equal(rows.images):
         for position, row in enumerate(alike.tolist()):
-            others = _others(rows, [("dicom_path", one) for one in alike.tolist()], position)
+            others = _others(
+                [functools.partial(rows.image, one) for one in alike.tolist()], position
+            )
             message = f"has the same pixels as {others}. Remove one of them, or its twin."
             partner = int(alike[0 if position else 1])
             yield rows.about_image("identical-image", row, message, partner)
@@ -174,7 +202,7 @@ def _near_copies(rows: Rows) -> Iterator[Finding]:
     is_single = counts[places.reshape(-1)] == 1
     for one in find_near_copies(rows.hashes, _codes(ids), is_single, rows.pictures.image):
         message = (
-            f"shows what {rows.place('dicom_path', one.other)} of patient "
+            f"shows what {rows.image(one.other)} of patient "
             f"{_text(ids, one.other)!r} shows (correlation {one.correlation:.2f}), not with the "
             "same pixels. Is it a copy? Then leave one of them out."
         )
@@ -231,7 +259,7 @@ def _one_drawing_twice(rows: Rows) -> Iterator[Finding]:
 
 def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Iterator[Finding]:
     """Yield a finding for each of equal contours, but for the one that the others are copies of."""
-    places = [(f"{one.structure.stem}_path", one.row) for one in twins]
+    names = [functools.partial(rows.region, one.row, one.structure) for one in twins]
     original = next(place for place in range(len(twins)) if place not in verdict.copies)
     for place, twin in enumerate(twins):
         if place == verdict.original:
@@ -239,12 +267,12 @@ def _twin_findings(rows: Rows, twins: Sequence[Twin], verdict: Verdict) -> Itera
         if place in verdict.copies:
             partner = original
             message = (
-                f"is a copy of {rows.place(*places[original])}, of another image: "
+                f"is a copy of {names[original]()}, of another image: "
                 f"{verdict.copies[place]}. Draw it again."
             )
         else:
             partner = 0 if place else 1
-            others = _others(rows, places, place)
+            others = _others(names, place)
             message = f"has the same points as {others}, of another image. Is it a copy?"
         other = twins[partner].row
         yield rows.about_region("identical-contour", twin.row, twin.structure, message, other)
@@ -594,12 +622,12 @@ def _equal(digests: npt.NDArray[np.uint64]) -> Iterator[_Integers]:
             yield order[start : start + length].astype(np.int64)
 
 
-def _others(rows: Rows, places: Sequence[tuple[str, int]], position: int) -> str:
-    """Return the first few of some places (column, row) but one, and how many more there are."""
-    shown = [place for place in range(min(len(places), _N_NAMED + 1)) if place != position]
-    names = [rows.place(*places[place]) for place in shown[:_N_NAMED]]
-    n_more = len(places) - 1 - len(names)
-    return ", ".join(names) + (f" and {n_more} more" if n_more else "")
+def _others(names: Sequence[Callable[[], str]], position: int) -> str:
+    """Return the first few of some names but one, and how many more there are."""
+    shown = [place for place in range(min(len(names), _N_NAMED + 1)) if place != position]
+    told = [names[place]() for place in shown[:_N_NAMED]]
+    n_more = len(names) - 1 - len(told)
+    return ", ".join(told) + (f" and {n_more} more" if n_more else "")
 
 
 def _usual(group: _Integers, code: _Integers) -> tuple[_Integers, _Integers, _Integers]:

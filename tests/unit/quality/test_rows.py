@@ -9,7 +9,7 @@ import xxhash
 
 from etl.contours.polygon import area
 from etl.contours.rasterise import rasterise
-from etl.findings import SampleKey
+from etl.findings import Finding, SampleKey
 from etl.labels import CARDIAC, cardiac_scheme
 from etl.model import Region
 from etl.phantom.heart import Cine, contour_outline, contour_vertices, end_systole
@@ -110,7 +110,8 @@ def check(rows):
             code = CARDIAC[kind].code
             shape, remarks = check_region(Region(code, (vertices,), ""))
             shapes.append((place, code, *shape))
-            findings += [remark.about(row.contour_path(kind), key, code) for remark in remarks]
+            path = row.contour_path(kind)
+            findings += [Finding(one.code, path, one.message, key, code) for one in remarks]
         statistics = image_statistics(row.image)
         images.append(xxhash.xxh3_64_intdigest(row.image.data))
         columns.append(
