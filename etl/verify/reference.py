@@ -636,7 +636,7 @@ def _pillow(vertices: Polygon, rows: int, columns: int) -> npt.NDArray[np.bool_]
 def _even_odd(vertices: Polygon, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return the pixels whose centre has an odd number of edges to its left, or on it."""
     rows, columns = like.shape
-    row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
+    column = np.arange(columns)[None, :]
     inside = np.zeros((rows, columns), np.bool_)
     leftmost, rightmost = vertices[:, 0].min(), vertices[:, 0].max()
     for (x0, y0), (x1, y1) in zip(vertices, np.roll(vertices, -1, axis=0), strict=True):
@@ -644,6 +644,9 @@ def _even_odd(vertices: Polygon, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.
             x0, y0, x1, y1 = x1, y1, x0, y0  # noqa: PLW2901  the edge, turned round
         if y0 == y1:
             continue
+        # The rows from y0 on and before y1.
+        crossed = slice(min(max(math.ceil(y0), 0), rows), min(max(math.ceil(y1), 0), rows))
+        row = np.arange(rows)[crossed, None]
         crossing = np.clip(x0 + (row - y0) * (x1 - x0) / (y1 - y0), leftmost, rightmost)
-        inside ^= (y0 <= row) & (row < y1) & (crossing <= column)
+        inside[crossed] ^= crossing <= column
     return inside
