@@ -68,7 +68,7 @@ def read_structure_set(data: bytes) -> AnnotationSet:
             ),
             structures=tuple(
                 DrawnStructure(
-                    text(item, "ROINumber"),
+                    _number(item, "ROINumber"),
                     text(item, "ROIName"),
                     text(item, "ReferencedFrameOfReferenceUID"),
                 )
@@ -104,9 +104,16 @@ def _parse(data: bytes) -> "Dataset":
 def _contours(dataset: "Dataset") -> "Iterator[tuple[str, Dataset]]":
     """Yield the number of the structure and the item of each contour."""
     for roi in items(dataset, "ROIContourSequence"):
-        number = text(roi, "ReferencedROINumber")
+        number = _number(roi, "ReferencedROINumber")
         for contour in items(roi, "ContourSequence"):
             yield number, contour
+
+
+def _number(item: "Dataset", keyword: str) -> str:
+    """Return a whole number as text without the zeros that it may begin with."""
+    value = text(item, keyword)
+    digits = value.removeprefix("+")
+    return str(int(digits)) if digits.isascii() and digits.isdecimal() else value
 
 
 def _contour(number: str, item: "Dataset") -> Drawing:

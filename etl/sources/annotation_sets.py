@@ -279,10 +279,11 @@ def _choose_sets(
                 f"SOPInstanceUID. There are {known}{', ...' * (len(sets) > _EXAMPLES)}."
             )
         return taken, [_not_chosen(one, taken[0]) for one in sets if one not in taken]
+    ranks = {one.path: _rank(one) for one in sets}
     newest: dict[tuple[str, str], _Set] = {}
     for one in sets:
         key = one.series[0].key if one.series else ("", one.path)
-        if key not in newest or _age(newest[key]) < _age(one):
+        if key not in newest or ranks[newest[key].path] < ranks[one.path]:
             newest[key] = one
     paths = {one.path for one in newest.values()}
     taken = [one for one in sets if one.path in paths]
@@ -294,12 +295,32 @@ def _age(one: _Set) -> tuple[str, str, str]:
     return one.content.when, one.content.sop_instance_uid, one.path
 
 
+def _rank(one: _Set) -> tuple[bool, tuple[str, str, str]]:
+    """Return what orders the sets of a series: a newer one that draws nothing hides none."""
+    return bool(_drawn_names(one)), _age(one)
+
+
+def _drawn_names(one: _Set) -> set[str]:
+    """Return the names of the structures that a set draws."""
+    drawn = {
+        drawing.number
+        for drawing in one.content.drawings
+        if drawing.kind in CLOSED and drawing.strength > 0
+    }
+    names, _ = _names(one)
+    return {name for number, name in names.items() if number in drawn}
+
+
 def _not_chosen(one: _Set, instead: _Set) -> Finding:
+    mine, lacking = _drawn_names(one), ""
+    if others := sorted(mine - _drawn_names(instead)):
+        shown = ", ".join(map(repr, others[:_EXAMPLES])) + ", ..." * (len(others) > _EXAMPLES)
+        lacking = f", which does not draw {shown}"
     return Finding(
         "structure-set-not-chosen",
         one.path,
-        f"{one} is left out; {instead.path} is taken. Choose with --structure-sets: newest, all or "
-        "a SOPInstanceUID.",
+        f"{one} {'' if mine else 'draws nothing and '}is left out; {instead.path} is taken"
+        f"{lacking}. Choose with --structure-sets: newest, all or a SOPInstanceUID.",
     )
 
 

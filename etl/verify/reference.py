@@ -305,12 +305,34 @@ def is_structure_set(path: Path) -> bool:
         return b"1.2.840.10008.5.1.4.1.1.481.3" in file.read(2048)
 
 
+class _Plane(NamedTuple):
+    """Where the pixels of a frame are, mm."""
+
+    origin: npt.NDArray[np.float64]
+    row: npt.NDArray[np.float64]
+    column: npt.NDArray[np.float64]
+
+    def has(self, points: npt.NDArray[np.float64], tolerance: float) -> bool:
+        """Say whether all points are in the plane."""
+        normal = np.cross(self.row, self.column)
+        return bool(np.abs((points - self.origin) @ normal).max() <= tolerance)
+
+
+class _Contour(NamedTuple):
+    """A closed contour: name of its structure, and the image and frame that it refers to."""
+
+    name: str
+    uid: str  # empty: none
+    frame_number: int  # 0: none
+    points: npt.NDArray[np.float64]  # mm
+
+
 def structure_polygons(
     path: Path,
     names: set[str],
     image: Path,
     frame_number: int,
-    others: set[str],
+    root: Path,
     tolerance: float,
 ) -> list[Polygon]:
     """Return the polygons that a structure set draws on a frame, point by point.
@@ -319,32 +341,69 @@ def structure_polygons(
     ----------
     names : set of str
         ROIName of the structures.
-    others : set of str
-        SOPInstanceUID of other images: contours that refer to them are not drawn here.
+    root : Path
+        The folder of all images: a contour that refers to another one, and lies in its plane, is
+        not drawn here.
     tolerance : float
         How far off the frame's plane a contour may lie, mm.
     """
     dataset = _read(image)
-    place = _of_frame(dataset, "PlanePositionSequence", frame_number)
-    turn = _of_frame(dataset, "PlaneOrientationSequence", frame_number)
+    plane = _plane(dataset, frame_number)
     measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
-    origin = np.array(place.ImagePositionPatient, np.float64)
-    row, column = np.array(turn.ImageOrientationPatient, np.float64).reshape(2, 3)
     between_rows, between_columns = map(float, measures.PixelSpacing)
-    normal = np.cross(row, column)
+    if plane is None:
+        return []
     polygons = []
-    for name, uid, contour in _closed_contours(path, *_stamp(path)):
-        points = contour - origin
-        is_here = name in names and uid not in others
-        if is_here and abs(points @ normal).max() <= tolerance:
-            pixels = [points @ row / between_columns, points @ column / between_rows]
+    for contour in _closed_contours(path, *_stamp(path)):
+        if contour.name not in names or not plane.has(contour.points, tolerance):
+            continue
+        is_mine = contour.uid == str(dataset.SOPInstanceUID)
+        is_mine &= contour.frame_number in {frame_number} | ({0} if frame_number == 1 else set())
+        if is_mine or not _is_on_another(contour, root, path, tolerance):
+            points = contour.points - plane.origin
+            pixels = [points @ plane.row / between_columns, points @ plane.column / between_rows]
             polygons.append(np.stack(pixels, axis=1))
     return polygons
 
 
+def _is_on_another(contour: _Contour, root: Path, path: Path, tolerance: float) -> bool:
+    """Say whether a contour refers to an image of the folder, in whose plane it lies."""
+    planes = _planes(root, *_stamp(path)).get(contour.uid, []) if contour.uid else []
+    number = contour.frame_number or 1
+    if number > len(planes) or (contour.frame_number == 0 and len(planes) > 1):
+        return False
+    plane = planes[number - 1]
+    centre = contour.points.mean(axis=0, keepdims=True)
+    return plane is None or plane.has(centre, tolerance)
+
+
+@lru_cache(1)
+def _planes(root: Path, *_stamp: int) -> dict[str, list[_Plane | None]]:
+    """Return the planes of the frames of each image in a folder, by SOPInstanceUID."""
+    found: dict[str, list[_Plane | None]] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        try:
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            if "Rows" in dataset:
+                frames = range(1, int(dataset.get("NumberOfFrames") or 1) + 1)
+                planes = [_plane(dataset, number) for number in frames]
+                found.setdefault(str(dataset.SOPInstanceUID), planes)
+        except Exception:  # noqa: BLE001, S112  whatever a file has that is no image
+            continue
+    return found
+
+
+def _plane(dataset: Any, frame_number: int) -> _Plane | None:  # noqa: ANN401  pydicom's
+    place = _of_frame(dataset, "PlanePositionSequence", frame_number)
+    turn = _of_frame(dataset, "PlaneOrientationSequence", frame_number)
+    if not place.get("ImagePositionPatient") or not turn.get("ImageOrientationPatient"):
+        return None
+    row, column = np.array(turn.ImageOrientationPatient, np.float64).reshape(2, 3)
+    return _Plane(np.array(place.ImagePositionPatient, np.float64), row, column)
+
+
 @lru_cache(2)
-def _closed_contours(path: Path, *_stamp: int) -> list[tuple[str, str, npt.NDArray[np.float64]]]:
-    """Return name of the structure, SOPInstanceUID of the image, and points of each contour."""
+def _closed_contours(path: Path, *_stamp: int) -> list[_Contour]:
     drawing = pydicom.dcmread(path, force=True)
     names = {
         roi.ROINumber: str(roi.get("ROIName") or "").strip() or f"ROI {roi.ROINumber}"
@@ -354,14 +413,15 @@ def _closed_contours(path: Path, *_stamp: int) -> list[tuple[str, str, npt.NDArr
     for roi in drawing.ROIContourSequence:
         name = names.get(roi.ReferencedROINumber, "")
         for contour in roi.get("ContourSequence") or []:
-            reference = contour.get("ContourImageSequence") or [None]
-            uid = reference[0].ReferencedSOPInstanceUID if reference[0] is not None else ""
+            reference = (contour.get("ContourImageSequence") or [pydicom.Dataset()])[0]
             if str(contour.get("ContourGeometricType")).startswith("CLOSED"):
                 numbers = contour.ContourData
                 if isinstance(numbers, bytes):  # longer than an explicit VR allows for numbers
                     numbers = numbers.decode("ascii").split("\\")
                 points = np.array([float(one) for one in numbers]).reshape(-1, 3)
-                found.append((name, str(uid), points))
+                uid = str(reference.get("ReferencedSOPInstanceUID") or "")
+                number = int(reference.get("ReferencedFrameNumber") or 0)
+                found.append(_Contour(name, uid, number, points))
     return found
 
 
@@ -576,7 +636,7 @@ def _pillow(vertices: Polygon, rows: int, columns: int) -> npt.NDArray[np.bool_]
 def _even_odd(vertices: Polygon, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return the pixels whose centre has an odd number of edges to its left, or on it."""
     rows, columns = like.shape
-    row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
+    column = np.arange(columns)[None, :]
     inside = np.zeros((rows, columns), np.bool_)
     leftmost, rightmost = vertices[:, 0].min(), vertices[:, 0].max()
     for (x0, y0), (x1, y1) in zip(vertices, np.roll(vertices, -1, axis=0), strict=True):
@@ -584,6 +644,9 @@ def _even_odd(vertices: Polygon, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.
             x0, y0, x1, y1 = x1, y1, x0, y0  # noqa: PLW2901  the edge, turned round
         if y0 == y1:
             continue
+        # The rows from y0 on and before y1.
+        crossed = slice(min(max(math.ceil(y0), 0), rows), min(max(math.ceil(y1), 0), rows))
+        row = np.arange(rows)[crossed, None]
         crossing = np.clip(x0 + (row - y0) * (x1 - x0) / (y1 - y0), leftmost, rightmost)
-        inside ^= (y0 <= row) & (row < y1) & (crossing <= column)
+        inside[crossed] ^= crossing <= column
     return inside

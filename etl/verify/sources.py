@@ -340,10 +340,8 @@ def _drawn(
         threshold = float(str(options["segment_threshold"]))
         return reference.segment_mask(source, names, image, frame, threshold)
     if reference.is_structure_set(source):
-        uids = manifest["sop_instance_uid"]
-        others = set(uids.tolist()) - {str(uids[row])}
         tolerance = float(str(options["plane_tolerance"]))
-        polygons = reference.structure_polygons(source, names, image, frame, others, tolerance)
+        polygons = reference.structure_polygons(source, names, image, frame, root, tolerance)
     else:
         text = source.read_text(encoding="ascii")
         polygons = reference.polygons_of(text, int(options["contour_origin"]))

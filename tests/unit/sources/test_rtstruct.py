@@ -668,6 +668,39 @@ class TestSets:
         told = [one.path for one in result.findings if one.code == "structure-set-not-chosen"]
         assert told == left
 
+    def test_what_only_the_others_draw_is_told(self, two):
+        message = only(build(two)[0], "structure-set-not-chosen").message
+        assert message.startswith("structure set ")
+        assert "is taken, which does not draw 'ball'. Choose" in message
+
+    @pytest.mark.parametrize("name", ["01", "+1", " 1 "])
+    def test_numbers_are_compared_as_numbers(self, root, name):
+        def padded(dataset):
+            for roi in dataset.ROIContourSequence:
+                number = str(roi.ReferencedROINumber)
+                roi.add_new("ReferencedROINumber", "IS", name.replace("1", number))
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, padded)
+        result, after = build(root)
+        assert codes(result)["structure-number-invalid"] == 0
+        assert np.array_equal(before.masks, after.masks)
+
+    def test_a_newer_one_that_draws_nothing_hides_no_other(self, root):
+        """As a template of a plan: names without contours."""
+        path = root / "annotations" / "SHAPES001.dcm"
+        template = pydicom.dcmread(path)
+        template.StructureSetDate, template.SOPInstanceUID = "20990101", "1.2.3"
+        for roi in template.ROIContourSequence:
+            del roi.ContourSequence
+        _, before = build(root, root.parent / "before.h5")
+        template.save_as(path.with_name("template.dcm"))
+        result, after = build(root)
+        assert np.array_equal(before.masks, after.masks)
+        found = only(result, "structure-set-not-chosen")
+        assert found.path == "annotations/template.dcm"
+        assert "draws nothing and is left out; annotations/SHAPES001.dcm is taken" in found.message
+
     def test_an_unknown_uid_is_refused(self, two):
         with pytest.raises(EtlError, match=r"no structure set has that SOPInstanceUID\. There are"):
             build(two, structure_sets="9.9")

@@ -1,5 +1,7 @@
 """`verify --source` and `--rebuild-check` on structure sets and segmentations."""
 
+import copy
+
 import numpy as np
 import pydicom
 import pytest
@@ -146,3 +148,45 @@ def test_each_file_is_parsed_once(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(reference.pydicom, "dcmread", counted)
     assert rebuild_rows(out, data, (0, len(open_dataset(out)))) == []
     assert sorted(parsed) == sorted(set(parsed))
+
+
+@pytest.mark.parametrize("kind", ["rtstruct", "enhanced"])
+def test_contours_of_other_images_in_the_plane_are_not_drawn_here(tmp_path, kind):
+    """Phases of a cine: another image of the plane is no row, and has contours of its own."""
+    write_shapes(tmp_path / "data", kind, patients=1, slices=4, rows=43, columns=57)
+    path = tmp_path / "data" / "annotations" / "SHAPES001.dcm"
+    drawing = pydicom.dcmread(path)
+    image = pydicom.dcmread(tmp_path / "data" / "images" / "SHAPES001" / "1.dcm")
+    if kind == "enhanced":  # all frames are in the plane of the first
+        frames = image.PerFrameFunctionalGroupsSequence
+        for frame in frames[1:]:
+            frame.PlanePositionSequence = frames[0].PlanePositionSequence
+        height = float(frames[0].PlanePositionSequence[0].ImagePositionPatient[2])
+        image.save_as(tmp_path / "data" / "images" / "SHAPES001" / "1.dcm")
+    for roi in drawing.ROIContourSequence:
+        for contour in list(roi.ContourSequence):
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            mine = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+            if kind == "enhanced":
+                points[:, 2] = height
+            else:
+                other = copy.deepcopy(contour)
+                other.ContourImageSequence[0].ReferencedSOPInstanceUID = f"{mine}.1"
+                moved = points + np.array([3, 0, 0])
+                other.ContourData = [f"{value:.4f}" for value in moved.ravel()]
+                roi.ContourSequence.append(other)
+            contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+    drawing.save_as(path)
+    if kind == "rtstruct":  # each image again, which is of another size and no row
+        for number in range(1, 5):
+            twin = pydicom.dcmread(tmp_path / "data" / "images" / "SHAPES001" / f"{number}.dcm")
+            uid = f"{twin.SOPInstanceUID}.1"
+            twin.SOPInstanceUID = twin.file_meta.MediaStorageSOPInstanceUID = uid
+            twin.Rows -= 1
+            twin.PixelData = twin.PixelData[: 2 * twin.Rows * twin.Columns]
+            twin.save_as(tmp_path / "data" / "images" / "SHAPES001" / f"{number}b.dcm")
+    options = BuildOptions(rows=43, columns=57)
+    result = etl.build(tmp_path / "data", tmp_path / "out.h5", options)
+    assert result.n_rows >= 2
+    status, text = verify(tmp_path / "out.h5", tmp_path / "data", "--rebuild-check")
+    assert status == 0, text
