@@ -172,6 +172,19 @@ def scan_head(head: bytes, wanted: Container[int]) -> dict[int, Element] | None:
     return found if end != _UNSURE and PIXEL_DATA in found else None
 
 
+def scan_whole(
+    data: bytes, offset: int, wanted: Container[int], *, implicit: bool
+) -> dict[int, Element] | None:
+    """Return the wanted elements of a data set without pixels, which is all here.
+
+    None where pydicom must look at it.
+    """
+    found: dict[int, Element] = {}
+    walk = _Walk(data, len(data), [], implicit=implicit)
+    end = walk.run(offset, len(data), found, wanted)
+    return found if end == len(data) and PIXEL_DATA not in found else None
+
+
 def scan_items(
     data: bytes, wanted: Container[int], *, implicit: bool
 ) -> list[dict[int, Element]] | None:

@@ -7,8 +7,9 @@ first, and frames follow each other without a gap).
 """
 
 import io
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,22 @@ FRACTIONAL: Final = "FRACTIONAL"
 _CODE: Final = "segmentation-unreadable"
 _NATIVE: Final = frozenset({IMPLICIT, EXPLICIT})
 _BITS: Final = frozenset({1, 8, 16})  # of a pixel that is not encoded
+_FEW_VALUES: Final = 16  # of a frame of a label map, as most have
+_HEAD_BYTES: Final = (1 << 20, 1 << 24)  # in which the pixels may begin; else all is read
 
 Pixels = npt.NDArray[np.generic]
+
+
+class Content(Protocol):
+    """The bytes of a file, in memory or read as they are asked for."""
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """Return some of them."""
+        ...
 
 
 class SegmentFrame(NamedTuple):
@@ -70,7 +85,14 @@ class SegmentFrame(NamedTuple):
 
 
 class Segmentation:
-    """A segmentation whose frames are decoded when they are asked for.
+    """A segmentation whose frames are read and decoded when they are asked for.
+
+    Of native pixels one frame is in memory at a time; encoded ones are all kept.
+
+    Parameters
+    ----------
+    data : Content
+        The file.
 
     Raises
     ------
@@ -78,8 +100,9 @@ class Segmentation:
         It cannot be read.
     """
 
-    def __init__(self, data: bytes) -> None:
-        require_few_items(data, _CODE)
+    def __init__(self, data: Content) -> None:
+        self._values: dict[int, list[int]] = {}  # by frame; see `_shown`
+        self._latest: tuple[int, Pixels] | None = None  # frame and its values
         with plainly(_CODE):
             self._dataset, self._own, self._pixels = _open_quickly(data) or _open(data)
             dataset = self._dataset
@@ -144,7 +167,8 @@ class Segmentation:
             if self._kind == LABELMAP:
                 return np.asarray(values == one.number)
             if self._kind == FRACTIONAL:
-                return np.asarray(values.astype(np.float64) >= threshold * self._highest)
+                # The least whole number of that share, so that no array of floats is made.
+                return np.greater_equal(values, math.ceil(threshold * self._highest))
             return np.asarray(values != 0)
 
     def _corners(self, plane: ImagePlane) -> tuple[Point, ...]:
@@ -163,9 +187,9 @@ class Segmentation:
         packed = self._packed(one.frame) if self._kind == BINARY else None
         if packed is not None and packed.is_whole:
             return float(packed.data.any())
-        values = self._frame(one.frame)
         if self._kind == LABELMAP:
-            return float((values == one.number).any())
+            return float(one.number in self._shown(one.frame))
+        values = self._frame(one.frame)
         highest = values.max(initial=0)
         if self._kind == FRACTIONAL:
             if highest > self._highest:
@@ -187,9 +211,15 @@ class Segmentation:
             return
         known = {one.number for one in self.drawings} | self._background
         for one in {one.frame: one for one in self.drawings}.values():
-            for number in np.unique(self._frame(one.frame)).tolist():
+            for number in self._shown(one.frame):
                 if number not in known:
                     yield one._replace(number=number)
+
+    def _shown(self, frame: int) -> list[int]:
+        """Return the values that a frame of a label map has, the lowest first."""
+        if frame not in self._values:
+            self._values[frame] = _values_of(self._frame(frame))
+        return self._values[frame]
 
     @property
     def _background(self) -> set[int]:
@@ -208,7 +238,7 @@ class Segmentation:
             return
         rows, columns = self._size
         expected = -(-self._n_frames * rows * columns * self._bits // 8)
-        found = len(dataset.PixelData if self._pixels is None else self._pixels)
+        found = len(dataset.PixelData) if self._pixels is None else self._pixels.length
         if found < expected:
             raise SourceError(_CODE, "ends before its pixels do. Copy it again.")
         if found > expected + 1:
@@ -251,10 +281,22 @@ class Segmentation:
             return None
         n_pixels = self._size[0] * self._size[1]
         first = frame * n_pixels
-        data = np.frombuffer(self._pixels, np.uint8)[first // 8 : (first + n_pixels + 7) // 8]
+        data = np.frombuffer(self._bytes(first // 8, (first + n_pixels + 7) // 8), np.uint8)
         return _Packed(data, first % 8, is_whole=n_pixels % 8 == first % 8 == 0)
 
+    def _bytes(self, first: int, stop: int) -> bytes:
+        """Return some bytes of native pixels."""
+        assert self._pixels is not None  # noqa: S101  who asks knows
+        content, begin, length = self._pixels
+        return content[begin + first : begin + min(stop, length)]
+
     def _frame(self, frame: int) -> Pixels:
+        latest = self._latest  # another thread may change it
+        if latest is None or latest[0] != frame:
+            self._latest = latest = frame, self._read(frame)
+        return latest[1]
+
+    def _read(self, frame: int) -> Pixels:
         rows, columns = self._size
         n_pixels = rows * columns
         if (packed := self._packed(frame)) is not None:
@@ -264,10 +306,9 @@ class Segmentation:
             from pydicom.pixels.utils import pixel_array
 
             return np.asarray(pixel_array(self._dataset, index=frame)).reshape(rows, columns)
-        values = np.frombuffer(
-            self._pixels, f"<u{self._bits // 8}", n_pixels, frame * n_pixels * (self._bits // 8)
-        )
-        return values.reshape(rows, columns)
+        n_bytes = n_pixels * self._bits // 8
+        data = self._bytes(frame * n_bytes, (frame + 1) * n_bytes)
+        return np.frombuffer(data, f"<u{self._bits // 8}", n_pixels).reshape(rows, columns)
 
 
 class _Packed(NamedTuple):
@@ -276,6 +317,19 @@ class _Packed(NamedTuple):
     data: npt.NDArray[np.uint8]
     skipped: int  # bits of the frame before
     is_whole: bool  # they have no bit of another frame
+
+
+def _values_of(pixels: Pixels) -> list[int]:
+    """Return the values that pixels have, the lowest first."""
+    if pixels.dtype != np.uint8:
+        values: list[int] = np.unique(pixels).tolist()
+        return values
+    rest = pixels.tobytes()
+    found: list[int] = []
+    while rest and len(found) < _FEW_VALUES:  # five times as fast as `unique` for few of them
+        found.append(rest[0])
+        rest = rest.translate(None, rest[:1])
+    return sorted({*found, *rest})
 
 
 def _highest(dataset: "Dataset", kind: str) -> float:
@@ -317,10 +371,18 @@ class _Opened(NamedTuple):
 
     dataset: "Dataset"
     own: list[Groups]  # of each frame; empty where the file has none
-    pixels: bytes | memoryview | None  # None where they are encoded
+    pixels: "_Native | None"  # None where they are encoded
 
 
-def _open_quickly(data: bytes) -> _Opened | None:
+class _Native(NamedTuple):
+    """Where the pixels of all frames are that no codec has encoded."""
+
+    content: Content
+    offset: int
+    length: int
+
+
+def _open_quickly(data: Content) -> _Opened | None:
     """Return what `_open` does, sooner; None where pydicom must look at the whole file.
 
     Most of a segmentation are its pixels and the groups of its frames: pydicom reads the rest.
@@ -329,6 +391,7 @@ def _open_quickly(data: bytes) -> _Opened | None:
     if found is None:
         return None
     groups, pixels, implicit = found
+    require_few_items(data[: pixels.offset], _CODE)
     end = groups.offset + groups.length
     own = of_frames(data[groups.offset : end], implicit=implicit)
     if data[end : end + DELIMITER_BYTES] == SEQUENCE_DELIMITER:
@@ -337,17 +400,25 @@ def _open_quickly(data: bytes) -> _Opened | None:
     dataset = _parse(data[: groups.offset - n_before] + data[end : pixels.offset - n_before])
     if own is None or dataset.get("BitsAllocated") not in _BITS:
         return None
-    return _Opened(dataset, own, memoryview(data)[pixels.offset : pixels.offset + pixels.length])
+    return _Opened(dataset, own, _Native(data, pixels.offset, pixels.length))
 
 
-def _scan(data: bytes) -> tuple[Element, Element, bool] | None:
+def _scan(data: Content) -> tuple[Element, Element, bool] | None:
     """Return the per-frame groups and the pixels of a file, and whether it is in Implicit VR."""
-    meta = scan_meta(data, META_OFFSET, []) if data[128:META_OFFSET] == b"DICM" else None
+    if data[128:META_OFFSET] != b"DICM":
+        return None
+    lengths = [*(n_bytes for n_bytes in _HEAD_BYTES if n_bytes < len(data)), len(data)]
+    return next(filter(None, (_scan_head(data[:length], len(data)) for length in lengths)), None)
+
+
+def _scan_head(head: bytes, size: int) -> tuple[Element, Element, bool] | None:
+    """Return the same of the first bytes of a file; None where its pixels begin behind them."""
+    meta = scan_meta(head, META_OFFSET, [])
     syntax = Values(meta[0], is_big_endian=False).uid(TRANSFER_SYNTAX_UID) if meta else ""
     if meta is None or syntax not in _NATIVE:
         return None
     implicit = syntax == IMPLICIT
-    found = scan(data, meta[1], len(data), {PER_FRAME_GROUPS}, [], implicit=implicit)
+    found = scan(head, meta[1], size, {PER_FRAME_GROUPS}, [], implicit=implicit)
     if found is None or PER_FRAME_GROUPS not in found:
         return None
     groups, pixels = found[PER_FRAME_GROUPS], found[PIXEL_DATA]
@@ -355,14 +426,17 @@ def _scan(data: bytes) -> tuple[Element, Element, bool] | None:
     return (groups, pixels, implicit) if is_usual else None
 
 
-def _open(data: bytes) -> _Opened:
-    dataset = _parse(data)
+def _open(data: Content) -> _Opened:
+    whole = data[:]
+    require_few_items(whole, _CODE)
+    dataset = _parse(whole)
     if "PixelData" not in dataset:
         raise _not_whole()
     is_native = str(dataset.file_meta.TransferSyntaxUID) in _NATIVE
     is_native = is_native and int(dataset.BitsAllocated) in _BITS
     own = [of_dataset(item) for item in items(dataset, "PerFrameFunctionalGroupsSequence")]
-    return _Opened(dataset, own, dataset.PixelData if is_native else None)
+    pixels = _Native(dataset.PixelData, 0, len(dataset.PixelData)) if is_native else None
+    return _Opened(dataset, own, pixels)
 
 
 def _parse(data: bytes) -> "Dataset":

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO, Final, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-import xxhash
 
 from etl.dicom.annotations import (
     CLOSED,
@@ -40,7 +39,7 @@ from etl.sources.archive import (
     patient_of,
     without_annotation,
 )
-from etl.sources.files import open_source, read_all
+from etl.sources.files import FileBytes, open_source
 from etl.sources.source import IN_TEXT, Discovery, Resolve, refuse
 
 _MAX_KEPT: Final = 2
@@ -107,7 +106,7 @@ def index_file(
     root: Path,
     path: str,
     classes: frozenset[str],
-    read_set: Callable[[bytes], AnnotationSet],
+    read_set: Callable[[FileBytes], AnnotationSet],
     code: str,
 ) -> object:
     """Return what a file says: an image's facts, its annotations, or that it is neither.
@@ -127,12 +126,11 @@ def index_file(
         It cannot be read.
     """
 
-    def read(file: BinaryIO, stamp: FileStamp, uid: str) -> AnnotationSet | None:
+    def read(_: BinaryIO, stamp: FileStamp, uid: str) -> AnnotationSet | None:
         if uid not in classes:
             return None
         _require_size(stamp.size, code)
-        file.seek(0)
-        return read_set(file.read())
+        return read_set(FileBytes(root, path, stamp, code))
 
     return archive.index_file(root, path, read)
 
@@ -153,7 +151,7 @@ class Latest(Generic[T]):
         Content of a file → what it says.
     """
 
-    def __init__(self, code: str, parse: Callable[[bytes], T]) -> None:
+    def __init__(self, code: str, parse: Callable[[FileBytes], T]) -> None:
         self._code = code
         self._parse = parse
         self._kept: dict[tuple[Path, str, FileStamp, Limits], tuple[T, str]] = {}
@@ -166,13 +164,14 @@ class Latest(Generic[T]):
         SourceError
             It cannot be read, or is too large.
         """
-        with open_source(root, path, self._code) as (descriptor, stamp):
-            key = root, path, stamp, changed_limits()
-            if (known := self._kept.get(key)) is not None:
-                return known
-            _require_size(stamp.size, self._code)
-            data = read_all(descriptor, stamp, self._code)
-        found = self._parse(data), xxhash.xxh3_128_hexdigest(data)
+        with open_source(root, path, self._code) as (_, stamp):
+            pass
+        key = root, path, stamp, changed_limits()
+        if (known := self._kept.get(key)) is not None:
+            return known
+        _require_size(stamp.size, self._code)
+        content = FileBytes(root, path, stamp, self._code)
+        found = self._parse(content), content.digest()
         while len(self._kept) >= _MAX_KEPT:
             self._kept.pop(next(iter(self._kept)), None)
         self._kept[key] = found

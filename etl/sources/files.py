@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import xxhash
+
 from etl.errors import MAX_SETTINGS_BYTES, EtlError, SourceError, beyond, most
 from etl.model import FileStamp
 
@@ -50,6 +52,55 @@ def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, FileSta
         os.close(descriptor)
 
 
+class FileBytes:
+    """The bytes of a source file, read as slices of them are asked for.
+
+    A reader that needs parts of a large file holds no more than these. All come from one state of
+    the file; it is opened for each slice, so that no descriptor is kept.
+
+    Parameters
+    ----------
+    root, path
+        As for `open_source`.
+    stamp : FileStamp
+        The state of the file.
+    code : str
+        The finding's code where it cannot be read, or has changed.
+    """
+
+    def __init__(self, root: Path, path: str, stamp: FileStamp, code: str) -> None:
+        self._root = root
+        self._path = path
+        self._stamp = stamp
+        self._code = code
+
+    def __len__(self) -> int:
+        """Return the size of the file."""
+        return self._stamp.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Return the bytes of a slice without a step.
+
+        Raises
+        ------
+        SourceError
+            The file cannot be read, or is not what it was.
+        """
+        start, stop, _ = part.indices(len(self))
+        with open_source(self._root, self._path, self._code) as (descriptor, stamp):
+            data = _read(descriptor, max(stop - start, 0), self._code, start)
+            if stamp != self._stamp or not unchanged_since(descriptor, stamp):
+                raise _changed(self._code)
+        return data
+
+    def digest(self) -> str:
+        """Return the XXH3-128 of all bytes, hexadecimal."""
+        found = xxhash.xxh3_128()
+        for start in range(0, len(self), _BLOCK_BYTES):
+            found.update(self[start : start + _BLOCK_BYTES])
+        return found.hexdigest()
+
+
 def read_all(descriptor: int, stamp: FileStamp, code: str) -> bytes:
     """Return the whole content of an open source file.
 
@@ -60,15 +111,19 @@ def read_all(descriptor: int, stamp: FileStamp, code: str) -> bytes:
     """
     data = _read(descriptor, stamp.size, code)
     if len(data) != stamp.size or not unchanged_since(descriptor, stamp):
-        raise SourceError(code, "changed while it was read. Build again when nothing writes to it.")
+        raise _changed(code)
     return data
 
 
-def _read(descriptor: int, length: int, code: str) -> bytes:
-    """Return the first `length` bytes, fewer only where the file ends."""
+def _changed(code: str) -> SourceError:
+    return SourceError(code, "changed while it was read. Build again when nothing writes to it.")
+
+
+def _read(descriptor: int, length: int, code: str, start: int = 0) -> bytes:
+    """Return `length` bytes, fewer only where the file ends."""
     parts: list[bytes] = []
     try:
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, start, os.SEEK_SET)
         while length > 0 and (part := os.read(descriptor, length)):
             parts.append(part)
             length -= len(part)

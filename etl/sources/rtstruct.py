@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from etl.dicom.annotations import AnnotationSet
 from etl.dicom.structure_set import STRUCTURE_SET, read_points, read_structure_set
 from etl.errors import ContourError, SourceError
 from etl.model import AnnotationRef, Instance, Region
@@ -17,11 +18,12 @@ from etl.sources.annotation_sets import (
     settle,
     unnamed,
 )
+from etl.sources.files import FileBytes
 from etl.sources.source import Source, refuse
 
 _CODE: Final = "structure-set-unreadable"
 _CLASSES: Final = frozenset({STRUCTURE_SET})
-_LATEST: Final = Latest(_CODE, read_points)
+_LATEST: Final = Latest(_CODE, lambda content: read_points(content[:]))
 
 
 def index(root: Path, path: str) -> object:
@@ -32,7 +34,11 @@ def index(root: Path, path: str) -> object:
     SourceError
         It cannot be read.
     """
-    return index_file(root, path, _CLASSES, read_structure_set, _CODE)
+    return index_file(root, path, _CLASSES, _read, _CODE)
+
+
+def _read(content: FileBytes) -> AnnotationSet:
+    return read_structure_set(content[:])
 
 
 def read_region(

@@ -19,6 +19,7 @@ from etl.sources.annotation_sets import (
     settle,
     unnamed,
 )
+from etl.sources.files import FileBytes
 from etl.sources.source import Source
 
 _CODE: Final = "segmentation-unreadable"
@@ -39,8 +40,8 @@ def index(root: Path, path: str) -> object:
     return index_file(root, path, SEGMENTATIONS, _read, _CODE)
 
 
-def _read(data: bytes) -> AnnotationSet:
-    return Segmentation(data).contents()
+def _read(content: FileBytes) -> AnnotationSet:
+    return Segmentation(content).contents()
 
 
 def read_region(

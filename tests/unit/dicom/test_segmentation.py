@@ -164,3 +164,71 @@ def test_nothing_at_all_is_empty_groups():
     assert Groups().over(Groups(number=3, source=SourceFrame("1", 2))) == Groups(number=3)
     assert np.isnan(Groups().plane.position).all()
     assert segment_groups.of_frames(b"\xfe\xff\0\xe0\0", implicit=True) is None
+
+
+class Counted:
+    """The bytes of a file, which notes what is read of them."""
+
+    def __init__(self, data):
+        self.data = data
+        self.n_read = []
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, part):
+        read = self.data[part]
+        self.n_read.append(len(read))
+        return read
+
+
+@pytest.mark.parametrize("head_bytes", [(), (100,), (100, 5000), (1 << 30,)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pixels_may_begin_anywhere(monkeypatch, kind, head_bytes):
+    data = content(make(Patient(0, 33, 35, 10, 0), kind))
+    expected = Segmentation(data)
+    monkeypatch.setattr(segmentation, "_HEAD_BYTES", head_bytes)
+    found = Segmentation(data)
+    assert found.contents() == expected.contents()
+    for place in range(len(expected.drawings)):
+        assert (found.mask(place, 0.5) == expected.mask(place, 0.5)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_than_the_header_and_one_frame_are_read_at_once(monkeypatch, kind):
+    data = content(make(Patient(0, 256, 256, 40, 0), kind))
+    n_pixels = 256 * 256 // (8 if kind == "BINARY" else 1)
+    header = segmentation._scan(data)[1].offset
+    monkeypatch.setattr(segmentation, "_HEAD_BYTES", (header + 1,))
+    counted = Counted(data)
+    found = Segmentation(counted)
+    found.contents()
+    assert len(data) > 30 * n_pixels
+    assert max(counted.n_read) <= header + n_pixels
+    before = len(counted.n_read)
+    masks = [found.mask(place, 0.5) for place in range(len(found.drawings))]
+    assert set(counted.n_read[before:]) == {n_pixels}
+    n_frames = len({one.frame for one in found.drawings})
+    # Segments of one frame of a label map follow each other.
+    assert len(counted.n_read) - before <= n_frames
+    assert any(mask.any() for mask in masks)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.501, 0.502, 1.0])
+def test_a_share_is_compared_as_a_number_not_as_a_whole_one(threshold):
+    dataset = make(Patient(0, 32, 40, 10, 0), "FRACTIONAL")
+    values = np.arange(32 * 40, dtype=np.uint32).reshape(32, 40) % (
+        int(dataset.MaximumFractionalValue) + 1
+    )
+    first = values.astype(np.uint8).tobytes()
+    dataset.PixelData = first + dataset.PixelData[len(first) :]
+    mask = Segmentation(content(dataset)).mask(0, threshold)
+    assert (mask == (values / int(dataset.MaximumFractionalValue) >= threshold)).all()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("n_values", [1, 3, 16, 17, 200])
+def test_the_values_of_a_frame_are_all_found(dtype, n_values):
+    rng = np.random.default_rng(n_values)
+    pixels = rng.permutation(np.arange(3000) % n_values + 7).astype(dtype).reshape(50, 60)
+    assert segmentation._values_of(pixels) == list(range(7, 7 + n_values))

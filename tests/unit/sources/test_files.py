@@ -2,10 +2,12 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 
 from etl.errors import LIMITS, MAX_SETTINGS_BYTES, EtlError, SourceError, limited
-from etl.sources.files import open_source, read_all, read_named, unchanged_since
+from etl.sources.files import FileBytes, open_source, read_all, read_named, unchanged_since
 
 
 def read(root, path):
@@ -141,3 +143,34 @@ def test_devices_and_folders_are_refused_with_what_is_expected(tmp_path, limit):
         assert str(caught.value) == (
             f"Table: is {kind}, expected a file with the columns a,b. Give the name of a file."
         )
+
+
+# ------------------------------------------------------------------------------ parts of a file
+
+
+def stamped(root, path):
+    with open_source(root, path, "image-unreadable") as (_, stamp):
+        return FileBytes(root, path, stamp, "image-unreadable")
+
+
+def test_parts_of_a_file_are_those_of_its_content(tmp_path):
+    data = np.random.default_rng(1).bytes(3_000_000)
+    (tmp_path / "a").write_bytes(data)
+    found = stamped(tmp_path, "a")
+    assert len(found) == len(data)
+    for part in (slice(None), slice(5, 10), slice(10, 5), slice(2_999_990, 4_000_000), slice(9)):
+        assert found[part] == data[part]
+    assert found.digest() == xxhash.xxh3_128_hexdigest(data)
+
+
+def test_parts_are_of_one_state_of_the_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+    found = stamped(tmp_path, "a")
+    assert found[:3] == b"bef"
+    path.write_bytes(b"after, and longer")
+    with pytest.raises(SourceError, match="changed while it was read"):
+        found[:3]
+    path.unlink()
+    with pytest.raises(SourceError, match="cannot be opened"):
+        found[:3]
