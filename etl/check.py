@@ -7,9 +7,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from etl.assemble import diagnosed, finding_order
 from etl.diagnose import choose_audited, diagnose
@@ -28,7 +29,7 @@ from etl.output.row_writer import Plan
 from etl.quality.diagnoses import Diagnosis as Cause
 from etl.quality.people import finding as same_person
 from etl.quality.people import identifiers, mixed_people, repeated_instances, same_people
-from etl.render import ManifestTable, render_again, render_samples
+from etl.render import ManifestTable, nothing_left, render_again, render_samples
 from etl.report.checked import Checked, Patient, StructureCount, Summary
 from etl.report.summary import Tag, tag_of
 from etl.review import Reviewed, once_a_series, review
@@ -41,6 +42,8 @@ from etl.workers.chunks import chunks, n_chunks
 from etl.workers.engine import Engine, Work, local_engine
 from etl.workers.progress import bar
 from loader import format as file_format
+
+_Flags: TypeAlias = npt.NDArray[np.bool_]
 
 _BLOCK_SAMPLES: Final = 1024
 _BIG_DATASETS: Final = ("images", "masks")
@@ -147,10 +150,11 @@ def _checked(
                 engine, source, found, options, chosen, spool.findings
             ).findings
         dtype = image_dtype(spool.values)
-        rows = _rows(spool, reviewed, found.scheme)
+        is_good = _left(spool, options) if reviewed is None else reviewed.is_good
+        rows = _rows(spool, reviewed, is_good, found.scheme)
         summary = _summary(found, images, rows, dtype, options)
         findings = once_a_series(spool.findings) if reviewed is None else reviewed.findings
-        findings = findings + _same_people(rows, spool, reviewed, options)
+        findings = findings + _same_people(rows, spool.identities()[is_good], options)
         findings += names_alike([one.key.patient_id for one in rows], found.scheme)
         findings = sorted(findings, key=finding_order)
         diagnoses: list[Cause] = []
@@ -221,7 +225,20 @@ def _of_no_row(scheme: LabelScheme) -> ManifestTable:
     }
 
 
-def _rows(spool: Spool, reviewed: Reviewed | None, scheme: LabelScheme) -> list[_Row]:
+def _left(spool: Spool, options: BuildOptions) -> _Flags:
+    """Return which samples `--fit` leaves anything of; append findings on the others."""
+    is_good = np.ones(len(spool), np.bool_)
+    for packed, first in spool.tasks(_BLOCK_SAMPLES) if options.is_resized else ():
+        for place, sample in enumerate(map(Sample.unpacked, packed), first):
+            if lost := nothing_left(sample, options):
+                is_good[place] = False
+                spool.findings += lost
+    return is_good
+
+
+def _rows(
+    spool: Spool, reviewed: Reviewed | None, is_good: _Flags, scheme: LabelScheme
+) -> list[_Row]:
     """Return the rows that a build would write, with the structures that they would have."""
     lost = {} if reviewed is None else reviewed.lost
     packed = (one for block, _ in spool.tasks(_BLOCK_SAMPLES) for one in block)
@@ -240,7 +257,7 @@ def _rows(spool: Spool, reviewed: Reviewed | None, scheme: LabelScheme) -> list[
         )
         for place, sample in enumerate(map(Sample.unpacked, packed))
     ]
-    return rows if reviewed is None else list(itertools.compress(rows, reviewed.is_good))
+    return list(itertools.compress(rows, is_good))
 
 
 def _tags(rows: Sequence[_Row], kept: Sequence[KeptTag]) -> list[Tag]:
@@ -255,11 +272,10 @@ def _tags(rows: Sequence[_Row], kept: Sequence[KeptTag]) -> list[Tag]:
 
 
 def _same_people(
-    rows: Sequence[_Row], spool: Spool, reviewed: Reviewed | None, options: BuildOptions
+    rows: Sequence[_Row], identities: npt.NDArray[np.uint64], options: BuildOptions
 ) -> list[Finding]:
     """Return the findings on identifiers: of people, and of images."""
-    identities = spool.identities()
-    patient, study = (identities if reviewed is None else identities[reviewed.is_good]).T.tolist()
+    patient, study = identities.T.tolist()
     series, instance = ([getattr(one, name) for one in rows] for name in _Row._fields[3:5])
     compared = identifiers(patient, study, series, instance)
     patients, paths = [one.key.patient_id for one in rows], [one.dicom_path for one in rows]

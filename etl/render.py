@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -390,25 +390,43 @@ def _empty(
     Structure sets and segmentations have many structures on an image, which one that is too small
     for a pixel does not cost its row.
     """
-    link, grid = sample.link, sample.grid
     empty = {code for code, n_pixels in painted.n_inside.items() if n_pixels == 0}
-    if not empty:
-        return []
+    if empty and sample.grid is not None:
+        cut = {code for code in empty if code in _wholly_cut(sample, options)}
+        empty = empty if len(cut) == len(painted.n_inside) else empty - cut
+    is_too_small = bool(sample.link.looked_for) and any(painted.n_inside.values())
+    return _without_pixel(sample, empty, options, is_too_small=is_too_small)
+
+
+def nothing_left(sample: Sample, options: BuildOptions) -> list[Finding]:
+    """Return why a sample is no row if `--fit` cuts off all that is drawn; before it is painted."""
+    codes = {region.code for region in sample.regions}
+    is_cut = bool(codes) and sample.grid is not None and _wholly_cut(sample, options) == codes
+    return _without_pixel(sample, codes, options, is_too_small=False) if is_cut else []
+
+
+def _wholly_cut(sample: Sample, options: BuildOptions) -> set[int]:
+    """Return the structures of which the file shows no pixel, because `--fit` cuts them off."""
+    size = options.rows, options.columns
+    return {
+        region.code
+        for region in sample.regions
+        if sample.grid is not None and share_cut(region, sample.grid, *size) == 1.0
+    }
+
+
+def _without_pixel(
+    sample: Sample, empty: Container[int], options: BuildOptions, *, is_too_small: bool
+) -> list[Finding]:
+    link = sample.link
     message = "no pixel lies inside it, so its mask is empty. Draw it again."
-    if grid is not None:
+    if sample.grid is not None:
         message = (
             f"no pixel of the {options.rows}x{options.columns} in the file lies inside it, so its "
             "mask is empty. Give a larger --fit, or a smaller --resample."
         )
-        cut = {
-            region.code
-            for region in sample.regions
-            if region.code in empty
-            and share_cut(region, grid, options.rows, options.columns) == 1.0
-        }
-        empty = empty if len(cut) == len(painted.n_inside) else empty - cut
     code = "mask-empty"
-    if link.looked_for and any(painted.n_inside.values()):
+    if is_too_small:
         code = "structure-too-small"
         message = "no pixel centre lies inside it, so that the mask shows none of it."
     return [

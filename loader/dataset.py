@@ -232,7 +232,7 @@ class Dataset:
         Raises
         ------
         ValueError
-            `values` has another size than the images of the file.
+            `values` has another size than the images of the file; or its type cannot hold `fill`.
         """
         row, size = range(len(self))[row], self.images.shape[1:]
         if values.shape[-2:] != size:

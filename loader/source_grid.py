@@ -1,5 +1,6 @@
 """Arrays on the pixels of a row → the pixels of the image that the row was made of."""
 
+import contextlib
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -60,8 +61,17 @@ def to_source(
             values = _between(values.astype(kind), at.clip(0, length - 1), axis)
         else:
             values = values.take(nearest.clip(0, length - 1), axis)
-    filled: Values = np.where(np.logical_and.outer(*shown), values, values.dtype.type(fill))
+    filled: Values = np.where(np.logical_and.outer(*shown), values, _held(fill, values.dtype))
     return filled
+
+
+def _held(fill: float, dtype: np.dtype[np.generic]) -> np.generic:
+    """Return `fill` as a type has it: a label must not become another one."""
+    with contextlib.suppress(OverflowError, ValueError):
+        held: np.generic = dtype.type(fill)
+        if dtype.kind == "f" or held == fill:
+            return held
+    raise ValueError(f"fill: expected a value that {dtype} holds exactly, found {fill!r}.")
 
 
 def _between(

@@ -296,7 +296,8 @@ def _checked_rows(path: Path, rows: _Array, array: _Array, n_rows: int) -> _Arra
         raise _unusable(
             path,
             f"expected a prediction for each of {counted(len(rows), 'row')}, found "
-            f"{array.shape[0] if array.shape else 'one number'}. Write `rows`, the row of each.",
+            f"{array.shape[0] if array.shape else 'one number'}. Write an array 'rows': the row of "
+            "each.",
         )
     if not len(rows):
         raise _unusable(path, "it has no row. Predict some.")

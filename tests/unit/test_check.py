@@ -124,6 +124,21 @@ def test_the_full_check_of_an_input_without_a_usable_pair_says_why(root):
     assert [(one.code, one.n_findings) for one in diagnoses] == [("image-unreadable", 3)] * 2
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_row_of_which_fit_leaves_nothing_is_no_row(tmp_path, full):
+    """Of slice 2 all is beyond the 6x6 pixels that are kept; of slice 1 a corner is not."""
+    root = write_tree(tmp_path / "data", slices=(1, 2), outer=False)
+    write_contour(root, "A1", 2, text="10 0\n13 0\n13 2\n10 2\n")
+    options = BuildOptions(rows=6, columns=6, size="fit", audit=False)
+    found = check(root, options, full=full)
+    result = etl.build(root, tmp_path / "out.h5", options)
+    assert (result.n_rows, found.summary.n_rows) == (1, 1)
+    assert [one.n_rows for one in found.summary.structures] == [1]
+    (empty,) = (one for one in found.findings if one.code == "mask-empty")
+    assert empty in result.findings
+    assert empty.key.slice == 2
+
+
 def test_the_size_that_takes_most_is_named(root, tmp_path):
     found = check(root, BuildOptions())
     assert (found.summary.n_rows, found.summary.size_option) == (0, f"{ROWS}x{COLUMNS}")

@@ -97,6 +97,26 @@ def test_a_row_of_the_file_comes_back_to_its_image(trees, tmp_path, row):
     assert (back[1, 11:] == 5).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [("u1", -1), ("u1", 256), ("u1", 1.5), ("u1", np.nan), ("i2", np.inf), ("?", 255)],
+)
+def test_a_fill_that_the_type_does_not_hold_is_refused(dtype, fill):
+    """A fill of 1.5 in a label map would be label 1."""
+    axis = Axis(4, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"^fill: expected a value that .* holds exactly, found"):
+        to_source(np.zeros((2, 2), dtype), axis, axis, fill=fill)
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [("u1", 255), ("u1", 255.0), ("?", 1), ("f4", 0.1)])
+def test_a_fill_that_the_type_holds_is_where_the_row_shows_nothing(dtype, fill):
+    axis = Axis(4, 1.0, 1.0)
+    found = to_source(np.zeros((2, 2), dtype), axis, axis, fill=fill)
+    assert found.dtype == dtype
+    assert (found[[0, 3]] == np.array(fill, dtype)).all()
+    assert (found[1:3, 1:3] == 0).all()
+
+
 def test_another_size_or_row_is_refused(trees, tmp_path):
     data = opened(trees, tmp_path, rows=11, columns=20, size="fit")
     with pytest.raises(ValueError, match=r"expected the shape \(\.\.\., 11, 20\)"):

@@ -214,6 +214,14 @@ def test_predictions_that_do_not_fit_are_refused(squares, tmp_path, arrays, word
     assert words in str(caught.value)
 
 
+def test_the_array_that_is_missing_is_named_as_no_option(squares, tmp_path):
+    """The command line makes options of names in backticks: there is no --rows."""
+    path = saved(tmp_path, predictions=np.zeros((2, SIDE, SIDE), int))
+    result = CliRunner().invoke(cli, ["report", str(squares.path), "--predictions", str(path)])
+    assert result.exit_code == 1
+    assert "found 2. Write an array 'rows': the row of each." in result.stderr
+
+
 def test_a_file_of_another_kind_is_refused(squares, tmp_path):
     for content in (b"", b"no HDF5", b"PK nor a zip file"):
         (tmp_path / "model").write_bytes(content)
