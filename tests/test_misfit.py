@@ -96,11 +96,11 @@ def patients(root):
 
 
 def rewrite(root, change, only=None, origin=0):
-    """Write contours in other coordinates; `origin` is what the files count from."""
+    """Write inner contours in other coordinates; `origin` is what the files count from."""
     for patient_id, original_id, spacing in patients(root):
         if only in (None, patient_id):
-            for path in (root / "contourfiles" / original_id).glob("*/*.txt"):
-                vertices = np.loadtxt(path, ndmin=2) - origin
+            for path in (root / "contourfiles" / original_id).glob("i-contours/*.txt"):
+                vertices = np.array(path.read_bytes().split(), float).reshape(-1, 2) - origin
                 np.savetxt(path, change(vertices, spacing), "%.6f")
 
 
