@@ -1,5 +1,6 @@
 """The places of all datasets in the file, read from HDF5 and checked before the file is mapped."""
 
+import functools
 import json
 import math
 import mmap
@@ -212,10 +213,18 @@ def _read_attribute(file: h5py.File, name: str, kind: type, where: str) -> Json:
         classes = (h5t.TypeIntegerID,) if kind is int else (h5t.TypeIntegerID, h5t.TypeFloatID)
         if not isinstance(hdf5_type, classes):
             raise not_opened(where, "expected a number, found another type")
-        return int(file.attrs[name]) if kind is int else float(file.attrs[name])
+        value = _read_value(attribute)
+        return int(value) if kind is int else float(value)
     if not isinstance(hdf5_type, h5t.TypeStringID) or hdf5_type.is_variable_str():
         raise not_opened(where, "expected a fixed-length string, found another type")
-    return _decode(bytes(file.attrs[name]), kind, where)
+    return _decode(_read_value(attribute).item(), kind, where)
+
+
+def _read_value(attribute: h5a.AttrID) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
+    """Return the one value of an attribute, for which `h5py.File.attrs` takes ten times as long."""
+    value: np.ndarray[tuple[()], np.dtype[np.generic]] = np.zeros((), attribute.dtype)
+    attribute.read(value)
+    return value
 
 
 def _decode(encoded: bytes, kind: type, where: str) -> Json:
@@ -327,23 +336,18 @@ def _read_tables(
     tables = {}
     for group, required, optional in groups:
         parent = _open_object(root, group, h5g.GroupID, f"{path}, /{group}")
+        names = {bytes(name).decode("utf-8", "replace") for name in parent}
         tables[group] = {
             column: _read_extent(parent, column, (kind,), f"{path}, /{group}/{column}")
             for column, kind in (required | optional).items()
-            if column in required or parent.links.exists(column.encode())
+            if column in required or column in names
         }
         if group == "manifest":
             tables[group] |= {
                 column: _read_extent(parent, column, TAG_KINDS, f"{path}, /{group}/{column}")
-                for column in _tag_columns(parent)
+                for column in sorted(filter(_TAG_COLUMN.fullmatch, names))
             }
     return tables
-
-
-def _tag_columns(parent: h5g.GroupID) -> list[str]:
-    """Return the columns of DICOM attributes, by name; other names are none of ours."""
-    names = (bytes(name).decode("ascii", "replace") for name in parent)
-    return sorted(name for name in names if _TAG_COLUMN.fullmatch(name))
 
 
 def _open_object(
@@ -397,9 +401,14 @@ def _read_dtype(hdf5_type: h5t.TypeID, dtypes: Sequence[str], where: str) -> np.
     if STRING in dtypes and hdf5_type.get_class() == h5t.STRING:
         return _read_string_dtype(hdf5_type, where)
     for dtype in dtypes:
-        if dtype != STRING and hdf5_type.equal(h5t.py_create(np.dtype(dtype))):
+        if dtype != STRING and hdf5_type.equal(_hdf5_type(dtype)):
             return np.dtype(dtype)
     raise not_opened(where, f"expected the type {' or '.join(dtypes)}, found another")
+
+
+@functools.cache
+def _hdf5_type(dtype: str) -> h5t.TypeID:
+    return h5t.py_create(np.dtype(dtype))
 
 
 def _read_string_dtype(hdf5_type: h5t.TypeID, where: str) -> np.dtype[np.generic]:

@@ -1,10 +1,14 @@
 """Small DICOM instances, contours and input folders, made in memory; no patient data."""
 
 import io
+import os
+import pickle
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -135,13 +139,24 @@ def write_tree(root, patients=(("P1", "A1"),), slices=(1, 2, 3), *, outer=True, 
         for number in slices:
             pixels = gradient(seed=1000 * seed + number)
             uid = f"1.2.3.{seed + 1}.{number}"
-            write_dicom(root, patient_id, f"{number}.dcm", instance(pixels, uid=uid, **attributes))
+            write_dicom(root, patient_id, f"{number}.dcm", _file(pixels, uid, attributes))
             # The same squares, but no two drawings alike: a point of its own on each left side.
             y = 3 + (100 * seed + number) / 100
             write_contour(root, original_id, number, text=f"{SQUARE}2 {y}\n")
             if outer:
                 write_contour(root, original_id, number, "o", f"{OUTER_SQUARE}1 {y}\n")
     return root
+
+
+def _file(pixels, uid, attributes):
+    """Return an instance as the bytes of a file: made once, since many tests want the same."""
+    key = (pixels.tobytes(), pixels.shape, pixels.dtype, uid, pickle.dumps(attributes))
+    if key not in _FILES:
+        _FILES[key] = dicom_bytes(instance(pixels, uid=uid, **attributes))
+    return _FILES[key]
+
+
+_FILES = {}
 
 
 def write_dicom(root, patient_id, name, content=None):
@@ -169,6 +184,47 @@ def write_contour(root, original_id, number, kind="i", text=SQUARE):
 def copy_tree(source, target):
     """Copy an input folder that may be read-only."""
     shutil.copytree(source, target, copy_function=shutil.copyfile)
-    for path in [Path(target), *Path(target).rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    for folder, _, _ in os.walk(target):
+        Path(folder).chmod(0o755)  # files are new, folders have the mode of the source
     return Path(target)
+
+
+def link_tree(source, target):
+    """Copy an input folder, but share its images: tests replace them, and never write into them."""
+    shutil.copytree(source, target, copy_function=_link_image)
+    return Path(target)
+
+
+def _link_image(source, target):
+    if str(source).endswith(".dcm"):
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def images_unchanged(root):
+    """Require that nobody writes into the images of a folder meanwhile."""
+
+    def stamps():
+        images = sorted(Path(root).rglob("*.dcm"))
+        return [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in images]
+
+    before = stamps()
+    yield
+    assert stamps() == before
+
+
+def points_of(contour):
+    """Return the points of a contour of a structure set, which nobody has read yet, as (n, 3).
+
+    From the file's text: pydicom would make a decimal of each number, in fifty times the time.
+    """
+    text = contour.get_item("ContourData").value
+    return np.array(text.split(b"\\"), float).reshape(-1, 3)
+
+
+def set_points(contour, points):
+    """Give a contour of a structure set other points, to a ten-thousandth of a millimetre."""
+    texts = [f"{value:.4f}" for value in np.ravel(points).tolist()]
+    contour.add(DataElement(0x30060050, "DS", texts, already_converted=True))

@@ -1,5 +1,6 @@
 """Hypothesis profiles: both are deterministic, so that a failure here is a failure everywhere."""
 
+import gc
 import os
 import signal
 
@@ -21,6 +22,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--thorough", action="store_true", help="Torture at every point in every way: minutes."
     )
+
+
+def pytest_collection_finish():
+    # Each collection of garbage would look at the objects of thousands of tests: 0.1 s and more.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def build(data, tmp_path, **options):
     return result, told, loader.open_dataset(tmp_path / "out.h5")
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(2))  # more: tests/torture/test_clean_phantoms.py
 def test_nothing_is_found_in_a_clean_phantom(tmp_path, seed):
     write_shapes(tmp_path / "data", patients=6, slices=9, seed=seed, **SIZE)
     assert build(tmp_path / "data", tmp_path)[1] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from builders import copy_tree
+from builders import copy_tree, images_unchanged, link_tree
 from click.testing import CliRunner
 
 import etl
@@ -62,7 +62,8 @@ TABLE = {
 def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("misfit") / "data"
     write_phantom(root, patients=4, slices=5, phases=2)
-    return root
+    with images_unchanged(root):
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,11 @@ def patients(root):
 
 
 def rewrite(root, change, only=None, origin=0):
-    """Write contours in other coordinates; `origin` is what the files count from."""
+    """Write inner contours in other coordinates; `origin` is what the files count from."""
     for patient_id, original_id, spacing in patients(root):
         if only in (None, patient_id):
-            for path in (root / "contourfiles" / original_id).glob("*/*.txt"):
-                vertices = np.loadtxt(path, ndmin=2) - origin
+            for path in (root / "contourfiles" / original_id).glob("i-contours/*.txt"):
+                vertices = np.array(path.read_bytes().split(), float).reshape(-1, 2) - origin
                 np.savetxt(path, change(vertices, spacing), "%.6f")
 
 
@@ -139,7 +140,7 @@ def as_options(mend):
 @pytest.mark.parametrize("kind", TABLE)
 def test_other_coordinates_of_the_phantom_are_named_and_mended(phantom, clean, tmp_path, kind):
     change, mend = TABLE[kind]
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, change)
     found = said(root, tmp_path / "out.h5")
     (finding,) = (one for one in found if one.code == "contours-misfit")
@@ -186,7 +187,7 @@ def test_pixels_divided_by_the_spacing_are_told_apart(phantom, tmp_path):
 
 
 def test_a_shift_beyond_the_audit_is_measured(phantom, tmp_path):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, lambda v, _: v + np.array([12, -9]))
     (finding,) = said(root, tmp_path / "out.h5")
     assert finding.code == "contours-misfit"
@@ -194,7 +195,7 @@ def test_a_shift_beyond_the_audit_is_measured(phantom, tmp_path):
 
 
 def test_what_nothing_mends_is_still_said(phantom, tmp_path):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, lambda v, _: v * 0.8 + [40, -30])
     (finding,) = (one for one in said(root, tmp_path / "out.h5") if one.code == "contours-misfit")
     assert "No exchange of x and y, mirroring, quarter turn, factor or unit" in finding.message
@@ -209,7 +210,7 @@ def test_a_transform_that_the_contours_do_not_need_is_told(phantom, tmp_path):
 
 @pytest.mark.parametrize("origin", [0, 1])
 def test_an_offset_of_a_pixel_stays_what_it_is(phantom, tmp_path, origin):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, lambda v, _: v + 1)
     found, _ = build(root, tmp_path / "out.h5", contour_origin=origin)
     assert [one.code for one in found] == ["alignment-dataset"] * (1 - origin)
@@ -227,7 +228,7 @@ def test_an_offset_of_a_pixel_stays_what_it_is(phantom, tmp_path, origin):
 )
 def test_one_patient_in_other_coordinates_is_named(phantom, tmp_path, patient, kind):
     change, mend = TABLE[kind]
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, change, only=patient)
     found, _ = build(root, tmp_path / "out.h5")
     (finding,) = (one for one in found if one.code == "alignment-patient")
@@ -256,7 +257,7 @@ def test_clean_real_patients_say_nothing(real, tmp_path, contours):
 
 @pytest.mark.parametrize("text", ["", "1 1\n2 2\n", "1e300 1\n1 1e300\n0 0\n"])
 def test_contours_of_no_use_are_not_tried(phantom, tmp_path, text):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     for path in root.glob("contourfiles/*/*/*.txt"):
         path.write_text(text)
     with pytest.raises(etl.EtlError, match="Nothing to build") as caught:
@@ -267,13 +268,13 @@ def test_contours_of_no_use_are_not_tried(phantom, tmp_path, text):
 
 
 def test_without_the_audit_nothing_is_tried(phantom, tmp_path):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, TABLE["exchanged"][0])
     assert build(root, tmp_path / "out.h5", audit=False)[0] == []
 
 
 def test_a_check_of_the_pixels_names_it_too(phantom, tmp_path):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, TABLE["exchanged"][0])
     result = CliRunner().invoke(cli, ["check", str(root), "--full"])
     assert "With --contour-transform swap, " in " ".join(result.output.split())
@@ -282,7 +283,7 @@ def test_a_check_of_the_pixels_names_it_too(phantom, tmp_path):
 
 
 def test_any_number_of_workers_names_the_same(phantom, tmp_path):
-    root = copy_tree(phantom, tmp_path / "data")
+    root = link_tree(phantom, tmp_path / "data")
     rewrite(root, TABLE["exchanged mm"][0])
     for workers in (1, 2):
         etl.build(root, tmp_path / f"{workers}.h5", workers=workers)

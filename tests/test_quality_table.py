@@ -5,6 +5,7 @@ exactly the rows it is in, and nothing below; the clean phantom gives nothing at
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import xxhash
-from builders import contour_path, copy_tree
+from builders import contour_path, images_unchanged, link_tree
 from click.testing import CliRunner
 
 import etl
@@ -67,6 +68,7 @@ class Tree:
         path = self.dicom(place)
         dataset = pydicom.dcmread(self.root / path)
         change(dataset)
+        (self.root / path).unlink()  # it may be shared with the clean phantom
         dataset.save_as(self.root / path)
         return path
 
@@ -85,6 +87,7 @@ class Tree:
 def grown(tmp_path_factory):
     """Grow clean phantoms, once each, without the images that have no contour."""
     trees = {}
+    watch = ExitStack()
 
     def grow(shape, seed=0):
         if (shape, seed) not in trees:
@@ -95,16 +98,18 @@ def grown(tmp_path_factory):
             for path in tree.root.glob("dicoms/*/*.dcm"):
                 if path.relative_to(tree.root).as_posix() not in rows:
                     path.unlink()
+            watch.enter_context(images_unchanged(tree.root))
             trees[shape, seed] = tree
         return trees[shape, seed]
 
-    return grow
+    with watch:
+        yield grow
 
 
 @pytest.fixture
 def copied(grown, tmp_path):
     """Copy a clean phantom, to be changed."""
-    return lambda shape: Tree(copy_tree(grown(shape).root, tmp_path / "data"), shape)
+    return lambda shape: Tree(link_tree(grown(shape).root, tmp_path / "data"), shape)
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ def shapes(tmp_path_factory):
     return make
 
 
-def exact(data, patient, row, name):
-    """Return the pixels of a row whose centres are inside a shape, by where they are."""
+def exact(data, patient, row):
+    """Return, for each shape, the pixels of a row whose centres are inside, by where they are."""
     manifest = data.manifest
     size = data.images.shape[1:]
     column, line = np.meshgrid(*map(np.arange, size[::-1]))
@@ -90,7 +90,8 @@ def exact(data, patient, row, name):
     place = int(manifest["slice"][row]) - 1
     points = patient.plane(place).to_pixels(plane.to_patient(pixels)) * patient.spacing[::-1]
     u, v = (points + patient.corner).T.reshape(2, *size)
-    return patient.shapes[name].covers(u, v, patient.height(place))
+    height = patient.height(place)
+    return {name: shape.covers(u, v, height) for name, shape in patient.shapes.items()}
 
 
 RESAMPLED = {
@@ -125,8 +126,9 @@ def test_shapes_have_their_exact_areas_and_places_on_any_pixels(shapes, tmp_path
     for row in range(len(data)):
         number = int(manifest["patient_id"][row][-3:]) - 1
         patient = Patient(number, *(fine * n for n in PIXELS), SLICES, 0)
+        inside = exact(data, patient, row)
         for code, name in names.items():
-            expected, found = exact(data, patient, row, name), data.masks[row] == code
+            expected, found = inside[name], data.masks[row] == code
             totals[name] += expected.sum(), found.sum(), 2 * (expected & found).sum(), 0
             area = patient.shapes[name].area(patient.height(int(manifest["slice"][row]) - 1))
             totals[name][3] += area / (between_rows * between_columns)

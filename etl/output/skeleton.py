@@ -64,6 +64,11 @@ class Steps:
     def __init__(self, file: h5py.File, offsets: dict[str, int]) -> None:
         self._file = file
         self._offsets = offsets
+        self._properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        self._properties.set_layout(h5py.h5d.CONTIGUOUS)
+        self._properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        self._properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._properties.set_obj_track_times(False)
 
     def add_group(self, name: str) -> None:
         """Add a group to the root group."""
@@ -71,14 +76,9 @@ class Steps:
 
     def add_dataset(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         """Add a contiguous dataset, and note in `offsets` where its bytes are to be written."""
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_layout(h5py.h5d.CONTIGUOUS)
-        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        properties.set_obj_track_times(False)
         space = h5py.h5s.create_simple(shape)
         kind = h5py.h5t.py_create(dtype, logical=True)
-        dataset = h5py.h5d.create(self._file.id, name.encode(), kind, space, properties)
+        dataset = h5py.h5d.create(self._file.id, name.encode(), kind, space, self._properties)
         self._offsets[name] = int(dataset.get_offset() or 0)  # an empty one has no place
 
     def set_attribute(self, key: str, value: str | float) -> None:

@@ -17,6 +17,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
@@ -498,19 +499,25 @@ def _segment_frame(one: Patient, place: int, number: int) -> Dataset:
 
 def _contours(one: Patient, shape: Shape, place: int, reference: Dataset) -> list[Dataset]:
     return [
-        _item(
-            {
-                "ContourImageSequence": [reference],
-                "ContourGeometricType": "CLOSED_PLANAR",
-                "NumberOfContourPoints": len(outline),
-                "ContourData": [
-                    f"{value:.4f}"
-                    for value in one.to_patient(outline, one.height(place)).ravel().tolist()
-                ],
-            }
-        )
+        _contour(one.to_patient(outline, one.height(place)), reference)
         for outline in shape.outlines(one.height(place))
     ]
+
+
+def _contour(points: Floats, reference: Dataset) -> Dataset:
+    contour = _item(
+        {
+            "ContourImageSequence": [reference],
+            "ContourGeometricType": "CLOSED_PLANAR",
+            "NumberOfContourPoints": len(points),
+        }
+    )
+    texts = [f"{value:.4f}" for value in points.ravel().tolist()]
+    # As text that needs no conversion: pydicom would make a decimal of each number, which is most
+    # of the time that a structure set takes.
+    tag = tag_for_keyword("ContourData")
+    contour.add(DataElement(tag or 0, "DS", texts, already_converted=True))
+    return contour
 
 
 def _common(one: Patient, modality: str) -> Fixed:

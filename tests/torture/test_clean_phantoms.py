@@ -4,6 +4,7 @@ import pytest
 
 import etl
 from etl.options import BuildOptions
+from etl.phantom.objects import write_shapes
 from etl.phantom.tree import write_phantom
 
 BOTH, INNER = ("i", "o"), ("i",)
@@ -28,3 +29,20 @@ def test_a_clean_phantom_gives_nothing(tmp_path, shape, contours, seed):
     options = BuildOptions(contours, partial=len(contours) > 1)
     result = etl.build(root, tmp_path / "out.h5", options)
     assert [one for one in result.findings if one.severity != "info"] == []
+
+
+@pytest.mark.parametrize("seed", range(2, 10))  # the first: test_exchanged.py, test_half_pixel.py
+@pytest.mark.parametrize(
+    ("patients", "slices", "size", "codes"),
+    [
+        (6, 9, (88, 112), {"structures-exchanged"}),
+        (3, 8, (176, 224), {"alignment-dataset", "alignment-patient", "contours-misfit"}),
+    ],
+    ids=["exchanged", "half a pixel"],
+)
+def test_clean_shapes_give_nothing(tmp_path, patients, slices, size, codes, seed):
+    rows, columns = size
+    data = tmp_path / "data"
+    write_shapes(data, patients=patients, slices=slices, seed=seed, rows=rows, columns=columns)
+    result = etl.build(data, tmp_path / "out.h5", BuildOptions(rows=rows, columns=columns))
+    assert not codes & {one.code for one in result.findings}

@@ -48,12 +48,12 @@ def test_too_many_items_are_refused_before_pydicom_reads_one(monkeypatch, syntax
     walk = pydicom_scan._walk
 
     def walk_only_meta(file, *, meta, **how):
-        assert meta, "pydicom reads the items, which takes it 22 s and more"
+        assert meta, "pydicom reads the items, which takes it seconds"
         return walk(file, meta=meta, **how)
 
     monkeypatch.setattr(pydicom_scan, "_walk", walk_only_meta)
-    data = with_sequence((ITEM + bytes(4)) * 2_000_000, syntax)
-    with pytest.raises(ImageError, match="has 2000000 items of sequences, expected 500000"):
+    data = with_sequence((ITEM + bytes(4)) * 1_200_000, syntax)
+    with pytest.raises(ImageError, match="has 1200000 items of sequences, expected 500000"):
         read_instance(io.BytesIO(data))
 
 

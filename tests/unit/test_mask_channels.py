@@ -31,11 +31,12 @@ FILES = {
 
 @pytest.fixture(scope="module", params=FILES)
 def file(request, tmp_path_factory):
+    """Return a file, opened once, with its structures and masks."""
     structures, dtype = FILES[request.param]
     path = tmp_path_factory.mktemp("channels") / "out.h5"
     options = {"structures": structures, "mask_dtype": dtype, "alignment": 1}
     masks = write_dataset(path, n=N, rows=H, columns=W, **options)["masks"]
-    return path, structures, masks
+    return loader.open_dataset(path), structures, masks
 
 
 def channels_of(mask, structures, dtype):
@@ -63,8 +64,7 @@ def _expected_of(content, mask_dtype, shape, structures, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_file_unpacks_its_masks(file, dtype):
-    path, structures, masks = file
-    data = loader.open_dataset(path)
+    data, structures, masks = file
     expected = expected_of(masks, structures, dtype)
     for some, theirs in (
         (data.masks, expected),
@@ -85,11 +85,11 @@ def test_a_file_unpacks_its_masks(file, dtype):
 @pytest.mark.parametrize("layout", ["HWN", "NHW", "NCHW"])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_have_a_channel_of_each_structure(file, dtype, layout, prefetch):
-    path, structures, masks = file
+    data, structures, masks = file
     expected = expected_of(masks, structures, dtype)
     options = {"batch_size": 4, "remainder": "keep", "layout": layout, "seed": 3}
-    plain = Batches(path, **options)
-    with Batches(path, mask_channels=dtype, prefetch=prefetch, **options) as batches:
+    plain = Batches(data, **options)
+    with Batches(data, mask_channels=dtype, prefetch=prefetch, **options) as batches:
         for (images, found), (same, _) in zip(batches, plain, strict=True):
             np.testing.assert_array_equal(images, same)
             theirs = expected[batches.indices]
@@ -111,9 +111,9 @@ def test_batches_have_a_channel_of_each_structure(file, dtype, layout, prefetch)
     ids=["patches", "augment", "both", "normalize"],
 )
 def test_what_moves_masks_moves_their_channels(file, dtype, options):
-    path, structures, _ = file
+    data, structures, _ = file
     options = {"batch_size": N, "layout": "NCHW", "seed": 3} | options
-    plain, batches = Batches(path, **options), Batches(path, mask_channels=dtype, **options)
+    plain, batches = Batches(data, **options), Batches(data, mask_channels=dtype, **options)
     for _ in range(3):
         images, masks = plain.next_batch()
         same, found = batches.next_batch()
@@ -138,10 +138,10 @@ def test_words_are_resampled_as_they_are(tmp_path, dtype):
 @pytest.mark.parametrize("layout", ["HWN", "NHW", "NCHW"])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_batch_is_filled_again(file, layout, prefetch):
-    path, structures, masks = file
+    data, structures, masks = file
     expected = expected_of(masks, structures, "float32")
     options = {"batch_size": 4, "layout": layout, "remainder": "keep"}
-    with Batches(path, mask_channels="float32", prefetch=prefetch, **options) as batches:
+    with Batches(data, mask_channels="float32", prefetch=prefetch, **options) as batches:
         kept = batches.next_batch()
         while batches.epochs_completed < 2:
             images, found = batches.next_batch(out=kept)
@@ -150,7 +150,7 @@ def test_a_batch_is_filled_again(file, layout, prefetch):
             theirs = expected[batches.indices]
             theirs = theirs.transpose(2, 3, 1, 0) if layout == "HWN" else theirs
             np.testing.assert_array_equal(found, theirs)
-        other = Batches(path, **options).next_batch()
+        other = Batches(data, **options).next_batch()
         with pytest.raises(TypeError, match="out: expected float32 arrays with the axes"):
             batches.next_batch(out=(kept[0], other[1]))
         with pytest.raises(ValueError, match="out: expected room for 4 samples of"):
@@ -173,13 +173,13 @@ def turn(images, masks, _manifest, _generator):
 @pytest.mark.parametrize("layout", ["HWN", "NCHW"])
 @pytest.mark.parametrize("wrap", [lambda one: one, PerBatch], ids=["sample", "batch"])
 def test_a_transform_gets_channels(file, dtype, layout, wrap):
-    path, structures, masks = file
+    data, structures, masks = file
     expected = expected_of(masks, structures, dtype)
     options = {"batch_size": N, "layout": layout, "mask_channels": dtype, "shuffle": False}
     back = (3, 2, 0, 1) if layout == "HWN" else (0, 1, 2, 3)
-    images, found = Batches(path, transform=wrap(turn), **options).next_batch()
+    images, found = Batches(data, transform=wrap(turn), **options).next_batch()
     np.testing.assert_array_equal(found.transpose(back), expected.swapaxes(-1, -2))
-    batches = Batches(path, transform=wrap(darken), **options)
+    batches = Batches(data, transform=wrap(darken), **options)
     expected[:, -1] = 0
     kept = batches.next_batch()
     images, found = batches.next_batch(out=kept)
@@ -189,7 +189,7 @@ def test_a_transform_gets_channels(file, dtype, layout, wrap):
 
 
 def test_a_transform_works_in_the_buffers_of_masks_with_channels(file):
-    path, structures, _ = file
+    data, structures, _ = file
     seen = []
 
     def look(images, masks, _manifest, _generators):
@@ -197,7 +197,7 @@ def test_a_transform_works_in_the_buffers_of_masks_with_channels(file):
         return images, masks
 
     options = {"batch_size": 3, "layout": "NCHW", "mask_channels": "float32"}
-    batches = Batches(path, transform=PerBatch(look), **options)
+    batches = Batches(data, transform=PerBatch(look), **options)
     kept = batches.next_batch()
     batches.next_batch(out=kept)
     assert np.shares_memory(seen[1], kept[1])
@@ -227,16 +227,16 @@ def test_images_with_neighbours_have_masks_with_channels(tmp_path, layout, augme
 
 
 def test_a_state_belongs_to_its_kind_of_masks(file):
-    path, _, _ = file
-    batches = Batches(path, batch_size=2, remainder="keep", mask_channels="bool")
+    data, _, _ = file
+    batches = Batches(data, batch_size=2, remainder="keep", mask_channels="bool")
     batches.next_batch()
     state = json.loads(json.dumps(batches.state_dict()))
     assert state["mask_channels"] == "bool"
     expected = batches.next_batch()[1]
-    again = Batches(path, batch_size=2, remainder="keep", mask_channels="bool")
+    again = Batches(data, batch_size=2, remainder="keep", mask_channels="bool")
     again.load_state_dict(state)
     np.testing.assert_array_equal(again.next_batch()[1], expected)
-    plain = Batches(path, batch_size=2, remainder="keep")
+    plain = Batches(data, batch_size=2, remainder="keep")
     with pytest.raises(LoaderError, match=r"mask_channels \(expected None, found 'bool'\)"):
         plain.load_state_dict(state)
     older = {key: value for key, value in plain.state_dict().items() if key != "mask_channels"}
@@ -244,18 +244,18 @@ def test_a_state_belongs_to_its_kind_of_masks(file):
 
 
 def test_copies_hand_out_the_same(file):
-    path, _, _ = file
-    batches = Batches(path, batch_size=2, remainder="keep", mask_channels="uint8")
+    data, _, _ = file
+    batches = Batches(data, batch_size=2, remainder="keep", mask_channels="uint8")
     again = pickle.loads(pickle.dumps(batches))
     np.testing.assert_array_equal(again.next_batch()[1], batches.next_batch()[1])
 
 
 def test_an_unknown_type_is_refused(file):
-    path, _, _ = file
+    data, _, _ = file
     with pytest.raises(ValueError, match="mask_channels: expected"):
-        Batches(path, batch_size=1, mask_channels="float64")
+        Batches(data, batch_size=1, mask_channels="float64")
     with pytest.raises(ValueError, match="dtype: expected"):
-        loader.open_dataset(path).mask_channels(np.zeros((2, 2)), "int8")
+        data.mask_channels(np.zeros((2, 2)), "int8")
 
 
 def test_balance_by_label_takes_sets_of_bits(tmp_path):

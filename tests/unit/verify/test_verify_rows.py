@@ -1,6 +1,9 @@
 """The check of rows against a plain one, on files of every kind."""
 
+import functools
 import math
+import tempfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -40,6 +43,18 @@ KINDS = {
     **{f"bits {dtype}": {"structures": BITS[dtype], "mask_dtype": dtype} for dtype in BITS},
     "bits, odd": {"structures": BITS["<u2"], "mask_dtype": "<u2", "rows": 3, "columns": 3},
 }
+
+
+def copied(path, kind):
+    """Write a file of that kind, which is made once."""
+    path.write_bytes(content_of(kind))
+    return path
+
+
+@functools.cache
+def content_of(kind):
+    with tempfile.TemporaryDirectory() as folder:
+        return written(Path(folder) / "some.h5", **KINDS[kind]).read_bytes()
 
 
 def written(path, padding=None, grid=None, mask=None, rows=8, columns=8, **options):
@@ -154,7 +169,7 @@ def change_count(file, rng):
 
 @pytest.fixture(params=list(KINDS))
 def file(request, tmp_path):
-    return written(tmp_path / "some.h5", **KINDS[request.param])
+    return copied(tmp_path / "some.h5", request.param)
 
 
 def compared(path):
@@ -186,7 +201,7 @@ def test_what_differs_is_what_a_plain_check_finds(file, change, seed):
 @pytest.mark.parametrize("n_padding", [0, 1, 64])
 def test_padding_beyond_the_frame_is_counted(tmp_path, kind, n_padding):
     """Both as in the pixels of the frame, and as all of them."""
-    path = written(tmp_path / "some.h5", **KINDS[kind])
+    path = copied(tmp_path / "some.h5", kind)
     with h5py.File(path, "r+") as file:
         file["manifest/n_padding"][1] = n_padding
     (found,) = compared(path)
@@ -225,7 +240,7 @@ class TestReading:
 
     @pytest.mark.parametrize("kind", ["int16", "bits <u4", "odd size"])
     def test_rows_are_those_of_the_map(self, tmp_path, kind):
-        dataset = open_dataset(written(tmp_path / "some.h5", **KINDS[kind]))
+        dataset = open_dataset(copied(tmp_path / "some.h5", kind))
         reader = reading.RowReader(dataset)
         for row in (3, 0, N - 1, 3):
             image, mask = reader.read(row)
