@@ -150,7 +150,7 @@ def _checked(
                 engine, source, found, options, chosen, spool.findings
             ).findings
         dtype = image_dtype(spool.values)
-        is_good = _left(spool, options) if reviewed is None else reviewed.is_good
+        is_good = _left(spool, found.scheme, options) if reviewed is None else reviewed.is_good
         rows = _rows(spool, reviewed, is_good, found.scheme)
         summary = _summary(found, images, rows, dtype, options)
         findings = once_a_series(spool.findings) if reviewed is None else reviewed.findings
@@ -225,12 +225,12 @@ def _of_no_row(scheme: LabelScheme) -> ManifestTable:
     }
 
 
-def _left(spool: Spool, options: BuildOptions) -> _Flags:
+def _left(spool: Spool, scheme: LabelScheme, options: BuildOptions) -> _Flags:
     """Return which samples `--fit` leaves anything of; append findings on the others."""
     is_good = np.ones(len(spool), np.bool_)
     for packed, first in spool.tasks(_BLOCK_SAMPLES) if options.is_resized else ():
         for place, sample in enumerate(map(Sample.unpacked, packed), first):
-            if lost := nothing_left(sample, options):
+            if lost := nothing_left(sample, scheme, options):
                 is_good[place] = False
                 spool.findings += lost
     return is_good

@@ -395,14 +395,14 @@ def _empty(
         cut = {code for code in empty if code in _wholly_cut(sample, options)}
         empty = empty if len(cut) == len(painted.n_inside) else empty - cut
     is_too_small = bool(sample.link.looked_for) and any(painted.n_inside.values())
-    return _without_pixel(sample, empty, options, is_too_small=is_too_small)
+    return _without_pixel(sample, empty, scheme, options, is_too_small=is_too_small)
 
 
-def nothing_left(sample: Sample, options: BuildOptions) -> list[Finding]:
+def nothing_left(sample: Sample, scheme: LabelScheme, options: BuildOptions) -> list[Finding]:
     """Return why a sample is no row if `--fit` cuts off all that is drawn; before it is painted."""
     codes = {region.code for region in sample.regions}
     is_cut = bool(codes) and sample.grid is not None and _wholly_cut(sample, options) == codes
-    return _without_pixel(sample, codes, options, is_too_small=False) if is_cut else []
+    return _without_pixel(sample, codes, scheme, options, is_too_small=False) if is_cut else []
 
 
 def _wholly_cut(sample: Sample, options: BuildOptions) -> set[int]:
@@ -416,7 +416,12 @@ def _wholly_cut(sample: Sample, options: BuildOptions) -> set[int]:
 
 
 def _without_pixel(
-    sample: Sample, empty: Container[int], options: BuildOptions, *, is_too_small: bool
+    sample: Sample,
+    empty: Container[int],
+    scheme: LabelScheme,
+    options: BuildOptions,
+    *,
+    is_too_small: bool,
 ) -> list[Finding]:
     link = sample.link
     message = "no pixel lies inside it, so its mask is empty. Draw it again."
