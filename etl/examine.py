@@ -216,11 +216,12 @@ def examine(
                 region = read_region(root, annotation, instance, options)
                 # Else the image's size is the one mistake.
                 if is_sized or (region.mask is None and not options.is_resized):
-                    remarks = _check_region(region, size)
+                    remarks = _check_region(region, size, is_of_set=bool(link.looked_for))
                     warnings += [link.about_annotation(structure, one) for one in remarks]
                 regions.append(region)
             except SourceError as error:
                 bad.append(link.about_annotation(structure, Remark(error.code, error.message)))
+        bad += _outside(link, regions, warnings, scheme, size)
         if bad or instance is None or stamp is None:
             findings += bad
         else:
@@ -267,8 +268,11 @@ def _cut(sample: Sample, scheme: LabelScheme, options: BuildOptions) -> list[Fin
     ]
 
 
-def _check_region(region: Region, size: tuple[int, int]) -> list[Remark]:
+def _check_region(region: Region, size: tuple[int, int], *, is_of_set: bool) -> list[Remark]:
     """Require a region that touches the image; return what to say of a part that lies outside.
+
+    Of the many structures of a structure set some may be outside, as where it was drawn on a larger
+    field of view: `_outside` asks whether all are.
 
     Raises
     ------
@@ -277,7 +281,26 @@ def _check_region(region: Region, size: tuple[int, int]) -> list[Remark]:
     """
     if region.mask is not None:
         checks.check_mask(region.mask, *size)
-    return checks.check_polygons(region.polygons, *size)
+    return checks.check_polygons(region.polygons, *size, may_be_outside=is_of_set)
+
+
+def _outside(
+    link: Link,
+    regions: Sequence[Region],
+    warnings: Sequence[Finding],
+    scheme: LabelScheme,
+    size: tuple[int, int],
+) -> list[Finding]:
+    """Return an error for each region of a link where all that are polygons are outside."""
+    polygons = [region.polygons for region in regions if region.mask is None]
+    is_warned = any(finding.code == "contour-partly-outside" for finding in warnings)
+    if not is_warned or not all(checks.lie_outside(some, *size) for some in polygons):
+        return []
+    error = checks.outside(*size)
+    return [
+        link.about_annotation(scheme[one.code], Remark(error.code, error.message))
+        for one in link.annotations
+    ]
 
 
 def _packed(

@@ -261,7 +261,8 @@ CODES: Final[Mapping[str, FindingCode]] = {
     "contour-partly-outside": FindingCode(
         "warning",
         "part of the contour is outside of the image and cut off; the message gives the share, "
-        "unless the contour crosses itself",
+        "unless the contour crosses itself; of a structure set, all of it where other contours of "
+        "the image are inside",
         "look at its overlay",
         flag=0,
     ),

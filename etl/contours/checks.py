@@ -59,7 +59,9 @@ def check_resampled_size(
         )
 
 
-def check_polygons(polygons: Sequence[Vertices], rows: int, columns: int) -> list[Remark]:
+def check_polygons(
+    polygons: Sequence[Vertices], rows: int, columns: int, *, may_be_outside: bool = False
+) -> list[Remark]:
     """Check each polygon of a region as `check_contour` does; of several, say which one it is.
 
     Raises
@@ -68,12 +70,12 @@ def check_polygons(polygons: Sequence[Vertices], rows: int, columns: int) -> lis
         One of them is of no use.
     """
     if len(polygons) == 1:
-        return check_contour(polygons[0], rows, columns)
+        return check_contour(polygons[0], rows, columns, may_be_outside=may_be_outside)
     remarks: list[Remark] = []
     for number, vertices in enumerate(polygons, 1):
         which = f"its polygon {number} of {len(polygons)}"
         try:
-            found = check_contour(vertices, rows, columns)
+            found = check_contour(vertices, rows, columns, may_be_outside=may_be_outside)
         except ContourError as error:
             raise ContourError(error.code, f"{which} {error.message}") from error
         remarks += [Remark(remark.code, f"{which}: {remark.message}") for remark in found]
@@ -95,8 +97,28 @@ def check_mask(mask: Mask, rows: int, columns: int) -> None:
         )
 
 
-def check_contour(vertices: Vertices, rows: int, columns: int) -> list[Remark]:
+def lie_outside(polygons: Sequence[Vertices], rows: int, columns: int) -> bool:
+    """Say whether all polygons of a region lie wholly outside the image."""
+    return all(share_outside(vertices, rows, columns) == 1.0 for vertices in polygons)
+
+
+def outside(rows: int, columns: int) -> ContourError:
+    """Return the error for a contour that lies wholly outside the image."""
+    return ContourError(
+        "contour-outside",
+        f"lies wholly outside the {rows}x{columns} image. Is it another image's?",
+    )
+
+
+def check_contour(
+    vertices: Vertices, rows: int, columns: int, *, may_be_outside: bool = False
+) -> list[Remark]:
     """Require a polygon that touches the image; warn where part of it lies outside.
+
+    Parameters
+    ----------
+    may_be_outside : bool
+        Whether a polygon that is wholly outside the image gets a warning, too.
 
     Raises
     ------
@@ -126,14 +148,12 @@ def check_contour(vertices: Vertices, rows: int, columns: int) -> list[Remark]:
             "Draw it again.",
         )
     share = share_outside(vertices, rows, columns)
-    if share == 1.0:
-        raise ContourError(
-            "contour-outside",
-            f"lies wholly outside the {rows}x{columns} image. Is it another image's?",
-        )
+    if share == 1.0 and not may_be_outside:
+        raise outside(rows, columns)
     if share == 0.0:
         return []
     part = "part of it" if math.isnan(share) else f"{share:.1%} of its area"
+    part = "all of it" if share == 1.0 else part
     message = f"{part} lies outside the {rows}x{columns} image and is cut off."
     return [Remark("contour-partly-outside", message)]
 

@@ -432,6 +432,43 @@ class TestMistakes:
         assert codes(result)["mask-empty"] == 0
         assert verify(root.parent / "out.h5", source=root, rebuild=True).problems == []
 
+    @pytest.mark.parametrize("part", ["structure", "one of two contours"])
+    def test_what_is_outside_the_image_costs_the_others_no_row(self, root, part):
+        """As couches, and structures that were drawn on a larger field of view."""
+
+        def away(dataset):
+            mine = drawn(dataset, "box")
+            moved = copy.deepcopy(mine[1])
+            move(moved, x=500)
+            if part == "structure":
+                mine[1] = moved
+            else:
+                mine.append(moved)
+
+        _, before = build(root, root.parent / "before.h5")
+        change(root, away)
+        result, after = build(root)
+        found = only(result, "contour-partly-outside")
+        assert "all of it lies outside the 88x112 image and is cut off." in found.message
+        assert len(after) == len(before)
+        differ = (after.masks != before.masks).any(axis=(1, 2))
+        assert differ.sum() == (part == "structure")
+        if part == "structure":
+            (row,) = np.flatnonzero(differ).tolist()
+            assert not (after.masks[row] == 1).any()
+            assert codes(result)["structure-too-small"] == 1
+        assert verify(root.parent / "out.h5", source=root, rebuild=True).problems == []
+
+    def test_where_all_is_outside_the_image_there_is_no_row(self, root):
+        def away(dataset):
+            for contour in drawn(dataset, "box"):
+                move(contour, x=500)
+
+        change(root, away)
+        with pytest.raises(EtlError, match="contour-outside") as caught:
+            build(root, structures=("box",))
+        assert codes(caught.value)["mask-empty"] == 0
+
     def test_an_image_on_which_no_structure_has_a_pixel_is_no_row(self, root):
         def slivers(dataset):
             for contour in drawn(dataset, "box"):
