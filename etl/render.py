@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from etl.contours import polygon
+from etl.contours.checks import lie_outside
 from etl.contours.rasterise import Painted, bit_masks, label_maps
 from etl.dicom.kept_tags import columns, kept_tags
 from etl.dicom.meaning import UNIT_CHARACTERS
@@ -433,6 +434,13 @@ def _without_pixel(
     code = "mask-empty"
     if is_too_small:
         code = "structure-too-small"
+        pixels = sample.instance.pixel_format
+        empty = {
+            region.code
+            for region in sample.regions
+            if region.code in empty
+            and not (region.polygons and lie_outside(region.polygons, pixels.rows, pixels.columns))
+        }  # contour-partly-outside has said so of the others
         message = "no pixel centre lies inside it, so that the mask shows none of it."
     return [
         link.about_annotation(scheme[one.code], Remark(code, message))
