@@ -95,8 +95,12 @@ def write_dataset(
         # Text may be longer than what it replaces.
         arrays[f"manifest/{column}"] = np.array(values, "S" if dtype.kind == "S" else dtype)
     with _created(path, alignment, _attributes(structures) | (attributes or {})) as file:
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         for name, array in arrays.items():
-            file.create_dataset(name, data=_fixed(array), track_times=False)
+            fixed = np.ascontiguousarray(_fixed(array))
+            _create(file, name, fixed.dtype, fixed.shape, creation).write(
+                h5py.h5s.ALL, h5py.h5s.ALL, fixed
+            )
     return arrays
 
 
@@ -121,13 +125,19 @@ def write_sparse(path, n, rows=256, columns=256, structures=CARDIAC):
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    groups = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    groups.set_create_intermediate_group(True)
     with _created(path, ALIGNMENT, _attributes(structures)) as file:
         for name, (dtype, shape) in shapes.items():
-            file_type = h5py.h5t.py_create(_fixed(np.empty(0, dtype)).dtype, logical=True)
-            space = h5py.h5s.create_simple(shape)
-            h5py.h5d.create(file.id, name.encode(), file_type, space, creation, groups)
+            _create(file, name, _fixed(np.empty(0, dtype)).dtype, shape, creation)
+
+
+def _create(file, name, dtype, shape, creation):
+    """Create a dataset and its group, in a third of the time of `h5py.File.create_dataset`."""
+    creation.set_obj_track_times(False)
+    groups = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    groups.set_create_intermediate_group(True)
+    file_type = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.h5d.create(file.id, name.encode(), file_type, space, creation, groups)
 
 
 def _tables(structures):

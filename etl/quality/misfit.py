@@ -136,8 +136,9 @@ def _contrasts(image: Image, vertices: Vertices, structure: Structure, reach: in
     rows, columns = image.shape
     moves = np.arange(-reach, reach + 1)
     x, y = np.rint(points).astype(np.int64).T[:, :, None] + moves
-    pixels = y.clip(0, rows - 1)[:, :, None] * columns + x.clip(0, columns - 1)[:, None, :]
-    values = image.ravel()[pixels].astype(np.float64)
+    x, y = np.minimum(np.maximum(x, 0), columns - 1), np.minimum(np.maximum(y, 0), rows - 1)
+    pixels = (y * columns)[:, :, None] + x[:, None, :]
+    values = image.ravel().take(pixels).astype(np.float64)
     step = values[: len(values) // 2] - values[len(values) // 2 :]
     middle = slice(reach - _REACH, reach + _REACH + 1)
     own = np.abs(step[:, middle, middle]).max(axis=(1, 2))

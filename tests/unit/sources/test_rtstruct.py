@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pydicom
 import pytest
+from builders import points_of, set_points
 from click.testing import CliRunner
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -60,8 +61,8 @@ def drawn(dataset, name):
 
 
 def move(contour, x=0.0, z=0.0):
-    points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array([x, 0, z])
-    contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+    points = points_of(contour) + np.array([x, 0, z])
+    set_points(contour, points)
 
 
 def numbered(contour, n_points):
@@ -357,9 +358,9 @@ class TestMistakes:
     def test_a_tilted_contour_costs_its_row_and_says_why(self, root):
         def tilt(dataset):
             contour = contours(dataset)[0]
-            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            points = points_of(contour)
             points[:, 2] += 0.1 * (points[:, 0] - points[:, 0].mean())
-            contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+            set_points(contour, points)
 
         change(root, tilt)
         found = only(build(root)[0], "contour-off-plane")
@@ -568,9 +569,9 @@ class TestMistakes:
                     del reference.ReferencedFrameNumber
                     if number is not None:
                         reference.ReferencedFrameNumber = number
-                    points = np.array(contour.ContourData, float).reshape(-1, 3)
+                    points = points_of(contour)
                     points[:, 2] = float(place[2])
-                    contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+                    set_points(contour, points)
 
         change(tmp_path / "data", numbered)
         if numbers == (1, 2):
