@@ -126,11 +126,11 @@ def index_file(
         It cannot be read.
     """
 
-    def read(_: BinaryIO, stamp: FileStamp, uid: str) -> AnnotationSet | None:
+    def read(file: BinaryIO, stamp: FileStamp, uid: str) -> AnnotationSet | None:
         if uid not in classes:
             return None
         _require_size(stamp.size, code)
-        return read_set(FileBytes(root, path, stamp, code))
+        return read_set(FileBytes(root, path, stamp, code, file.fileno()))
 
     return archive.index_file(root, path, read)
 

@@ -56,7 +56,7 @@ class FileBytes:
     """The bytes of a source file, read as slices of them are asked for.
 
     A reader that needs parts of a large file holds no more than these. All come from one state of
-    the file; it is opened for each slice, so that no descriptor is kept.
+    the file. Without a descriptor it is opened for each slice, so that none is kept.
 
     Parameters
     ----------
@@ -66,13 +66,18 @@ class FileBytes:
         The state of the file.
     code : str
         The finding's code where it cannot be read, or has changed.
+    descriptor : int, optional
+        Of the file, open as long as parts are asked for.
     """
 
-    def __init__(self, root: Path, path: str, stamp: FileStamp, code: str) -> None:
+    def __init__(
+        self, root: Path, path: str, stamp: FileStamp, code: str, descriptor: int | None = None
+    ) -> None:
         self._root = root
         self._path = path
         self._stamp = stamp
         self._code = code
+        self._descriptor = descriptor
 
     def __len__(self) -> int:
         """Return the size of the file."""
@@ -87,11 +92,19 @@ class FileBytes:
             The file cannot be read, or is not what it was.
         """
         start, stop, _ = part.indices(len(self))
-        with open_source(self._root, self._path, self._code) as (descriptor, stamp):
+        with self._opened() as descriptor:
             data = _read(descriptor, max(stop - start, 0), self._code, start)
-            if stamp != self._stamp or not unchanged_since(descriptor, stamp):
+            if not unchanged_since(descriptor, self._stamp):
                 raise _changed(self._code)
         return data
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        if self._descriptor is not None:
+            yield self._descriptor
+        else:
+            with open_source(self._root, self._path, self._code) as (descriptor, _):
+                yield descriptor
 
     def digest(self) -> str:
         """Return the XXH3-128 of all bytes, hexadecimal."""

@@ -156,11 +156,13 @@ def stamped(root, path):
 def test_parts_of_a_file_are_those_of_its_content(tmp_path):
     data = np.random.default_rng(1).bytes(3_000_000)
     (tmp_path / "a").write_bytes(data)
-    found = stamped(tmp_path, "a")
-    assert len(found) == len(data)
-    for part in (slice(None), slice(5, 10), slice(10, 5), slice(2_999_990, 4_000_000), slice(9)):
-        assert found[part] == data[part]
-    assert found.digest() == xxhash.xxh3_128_hexdigest(data)
+    with open_source(tmp_path, "a", "image-unreadable") as (descriptor, stamp):
+        opened = FileBytes(tmp_path, "a", stamp, "image-unreadable", descriptor)
+        for found in (opened, stamped(tmp_path, "a")):
+            assert len(found) == len(data)
+            for part in (slice(None), slice(5, 10), slice(10, 5), slice(2_999_990, 4_000_000)):
+                assert found[part] == data[part]
+            assert found.digest() == xxhash.xxh3_128_hexdigest(data)
 
 
 def test_parts_are_of_one_state_of_the_file(tmp_path):
