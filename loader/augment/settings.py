@@ -299,7 +299,7 @@ def _range(name: str, value: Range | None) -> Range | None:
 def _number(name: str, value: float) -> float:
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
-    except TypeError:
+    except (TypeError, OverflowError):  # of whole numbers that no float holds
         number = math.nan
     if not math.isfinite(number):
         raise TypeError(f"{name}: expected finite numbers, found {value!r}.")

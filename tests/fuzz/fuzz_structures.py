@@ -344,8 +344,8 @@ def of_structure_set(data):
     ]
     assert len(contours) == len(points)
     for contour, ours, drawing in zip(contours, points, found.drawings, strict=True):
-        assert (ours is None) == bool(drawing.problem)
-        if ours is not None:
+        assert isinstance(ours, str) == bool(drawing.problem)
+        if not isinstance(ours, str):
             theirs = numbers_of(contour, "ContourData")
             assert theirs is None or tuple(ours.ravel().tolist()) == theirs
 

@@ -73,6 +73,15 @@ def test_an_augmentation_nested_too_deeply_is_our_error():
         loader.Augment.from_json(DEEP)
 
 
+@pytest.mark.parametrize("n_digits", [400, 4000, 5000])
+@pytest.mark.parametrize("value", ["{}", "[{}, 1, 2]", "[0.5, -1, {}]"])
+def test_a_whole_number_that_no_float_holds_is_our_error(value, n_digits):
+    number = value.format("9" * n_digits)
+    with pytest.raises(LoaderError, match="Augmentation not read") as caught:
+        loader.Augment.from_json(f'{{"version": 1, "rotate": {number}}}')
+    assert len(str(caught.value)) < 1500
+
+
 @pytest.mark.parametrize("name", ["format", "mask_kind"])
 def test_a_message_quotes_no_endless_attribute(tmp_path, name):
     path = tmp_path / "a.h5"
