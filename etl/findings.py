@@ -278,7 +278,7 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "no pixel centre is inside what a structure set or segmentation draws of a structure on an "
         "image, and other structures have pixels there",
         "",
-        flag=22,
+        flag=23,
     ),
     "contour-open-gap": FindingCode(
         "warning",
