@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from etl.errors import EtlError
+from etl.findings import shortened
 from etl.options import BuildOptions
 from etl.output.strata import Strata
 from etl.sources.csv_table import parse_side, read_csv, without_mark
 from loader import LoaderError, open_dataset
 from loader.format import NO_FOLD, NO_SPLIT, SPLITS, Attribute
 
+_QUOTED: Final = 80  # characters of a cell in a message
 _TEST: Final = SPLITS.index("test")
 
 
@@ -188,7 +190,8 @@ def read_split_file(path: Path) -> dict[str, tuple[int, int]]:
             raise EtlError(f"{where}: patient_id is empty. Repair the line.")
         code = parse_side(split, fold, where)
         if listed.setdefault(patient_id, code) != code:
-            raise EtlError(f"{where}: patient {patient_id!r} is on two sides. Keep one line.")
+            shown = shortened(patient_id, _QUOTED)
+            raise EtlError(f"{where}: patient {shown!r} is on two sides. Keep one line.")
     return listed
 
 

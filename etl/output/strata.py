@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import EtlError
+from etl.findings import shortened
 from etl.options import BuildOptions
 from etl.sources.csv_table import read_csv, without_mark
 from loader.format import NO_SPLIT, SPLITS, Structure, manifest_columns
@@ -17,6 +18,7 @@ from loader.format import NO_SPLIT, SPLITS, Structure, manifest_columns
 _UNKNOWN: Final = ""  # of a patient without a value
 _OF_SPLIT: Final = ("split", "fold", "flags")  # columns that are not known before it
 _MOST_VALUES: Final = 8  # of a number; more are cut into quarters
+_QUOTED: Final = 80  # characters of a cell in a message
 _SHOWN: Final = 4
 
 Strata = Mapping[str, str]  # patient_id → its stratum
@@ -67,9 +69,10 @@ def read_patients(path: Path, column: str) -> dict[str, str]:
     for line, row in read_csv(path, required=("patient_id", column)):
         patient_id, value = (without_mark(row.get(name, "")) for name in ("patient_id", column))
         if values.setdefault(patient_id, value) != value:
+            shown = shortened(patient_id, _QUOTED)
             raise EtlError(
-                f"Table not usable: {path}, line {line}: patient {patient_id!r} has two values of "
-                f"{column}. Keep one line."
+                f"Table not usable: {path}, line {line}: patient {shown!r} has two values of "
+                f"{shortened(column, _QUOTED)}. Keep one line."
             )
     return values
 

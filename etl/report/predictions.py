@@ -49,6 +49,7 @@ _NO_SUCH_FILE: Final = (
     ValueError,
     KeyError,
     MemoryError,
+    RuntimeError,  # of an archive with a password, or of another version
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -366,7 +367,8 @@ def _opened(path: Path, dataset: Dataset) -> AbstractContextManager[_File]:
         is_zip = file.read(2) == b"PK"
     if is_zip:
         allowed = dataset.masks.size * (len(dataset.structures) + 1) * _WIDEST + _NPY_HEADER_BYTES
-        with np.load(path, allow_pickle=False) as arrays:
+        # From an open file: NumPy leaves one that it has opened itself open on some errors.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = [name for name in _NAMES if name in arrays.files]
             for entry in arrays.zip.infolist():
                 name = entry.filename.removesuffix(".npy")

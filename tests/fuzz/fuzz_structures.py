@@ -266,7 +266,10 @@ def same_as_pydicom(data, found):
     size = found.pixel_format.rows, found.pixel_format.columns
     assert size == (dataset.Rows, dataset.Columns)
     if found.sop_instance_uid:
-        assert found.sop_instance_uid == str(dataset.SOPInstanceUID)
+        uid = dataset.SOPInstanceUID
+        if isinstance(uid, bytes):  # its VR is one of bytes, which pydicom does not make text
+            uid = uid.rstrip(b"\0 ").decode()
+        assert found.sop_instance_uid == str(uid)
     for keyword, values in (
         ("RescaleSlope", (found.pixel_format.rescale_slope,)),
         ("RescaleIntercept", (found.pixel_format.rescale_intercept,)),

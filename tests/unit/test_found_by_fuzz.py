@@ -15,6 +15,8 @@ import loader
 from etl.dicom import header as dicom_header
 from etl.dicom.instance import read_instance
 from etl.errors import EtlError
+from etl.output.split import read_split_file
+from etl.output.strata import read_patients
 from etl.report.card import read_card
 from etl.report.predictions import agreement
 from etl.sources.structures import read_choices
@@ -147,4 +149,37 @@ def test_predictions_that_are_a_group_or_bytes_are_our_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as file:
         file.writestr("predictions.npy", b"")
     with pytest.raises(EtlError, match="is no array"):
+        agreement(data, tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "read"),
+    [
+        ("patient_id,split", ("train", "test"), read_split_file),
+        ("patient_id,group", ("a", "b"), lambda path: read_patients(path, "group")),
+    ],
+)
+def test_a_message_quotes_no_endless_cell(tmp_path, columns, lines, read):
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([columns, *(f"{'x' * 50_000},{one}" for one in lines)]))
+    with pytest.raises(EtlError, match=r"\(50000 characters\)") as caught:
+        read(path)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(4, b"\x40\0"), (6, b"\x01\0"), (8, b"\x63\0")],
+    ids=["another version", "a password", "another compression"],
+)
+def test_archives_of_predictions_that_nothing_reads_are_our_error(tmp_path, offset, value):
+    write_dataset(tmp_path / "a.h5")
+    data = loader.open_dataset(tmp_path / "a.h5")
+    np.savez(tmp_path / "p.npz", predictions=np.array(data.masks))
+    content = bytearray((tmp_path / "p.npz").read_bytes())
+    for mark, extra in ((b"PK\3\4", 0), (b"PK\1\2", 2)):  # in both headers of the member
+        place = content.index(mark) + offset + extra
+        content[place : place + 2] = value
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(EtlError, match=r"p\.npz"):
         agreement(data, tmp_path / "p.npz")
