@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from etl.errors import EtlError
 from etl.findings import FindingRow
 from etl.quality.patients import Patients
 from loader import Dataset
@@ -113,7 +114,13 @@ class Selection:
 
 
 def read_findings(dataset: Dataset) -> list[FindingRow]:
-    """Return all findings in the file's order: errors first, then by code and path."""
+    """Return all findings in the file's order: errors first, then by code and path.
+
+    Raises
+    ------
+    EtlError
+        The file is damaged: a finding is about a row that it does not have.
+    """
     severity, code, path, message = (
         [value.decode() for value in dataset.findings.stored[name].tolist()]
         for name in ("severity", "code", "path", "message")
@@ -123,6 +130,12 @@ def read_findings(dataset: Dataset) -> list[FindingRow]:
         labels, others = (dataset.findings[name].tolist() for name in ("label", "other_row"))
     else:
         labels, others = _labels(dataset, path, rows), [NO_ROW] * len(rows)
+    for name, places in (("row", rows), ("other_row", others)):
+        if not all(NO_ROW <= place < len(dataset) for place in places):
+            raise EtlError(
+                f"File not usable: {dataset.path}: findings/{name} has a row that the file does "
+                "not have. See what else is damaged with dicom-etl verify, and build it again."
+            )
     ids = (dataset.manifest[f"{kind}_id"].tolist() for kind in ("patient", "original"))
     found = map(FindingRow, severity, code, path, rows, message, labels, others)
     return Patients(*ids).assigned(found)

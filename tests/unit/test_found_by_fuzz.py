@@ -18,6 +18,7 @@ from etl.errors import EtlError
 from etl.output.split import read_split_file
 from etl.output.strata import read_patients
 from etl.report.card import read_card
+from etl.report.findings import read_findings
 from etl.report.predictions import agreement
 from etl.sources.structures import read_choices
 from loader.errors import LoaderError
@@ -183,3 +184,17 @@ def test_archives_of_predictions_that_nothing_reads_are_our_error(tmp_path, offs
     (tmp_path / "p.npz").write_bytes(content)
     with pytest.raises(EtlError, match=r"p\.npz"):
         agreement(data, tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(("name", "row"), [("row", -8), ("row", 7_000), ("other_row", 7_000)])
+def test_a_finding_on_a_row_that_is_not_there_is_our_error(tmp_path, name, row):
+    path = tmp_path / "a.h5"
+    write_dataset(path)
+    data = loader.open_dataset(path)
+    findings = {column: values.copy() for column, values in data.findings.stored.items()}
+    assert len(findings["row"])
+    findings[name][0] = row
+    with h5py.File(path, "r+") as file:
+        file[f"findings/{name}"][...] = findings[name]
+    with pytest.raises(EtlError, match=f"findings/{name} has a row that the file does not have"):
+        read_findings(loader.open_dataset(path))
