@@ -236,9 +236,10 @@ class _Predictions:
                 f"{'both' if names else _listed(file)}. Write one of them.",
             )
         array, is_labels = file[names[0]], names == [_LABELS]
-        if not hasattr(array, "shape"):  # a group of HDF5, or bytes of a .npz file
-            raise _unusable(path, f"{names[0]!r} is no array, but a group or bytes. Write it anew.")
         rows = file[_ROWS] if _ROWS in file else np.arange(len(dataset))
+        for name, one in ((names[0], array), (_ROWS, rows)):
+            if not hasattr(one, "shape"):  # a group of HDF5, or bytes of a .npz file
+                raise _unusable(path, f"{name!r} is no array, but a group or bytes. Write it anew.")
         codes = sorted(structure.code for structure in dataset.structures)
         rows = _checked_rows(path, rows, array, len(dataset))
         _check_array(path, names[0], array, dataset.masks.shape[1:], len(codes))

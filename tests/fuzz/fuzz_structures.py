@@ -263,6 +263,8 @@ def same_as_pydicom(data, found):
     dataset = read_by_pydicom(data)
     if dataset is None or any(code == "image-header-invalid" for code, _ in found.warnings):
         return
+    if "Rows" not in dataset:  # an open sequence under a tag of text has led pydicom astray
+        return
     size = found.pixel_format.rows, found.pixel_format.columns
     assert size == (dataset.Rows, dataset.Columns)
     if found.sop_instance_uid:
@@ -329,8 +331,11 @@ def of_frames(data):
             ("PlaneOrientationSequence", "ImageOrientationPatient", found.image_orientation),
             ("PixelMeasuresSequence", "PixelSpacing", found.pixel_spacing),
         ):
-            items = [one[sequence].value[0] for one in groups if one.get(sequence)]
-            items = [one for one in [*items, dataset] if keyword in one and one.get(keyword)]
+            try:
+                items = [one[sequence].value[0] for one in groups if one.get(sequence)]
+                items = [one for one in [*items, dataset] if keyword in one and one.get(keyword)]
+            except OSError:  # pydicom finds no item in the sequence
+                continue
             if items and not any(map(math.isnan, values)):
                 theirs = numbers_of(items[0], keyword)
                 assert theirs is None or values == theirs, keyword
@@ -345,6 +350,8 @@ def of_structure_set(data):
         for roi in dataset.get("ROIContourSequence") or ()
         for contour in roi.get("ContourSequence") or ()
     ]
+    if not contours:  # an open sequence under a tag of text has led pydicom astray
+        return
     assert len(contours) == len(points)
     for contour, ours, drawing in zip(contours, points, found.drawings, strict=True):
         assert isinstance(ours, str) == bool(drawing.problem)

@@ -145,7 +145,12 @@ def test_predictions_that_are_a_group_or_bytes_are_our_error(tmp_path):
     data = loader.open_dataset(tmp_path / "a.h5")
     with h5py.File(tmp_path / "p.h5", "w") as file:
         file["predictions/a"] = np.array(data.masks)
-    with pytest.raises(EtlError, match="is no array"):
+    with pytest.raises(EtlError, match="'predictions' is no array"):
+        agreement(data, tmp_path / "p.h5")
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["predictions"] = np.array(data.masks)
+        file["rows/a"] = 1
+    with pytest.raises(EtlError, match="'rows' is no array"):
         agreement(data, tmp_path / "p.h5")
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as file:
         file.writestr("predictions.npy", b"")
