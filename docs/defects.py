@@ -429,15 +429,29 @@ def _(tree: Tree) -> Planted:
     return _structure_set(tree, other)
 
 
-@plants("structure-set-not-chosen")
-def _(tree: Tree) -> Planted:
+def _draft(tree: Tree, change: Callable[[pydicom.Dataset], None]) -> Planted:
+    """Write shapes with a structure set and an older one."""
     planted = _structure_set(tree, lambda _: None)
     path = tree.root / "shapes" / "annotations" / "SHAPES001.dcm"
     dataset = pydicom.dcmread(path)
     dataset.StructureSetLabel, dataset.StructureSetDate = "draft", "20000101"
     dataset.SOPInstanceUID = "1.2.3"
+    change(dataset)
     dataset.save_as(path.with_name("draft.dcm"))
     return planted
+
+
+@plants("structure-set-not-chosen")
+def _(tree: Tree) -> Planted:
+    return _draft(tree, lambda _: None)
+
+
+@plants("drawings-not-taken")
+def _(tree: Tree) -> Planted:
+    def rename(dataset: pydicom.Dataset) -> None:
+        dataset.StructureSetROISequence[0].ROIName = "lesion"
+
+    return _draft(tree, rename)
 
 
 @plants("image-no-plane")

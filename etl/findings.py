@@ -476,6 +476,13 @@ CODES: Final[Mapping[str, FindingCode]] = {
         "of the patients, from 3 on: not flagged as structures-overlap; the finding has no row",
         "say so in a mapping file for `--structures`, with `inside_of`",
     ),
+    "drawings-not-taken": FindingCode(
+        "warning",
+        "the newest structure set or segmentation of a series is taken, and an older one draws "
+        "structures that it does not draw; or, with `--structure-sets all`, two of them draw one "
+        "structure on one image, and the newer drawing is taken",
+        "take all with `--structure-sets all`, with a name of its own for each structure",
+    ),
     "structure-set-not-chosen": FindingCode(
         "info",
         "a series has a newer structure set or segmentation, or `--structure-sets` names another "

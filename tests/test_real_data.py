@@ -243,9 +243,9 @@ class TestStructureSets:
         assert int((data.masks[0] == 1).sum()) == 1443
         codes = {finding.code for finding in result.findings}
         assert codes == {
+            "drawings-not-taken",
             "frame-of-reference-differs",
             "image-no-contour",
-            "structure-set-not-chosen",
         }
 
     def test_a_set_whose_images_are_not_there_is_one_finding(self, root, tmp_path):

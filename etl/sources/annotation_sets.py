@@ -287,7 +287,7 @@ def _choose_sets(
     paths = {one.path for one in newest.values()}
     taken = [one for one in sets if one.path in paths]
     left = [one for one in sets if one.path not in paths]
-    return taken, [_not_chosen(one, newest[one.series[0].key]) for one in left]
+    return taken, [_older(one, newest[one.series[0].key], options) for one in left]
 
 
 def _age(one: _Set) -> tuple[str, str, str]:
@@ -311,16 +311,26 @@ def _drawn_names(one: _Set) -> set[str]:
 
 
 def _not_chosen(one: _Set, instead: _Set) -> Finding:
-    mine, lacking = _drawn_names(one), ""
-    if others := sorted(mine - _drawn_names(instead)):
-        shown = ", ".join(map(repr, others[:_EXAMPLES])) + ", ..." * (len(others) > _EXAMPLES)
-        lacking = f", which does not draw {shown}"
-    return Finding(
-        "structure-set-not-chosen",
-        one.path,
-        f"{one} {'' if mine else 'draws nothing and '}is left out; {instead.path} is taken"
-        f"{lacking}. Choose with --structure-sets: newest, all or a SOPInstanceUID.",
+    nothing = "" if _drawn_names(one) else "draws nothing and "
+    message = (
+        f"{one} {nothing}is left out; {instead.path} is taken. Choose with --structure-sets: "
+        "newest, all or a SOPInstanceUID."
     )
+    return Finding("structure-set-not-chosen", one.path, message)
+
+
+def _older(one: _Set, newest: _Set, options: BuildOptions) -> Finding:
+    """Return the finding on a set that has a newer one: a warning where drawings are lost."""
+    lost = structures.wanted_of(_drawn_names(one) - _drawn_names(newest), options.structures)
+    if not lost:
+        return _not_chosen(one, newest)
+    names = sorted(lost)
+    shown = ", ".join(map(repr, names[:_EXAMPLES])) + ", ..." * (len(names) > _EXAMPLES)
+    message = (
+        f"{one} draws {shown} and is left out; {newest.path}, which is newer, does not draw "
+        f"{'it' if len(names) == 1 else 'them'}. Take both with --structure-sets all."
+    )
+    return Finding("drawings-not-taken", one.path, message)
 
 
 # ------------------------------------------------------------------------------ contours and frames
@@ -696,8 +706,11 @@ def _both_mean(some: Sequence[tuple[str, str]], meant: str) -> str:
 def _drawn_twice(one: _Set, others: Mapping[str, int]) -> Iterator[Finding]:
     for name, n_times in sorted(others.items()):
         n = counted(n_times, "image")
-        message = f"{name!r}: a newer structure set draws it on {n} too; that one is taken."
-        yield Finding("structure-set-not-chosen", one.path, message)
+        message = (
+            f"{name!r}: a newer {one.content.what} draws it on {n} too; that one is taken. Are "
+            "both right? Then give them names of their own."
+        )
+        yield Finding("drawings-not-taken", one.path, message)
 
 
 def settle(options: BuildOptions) -> BuildOptions:

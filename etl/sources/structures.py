@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -75,6 +75,12 @@ def choose(
         for name in choice.names:
             codes.setdefault(name, structure.code)
     return Chosen(LabelScheme(structures or (_NOTHING,)), codes)
+
+
+def wanted_of(names: Iterable[str], wanted: tuple[str | StructureChoice, ...] | None) -> set[str]:
+    """Return those of some names that `BuildOptions.structures` takes."""
+    n_of_name = dict.fromkeys(names, 1)
+    return {name for choice in _choices(n_of_name, wanted) for name in choice.names}
 
 
 def say_what_is_left(n_of_name: Mapping[str, int], chosen: Chosen, path: str) -> Iterator[Finding]:

@@ -693,23 +693,56 @@ class TestSets:
         return root
 
     @pytest.mark.parametrize(
-        ("rule", "names", "left"),
+        ("rule", "names", "code", "left"),
         [
-            ("newest", ["box", "cylinder", "sphere", "torus"], ["annotations/draft.dcm"]),
-            ("all", ["ball", "box", "cylinder", "sphere", "torus"], ["annotations/draft.dcm"] * 2),
-            ("1.2.3", ["ball", "box", "cylinder"], ["annotations/SHAPES001.dcm"]),
+            (
+                "newest",
+                ["box", "cylinder", "sphere", "torus"],
+                "drawings-not-taken",
+                ["annotations/draft.dcm"],
+            ),
+            (
+                "all",
+                ["ball", "box", "cylinder", "sphere", "torus"],
+                "drawings-not-taken",
+                ["annotations/draft.dcm"] * 2,
+            ),
+            (
+                "1.2.3",
+                ["ball", "box", "cylinder"],
+                "structure-set-not-chosen",
+                ["annotations/SHAPES001.dcm"],
+            ),
         ],
     )
-    def test_the_newest_all_or_one_by_its_uid(self, two, rule, names, left):
+    def test_the_newest_all_or_one_by_its_uid(self, two, rule, names, code, left):
         result, data = build(two, structure_sets=rule)
         assert [one.name for one in data.structures] == names
-        told = [one.path for one in result.findings if one.code == "structure-set-not-chosen"]
-        assert told == left
+        told = {"drawings-not-taken", "structure-set-not-chosen"}
+        assert [(one.code, one.path) for one in result.findings if one.code in told] == [
+            (code, path) for path in left
+        ]
 
-    def test_what_only_the_others_draw_is_told(self, two):
-        message = only(build(two)[0], "structure-set-not-chosen").message
-        assert message.startswith("structure set ")
-        assert "is taken, which does not draw 'ball'. Choose" in message
+    def test_what_only_the_older_one_draws_is_a_warning(self, two):
+        found = only(build(two)[0], "drawings-not-taken")
+        assert found.severity == "warning"
+        assert found.message.startswith("structure set ")
+        assert "draws 'ball' and is left out; annotations/SHAPES001.dcm" in found.message
+
+    def test_what_nobody_asked_for_is_no_warning(self, two):
+        result, _ = build(two, structures=("box", "torus"))
+        assert codes(result)["drawings-not-taken"] == 0
+        assert only(result, "structure-set-not-chosen").path == "annotations/draft.dcm"
+
+    def test_of_one_structure_that_two_sets_draw_the_older_drawing_is_a_warning(self, two):
+        found = [
+            one
+            for one in build(two, structure_sets="all")[0].findings
+            if one.code == "drawings-not-taken"
+        ]
+        n_images = {one.message.split(": ")[0]: one.message for one in found}
+        assert sorted(n_images) == ["'box'", "'cylinder'"]
+        assert all("a newer structure set draws it on" in one for one in n_images.values())
 
     @pytest.mark.parametrize("name", ["01", "+1", " 1 "])
     def test_numbers_are_compared_as_numbers(self, root, name):
