@@ -133,8 +133,8 @@ def read_findings(dataset: Dataset) -> list[FindingRow]:
     for name, places in (("row", rows), ("other_row", others)):
         if not all(NO_ROW <= place < len(dataset) for place in places):
             raise EtlError(
-                f"Dataset not opened: {dataset.path}: it is damaged: findings/{name} has a row that "
-                "the file does not have. See the rest with dicom-etl verify, and build it again."
+                f"Dataset not opened: {dataset.path}: it is damaged: findings/{name} has a row "
+                "that the file lacks. See the rest with dicom-etl verify, and build it again."
             )
     ids = (dataset.manifest[f"{kind}_id"].tolist() for kind in ("patient", "original"))
     found = map(FindingRow, severity, code, path, rows, message, labels, others)

@@ -201,5 +201,5 @@ def test_a_finding_on_a_row_that_is_not_there_is_our_error(tmp_path, name, row):
     findings[name][0] = row
     with h5py.File(path, "r+") as file:
         file[f"findings/{name}"][...] = findings[name]
-    with pytest.raises(EtlError, match=f"findings/{name} has a row that the file does not have"):
+    with pytest.raises(EtlError, match=f"findings/{name} has a row that the file lacks"):
         read_findings(loader.open_dataset(path))
