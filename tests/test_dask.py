@@ -78,7 +78,7 @@ def test_a_worker_killed_half_way_costs_nothing(cluster, pairs, tmp_path, monkey
     with dask_executor(cluster.scheduler_address) as (executor, n_workers):
         result = etl.build(root, out, OPTIONS, workers=n_workers, executor=executor)
     assert killed
-    assert result.findings == []
+    assert not [one for one in result.findings if one.severity == "error"]
     assert digest(out) == expected
 
 
