@@ -781,10 +781,10 @@ def _(_tree: Tree) -> Planted:
 @plants("structure-too-small")
 def _(tree: Tree) -> Planted:
     def sliver(dataset: pydicom.Dataset) -> None:
-        (contour,) = _contours(dataset)
-        points = np.array(contour.ContourData, float).reshape(-1, 3)
-        points = points[0] + (points - points[0]) / 1000
-        contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+        for contour in _contours(dataset, 2):  # its outline and its hole in one image
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            points = points[0] + (points - points[0]) / 1000
+            contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
 
     return _structure_set(tree, sliver)
 
