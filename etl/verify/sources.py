@@ -12,12 +12,11 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from etl.errors import EtlError, SourceError, limited
 from etl.options import BuildOptions
 from etl.sources import layouts
-from etl.sources.files import cannot_read, open_source
+from etl.sources.files import FileBytes, open_source
 from etl.sources.source import Discovery, Index
 from etl.verify import reference
 from etl.verify.problem import Problem
@@ -26,7 +25,6 @@ from loader import Dataset, open_dataset
 from loader.format import TAG_PREFIX, Attribute, Structure
 
 _NOT_RECORDED = {"split_file"}
-_BLOCK_BYTES: Final = 1 << 20
 _BARE: Final = "image-no-contour"
 _ROUNDING: Final = 1e-9  # of numbers that other code computes in another order
 
@@ -186,17 +184,9 @@ def compare_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Probl
 
 def _digest(root: Path, source: str) -> str:
     """Return the XXH3-128 of a source; it is read in blocks, whatever has become of it."""
-    with (
-        open_source(root, source, "image-unreadable") as (descriptor, _),
-        open(descriptor, "rb", buffering=0, closefd=False) as file,
-    ):
-        digest = xxhash.xxh3_128()
-        try:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        except OSError as error:
-            raise cannot_read(error, "image-unreadable") from error
-        return digest.hexdigest()
+    code = "image-unreadable"
+    with open_source(root, source, code) as (descriptor, stamp):
+        return FileBytes(root, source, stamp, code, descriptor).digest()
 
 
 def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:
