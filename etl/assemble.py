@@ -92,6 +92,7 @@ def assemble(
     found: Discovery,
     options: BuildOptions,
     identities: npt.NDArray[np.uint64],
+    reuse: ManifestTable,
 ) -> BuildResult:
     """Write everything but pixels and vertices, which are in the file already.
 
@@ -101,6 +102,8 @@ def assemble(
         (row, label, number of vertices), the rows counted before bad ones were taken out.
     identities : uint64 array, shape (n, 2)
         `Identity` of the same rows.
+    reuse : mapping of str to array
+        The columns of /reuse.
     """
     manifest, scheme = reviewed.manifest, found.scheme
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
@@ -134,6 +137,7 @@ def assemble(
             "manifest": columns,
             "contours": file_format.CONTOURS,
             "findings": file_format.FINDINGS | file_format.FINDINGS_VERSION_2,
+            file_format.REUSE_GROUP: file_format.REUSE,
         },
         {
             "manifest": manifest,
@@ -147,6 +151,7 @@ def assemble(
                 "label": np.array([finding.label for finding in findings]),
                 "other_row": np.array(other_rows),
             },
+            file_format.REUSE_GROUP: reuse,
         },
         {
             Attribute.FORMAT: file_format.FORMAT,

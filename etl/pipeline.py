@@ -91,7 +91,8 @@ def build(
         the rest. If this build fails or is stopped, its rows stay for the next one. The file is the
         one that a full build would write.
     cache : bool
-        Leave `out`.cache, with what makes the next `update` quick; False: leave none.
+        Leave `out`.cache, by which the next `update` tells unchanged sources without reading them;
+        False: leave none.
     on_layout : callable, optional
         Called with a sentence that says which layout is built, and why.
     sha256 : bool
@@ -213,8 +214,10 @@ def _make(
         identities = spool.identities()
         if kept is not None:
             identities = kept.keyed(identities, spool.is_kept())
-        result = assemble(plan, reviewed, contours, found, options, identities)
-        memory.remember(found.root, options, kept, spool, examined, rendered, reviewed, identities)
+        known = memory.known(kept, spool, examined, rendered, reviewed, identities)
+        reuse = known.columns()
+        result = assemble(plan, reviewed, contours, found, options, identities, reuse)
+        memory.remember(found.root, options, kept, spool, known, reviewed)
     return dataclasses.replace(result, notes=[*result.notes, *journal.notes])
 
 

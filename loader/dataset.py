@@ -16,10 +16,10 @@ from loader.channels import Channels, MaskChannels, Unpacker, in_channel_order
 from loader.columns import Columns
 from loader.digests import damaged
 from loader.errors import LoaderError
-from loader.format import IGNORE, MASK_BITS, Attribute, Structure
+from loader.format import IGNORE, MASK_BITS, REUSE_GROUP, Attribute, Structure
 from loader.mapped import MappedFile
 from loader.source_grid import Axis, to_source
-from loader.structure import COPY_AGAIN, Extent, not_opened, read_contents
+from loader.structure import COPY_AGAIN, Extent, not_opened, read_contents, read_reuse
 
 Images: TypeAlias = npt.NDArray[np.int16 | np.uint16 | np.int32 | np.float32]
 Masks: TypeAlias = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
@@ -269,6 +269,17 @@ class Dataset:
         """
         self.file.check()
 
+    @property
+    def reuse(self) -> Columns:
+        """What `dicom-etl build --update` needs to take rows over; empty where the file lacks it.
+
+        Training needs none of it, and opening a file reads none: each use of this reads it.
+        """
+        self.file.check()
+        extents = read_reuse(self.buffer, os.fspath(self.path))
+        columns = {name: _map_array(self.buffer, extent) for name, extent in extents.items()}
+        return Columns(REUSE_GROUP, columns, self.file.check)
+
     def damaged_columns(self) -> dict[str, str]:
         """Return which small datasets, all but images and masks, differ from their digests.
 
@@ -280,10 +291,11 @@ class Dataset:
         Raises
         ------
         LoaderError
-            The package xxhash, which the digests need, is not installed.
+            The package xxhash, which the digests need, is not installed; or /reuse cannot be read.
         """
         tables = {
-            table.name: table.stored for table in (self.manifest, self.contours, self.findings)
+            table.name: table.stored
+            for table in (self.manifest, self.contours, self.findings, self.reuse)
         }
         return damaged(tables, self.attributes[Attribute.DIGESTS], os.fspath(self.path))
 
@@ -300,7 +312,7 @@ def open_dataset(path: str | os.PathLike[str], *, verify: Verify | None = None) 
     path : str or path-like
         The file.
     verify : "columns", optional
-        Compare manifest, contours and findings with the digests in the file; this reads all of
+        Compare all datasets but images and masks with the digests in the file; this reads all of
         them, and needs the package xxhash. `dicom-etl verify` checks images and masks too.
 
     Returns

@@ -120,7 +120,44 @@ FINDINGS_VERSION_2: Final[dict[str, str]] = {
     "other_row": "<i8",  # the partner of a finding about two rows; -1: none
 }
 
-GROUPS: Final = ("manifest", "contours", "findings")
+# What `build --update` needs to take rows over; no reader needs it, and opening a file skips it.
+REUSE: Final[dict[str, str]] = {
+    # A row each, of those that an update may take over.
+    "row": "<i8",
+    "link": STRING,
+    "vertices": "<u8",
+    "lowest": "<f8",
+    "highest": "<f8",
+    "is_whole": "|u1",
+    "same_patient": "<i8",
+    "same_study": "<i8",
+    # As many again, or none where the build made no checks.
+    "mark_image": "<u8",
+    "mark_hash_0": "<u8",
+    "mark_hash_1": "<u8",
+    "mark_alignment_dx": "<f4",
+    "mark_alignment_dy": "<f4",
+    "mark_alignment_outcome": "|u1",
+    "mark_alignment_code": "|u1",
+    "mark_unit": STRING,
+    # One for each region that is drawn.
+    "region_row": "<i8",
+    "region_code": "|u1",
+    "region_digest": "<u8",
+    "region_x": "<f8",
+    "region_y": "<f8",
+    "region_is_mask": "|u1",
+    # One for each finding on a single pair, as it was before all rows were known.
+    "remark_place": "<i8",
+    "remark_stage": STRING,
+    "remark_code": STRING,
+    "remark_path": STRING,
+    "remark_message": STRING,
+    "remark_label": "|u1",
+}
+
+GROUPS: Final = ("manifest", "contours", "findings")  # that a reader needs
+REUSE_GROUP: Final = "reuse"
 
 SPLITS: Final = ("train", "validation", "test")  # the code in /manifest/split is the position here
 NO_SPLIT: Final = -1

@@ -5,7 +5,7 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -30,6 +30,8 @@ from loader.format import (
     MASK_LABELS,
     MASKS,
     MAX_CODE,
+    REUSE,
+    REUSE_GROUP,
     SOURCE_GRID,
     STRING,
     TAG_KINDS,
@@ -169,6 +171,26 @@ def read_contents(buffer: mmap.mmap, path: str) -> Contents:
     contents = Contents(attributes, structures, images, masks, tables)
     _check_extents(contents, path, len(buffer))
     return contents
+
+
+def read_reuse(buffer: mmap.mmap, path: str) -> dict[str, Extent]:
+    """Return the columns of /reuse, which a file may lack; raises as `read_contents` does."""
+    columns = {}
+    try:
+        with h5py.File(buffer, "r") as file:
+            if file.id.links.exists(REUSE_GROUP.encode()):
+                where = f"{path}, /{REUSE_GROUP}"
+                parent = _open_object(file.id, REUSE_GROUP, h5g.GroupID, where)
+                columns = {
+                    column: _read_extent(parent, column, (kind,), f"{where}/{column}")
+                    for column, kind in REUSE.items()
+                    if parent.links.exists(column.encode())
+                }
+    except _HDF5_ERRORS as error:
+        why = "HDF5 cannot read it, so it is damaged or incomplete"
+        raise not_opened(path, why, COPY_AGAIN) from error
+    _check_inside({f"{REUSE_GROUP}/{k}": v for k, v in columns.items()}, path, len(buffer))
+    return columns
 
 
 def not_opened(where: str, why: str, what_to_do: str = _REBUILD) -> LoaderError:
@@ -421,6 +443,14 @@ def _read_string_dtype(hdf5_type: h5t.TypeID, where: str) -> np.dtype[np.generic
     return np.dtype(f"S{n_bytes}")
 
 
+def _check_inside(extents: Mapping[str, Extent], path: str, n_file_bytes: int) -> None:
+    for name, extent in extents.items():
+        end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
+        if end > n_file_bytes:
+            why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
+            raise not_opened(f"{path}, /{name}", why, COPY_AGAIN)
+
+
 def _check_extents(contents: Contents, path: str, n_file_bytes: int) -> None:
     """Check that all is inside the file, and that what belongs together is equally long."""
     images, tables = contents.images.shape, contents.tables
@@ -429,11 +459,7 @@ def _check_extents(contents: Contents, path: str, n_file_bytes: int) -> None:
         for group, columns in tables.items()
         for column, extent in columns.items()
     }
-    for name, extent in extents.items():
-        end = extent.offset + math.prod(extent.shape) * extent.dtype.itemsize
-        if end > n_file_bytes:
-            why = f"the file is cut short (expected {end} bytes or more, found {n_file_bytes})"
-            raise not_opened(f"{path}, /{name}", why, COPY_AGAIN)
+    _check_inside(extents, path, n_file_bytes)
     _, *sides = images or (0,)
     if len(sides) != len(("rows", "columns")) or not all(0 < side <= _MAX_SIDE for side in sides):
         why = f"expected the shape (n, rows, columns), found {images}"

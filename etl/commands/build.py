@@ -103,7 +103,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-cache",
     is_flag=True,
-    help="Leave no OUT.cache, with which the next --update need not parse what is unchanged.",
+    help="Leave no OUT.cache, with which the next --update need not read what is unchanged.",
 )
 @click.option(
     "--resume",

@@ -25,7 +25,6 @@ from loader import format as file_format
 from loader.format import Attribute
 
 _READ_WRITE: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_GROUPS: Final = ("manifest", "contours", "findings")
 _BLOCK_BYTES: Final = 8 << 20
 _MANIFEST_ROW_BYTES: Final = 2048  # more than a row of the small datasets takes; cut off at the end
 _N_CHECKED_ROWS: Final = 32  # whose pixels are read back
@@ -213,7 +212,7 @@ def _begun(plan: Plan) -> Skeleton:
         steps.add_dataset(file_format.IMAGES, n_rows, np.dtype(plan.image_dtype))
         steps.add_dataset(file_format.MASKS, n_rows, np.dtype(plan.mask_dtype))
     with skeleton.opened() as steps:
-        for group in _GROUPS:
+        for group in (*file_format.GROUPS, file_format.REUSE_GROUP):
             steps.add_group(group)
         for axis in "xy":
             dtype = np.dtype(file_format.CONTOURS[axis])

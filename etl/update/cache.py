@@ -1,109 +1,53 @@
-"""The cache beside OUT: what an update needs of each row and OUT does not hold.
+"""The cache beside OUT: the states of its sources, and keyed digests of whose they are.
 
 Every build leaves it, unless the user wants none. It is written after OUT and belongs to exactly
-one OUT. No byte of OUT depends on it: without it an update parses everything.
+one OUT. No byte of OUT depends on it: without it an update reads every source, and compares
+digests.
 """
 
 import io
 import json
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from etl.errors import EtlError, ReuseError
-from etl.findings import Finding, SampleKey
-from etl.model import BASICS
 from etl.output import target
-from etl.quality.rows import SHAPES
-from etl.render import MARKS
 from etl.update.seal import Seal
+from etl.update.sources import STAMP, Stamp
 from loader import Dataset
 
-_MAGIC: Final = b"dicom-etl cache 4\n"  # another content gets another number
+_MAGIC: Final = b"dicom-etl cache 5\n"  # another content gets another number
 _OURS: Final = b"dicom-etl cache "  # what every version begins with
 _DIGEST_BYTES: Final = 16
-
-ROW: Final = np.dtype(
-    [
-        *BASICS.descr,
-        ("row", "<i8"),  # of OUT
-        ("patient", "<u8"),  # keyed digests of `Identity`
-        ("study", "<u8"),
-    ]
-)
-STAMP: Final = np.dtype(
-    [("inode", "<u8"), ("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8")]
-)
-EXAMINED, RENDERED = "examined", "rendered"  # the stages that have findings on single rows
-
-
-class Remark(NamedTuple):
-    """A finding on one row, without its key."""
-
-    place: int  # of the row, in the cache
-    stage: str
-    code: str
-    path: str
-    message: str
-    label: int
-
-    def about(self, key: SampleKey) -> Finding:
-        """Return the finding."""
-        return Finding(self.code, self.path, self.message, key, self.label)
 
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """What is known of the rows of one OUT.
+    """What is known of the sources of one OUT.
 
     Attributes
     ----------
     out : str
         Fingerprint of the OUT that it belongs to.
-    basis : str
-        What every row depends on besides its sources: version, options, structures.
-    key : bytes
-        Of the digests of identities. Never in the file: empty after `read_cache`.
-    seal : Seal or None
-        The key, for those who have the sources; None before the cache is written.
-    rows : array of ROW
-        Rows that an update may take over.
-    marks : array of MARKS
-        One for each row; empty where the build made no checks.
-    shapes : array of SHAPES
-        `row` is the place in `rows`.
-    remarks : list of Remark
-    paths, stamps : list of str, array of STAMP
+    stamps : mapping of str to Stamp
         The states of the sources before they were read.
+    identities : uint64 array, shape (n, 2)
+        Keyed digests of `Identity`, one for each row of OUT's `Known`.
+    seal : Seal
+        The key of these digests, for those who have the sources.
     """
 
     out: str
-    basis: str
-    key: bytes
-    rows: npt.NDArray[np.void]
-    marks: npt.NDArray[np.void]
-    shapes: npt.NDArray[np.void]
-    remarks: list[Remark]
-    paths: list[str]
-    stamps: npt.NDArray[np.void]
-    seal: Seal | None = None
-
-    def opened(self, root: Path) -> "Cache":
-        """Return the cache with its key.
-
-        Raises
-        ------
-        ReuseError
-            No source opens the seal.
-        """
-        if self.seal is None:
-            raise ReuseError("its cache has no seal")
-        return replace(self, key=self.seal.opened(root))
+    stamps: Mapping[str, Stamp]
+    identities: npt.NDArray[np.uint64]
+    seal: Seal
 
 
 def cache_path(out: Path) -> Path:
@@ -126,16 +70,13 @@ def write_cache(path: Path, cache: Cache) -> None:
         It cannot be written, or a file of that name is not dicom-etl's.
     """
     _require_ours(path)
-    assert cache.seal is not None  # noqa: S101  it is sealed when all rows are known
-    texts = [cache.out, cache.basis, asdict(cache.seal), cache.paths, cache.remarks]
+    texts = [cache.out, asdict(cache.seal), list(cache.stamps)]
     content = io.BytesIO()
     np.savez(
         content,
         texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
-        rows=cache.rows,
-        marks=cache.marks,
-        shapes=cache.shapes,
-        stamps=cache.stamps,
+        identities=cache.identities,
+        stamps=np.array(list(cache.stamps.values()), STAMP),
     )
     payload = content.getvalue()
     digest = xxhash.xxh3_128_digest(payload)
@@ -206,51 +147,13 @@ def read_cache(path: Path) -> Cache:
         raise ReuseError(f"{path.name} is damaged, or of another version")
     try:
         arrays = np.load(io.BytesIO(payload), allow_pickle=False)
-        out, basis, seal, paths, remarks = json.loads(arrays["texts"].tobytes())
-        cache = Cache(
+        out, seal, paths = json.loads(arrays["texts"].tobytes())
+        stamps = map(Stamp._make, arrays["stamps"].astype(STAMP).tolist())
+        return Cache(
             out=out,
-            basis=basis,
-            key=b"",
-            rows=arrays["rows"],
-            marks=arrays["marks"],
-            shapes=arrays["shapes"],
-            remarks=[Remark(*remark) for remark in remarks],
-            paths=paths,
-            stamps=arrays["stamps"],
+            stamps=dict(zip(paths, stamps, strict=True)),
+            identities=arrays["identities"].astype(np.uint64).reshape(-1, 2),
             seal=Seal(**seal),
         )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ReuseError(f"{path.name} is damaged, or of another version") from error
-    kinds = [(cache.rows, ROW), (cache.marks, MARKS), (cache.shapes, SHAPES), (cache.stamps, STAMP)]
-    if any(array.dtype != kind for array, kind in kinds):
-        raise ReuseError(f"{path.name} is of another version")
-    return cache
-
-
-def rows_of(
-    basics: npt.NDArray[np.void], identities: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.void]:
-    """Return a ROW of each sample, by its basics and keyed identity; `row` is still 0."""
-    rows = np.zeros(len(basics), ROW)
-    for name in BASICS.names or ():
-        rows[name] = basics[name]
-    rows["patient"], rows["study"] = identities.T
-    return rows
-
-
-def shapes_of(shapes: npt.NDArray[np.void], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-    """Return the shapes of some rows, counted anew."""
-    places = np.full(int(shapes["row"].max(initial=-1)) + 1, -1, np.int64)
-    inside = rows[rows < len(places)]
-    places[inside] = np.arange(len(inside))
-    mine = shapes[places[shapes["row"]] >= 0].astype(SHAPES)
-    mine["row"] = places[mine["row"]]
-    order = np.argsort(mine["row"], kind="stable")
-    ordered: npt.NDArray[np.void] = mine[order]
-    return ordered
-
-
-def trimmed(texts: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Return stored text no longer than its longest value, as `strings` gives it."""
-    longest = max((len(value) for value in texts.tolist()), default=0)
-    return texts.astype(f"S{max(1, longest)}")

@@ -26,13 +26,13 @@ from etl.output.row_writer import Plan, read_at, row_digest
 from etl.output.target import journal_path
 from etl.quality.rows import SHAPES
 from etl.render import MARKS, Rendered
-from etl.update.cache import EXAMINED, RENDERED, ROW, STAMP, Cache, Remark, shapes_of
+from etl.update.known import EXAMINED, RENDERED, ROW, Known, Remark, shapes_of
 from etl.update.older import Older
-from etl.update.sources import Stamp
+from etl.update.sources import STAMP, Stamp
 from loader import format as file_format
 
 # Rows of another version are parsed again, so that its journals need not be read.
-_MAGIC: Final = f"dicom-etl journal 1 of version {file_format.VERSION}\n".encode()
+_MAGIC: Final = f"dicom-etl journal 2 of version {file_format.VERSION}\n".encode()
 _FRAME: Final = struct.Struct("<QQ16s")  # length of the content, number of rows, digest
 _SYNC_SECONDS: Final = 10.0
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
@@ -51,6 +51,8 @@ class Begun:
         Of the digests of identities.
     rows : array of ROW
         One for each row of the plan.
+    identities : uint64 array, shape (n, 2)
+        Keyed digests of `Identity`, one for each row of the plan.
     contours : int64 array, shape (n, 3)
         (row, label, number of vertices).
     examined : sequence of Finding
@@ -63,6 +65,7 @@ class Begun:
     basis: str
     key: bytes
     rows: npt.NDArray[np.void]
+    identities: npt.NDArray[np.uint64]
     contours: npt.NDArray[np.int64]
     examined: Sequence[Finding]
     stamps: Mapping[str, Stamp]
@@ -154,13 +157,14 @@ def read_begun(partial: Path) -> Begun | None:
     """Return what the journal of a partial file begins with; None where it cannot be read."""
     for _, content in _frames(journal_path(partial)):
         plain: Any = _Plain(io.BytesIO(content)).load()
-        plan, basis, key, rows, contours, examined, paths, stamps = plain
+        plan, basis, key, rows, identities, contours, examined, paths, stamps = plain
         states = np.frombuffer(stamps, STAMP).tolist()
         return Begun(
             plan=Plan(str(partial), *plan),
             basis=basis,
             key=key,
             rows=np.frombuffer(rows, ROW),
+            identities=np.frombuffer(identities, np.uint64).reshape(-1, 2),
             contours=np.frombuffer(contours, np.int64).reshape(-1, 3),
             examined=[_finding(one) for one in examined],
             stamps=dict(zip(paths, map(Stamp._make, states), strict=True)),
@@ -168,7 +172,7 @@ def read_begun(partial: Path) -> Begun | None:
     return None
 
 
-def proved(partial: Path, begun: Begun, shown: Callable[[int], object]) -> tuple[Older, Cache]:
+def proved(partial: Path, begun: Begun, shown: Callable[[int], object]) -> tuple[Older, Known]:
     """Return the rows of a partial file whose bytes are those that its journal has noted.
 
     Parameters
@@ -193,16 +197,13 @@ def proved(partial: Path, begun: Begun, shown: Callable[[int], object]) -> tuple
     rows = begun.rows[older.places[good]].copy()
     rows["row"] = good
     marks = np.frombuffer(b"".join(part[3] for part in parts), MARKS)
-    return older, Cache(
-        out="",
-        basis=begun.basis,
-        key=begun.key,
+    return older, Known(
         rows=rows,
         marks=marks[good] if len(marks) else marks,
         shapes=shapes_of(_shapes(parts), good),
         remarks=_remarks(begun, parts, [keys[n] for n in good.tolist()]),
-        paths=list(begun.stamps),
-        stamps=np.array(list(begun.stamps.values()), STAMP),
+        identities=begun.identities[older.places[good]],
+        key=begun.key,
     )
 
 
@@ -302,6 +303,7 @@ def _plain_begun(begun: Begun) -> object:
         begun.basis,
         begun.key,
         begun.rows.tobytes(),
+        begun.identities.tobytes(),
         begun.contours.tobytes(),
         [_plain_finding(one) for one in begun.examined if one.key is not None],
         list(begun.stamps),

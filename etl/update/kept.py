@@ -29,7 +29,7 @@ from etl.output.row_writer import (
 )
 from etl.quality.alignment import NOT_AUDITED, audited, measure
 from etl.render import ManifestTable, Rendered
-from etl.update.cache import EXAMINED, RENDERED, Cache, Remark, trimmed
+from etl.update.known import EXAMINED, RENDERED, Known, Remark, trimmed
 from etl.update.older import Older
 from loader import format as file_format
 
@@ -50,11 +50,11 @@ class Kept:
     links : list of Link
         Those that are kept, in order.
     places : int64 array
-        The place of each in the cache.
+        The place of each in `known`.
     """
 
     older: Older
-    cache: Cache
+    known: Known
     scheme: LabelScheme
     is_kept: Sequence[bool]
     links: Sequence[Link]
@@ -71,22 +71,22 @@ class Kept:
     def of(
         cls,
         older: Older,
-        cache: Cache,
+        known: Known,
         scheme: LabelScheme,
         is_kept: Sequence[bool],
         links: Sequence[Link],
         places: Sequence[int],
         more: Mapping[str, str],
     ) -> "Kept":
-        """Return the rows that belong to some links, by their places in the cache.
+        """Return the rows that belong to some links, by their places in `known`.
 
         `more` has the columns of attributes that the options keep, with their types.
         """
         taken = np.array(places, np.int64)
         remarks: defaultdict[tuple[int, str], list[Remark]] = defaultdict(list)
-        for remark in cache.remarks:
+        for remark in known.remarks:
             remarks[remark.place, remark.stage].append(remark)
-        rows = cache.rows["row"][taken]
+        rows = known.rows["row"][taken]
         stored = older.manifest
         manifest: ManifestTable = {}
         columns = file_format.manifest_columns(scheme, has_source_grid="source_rows" in stored)
@@ -98,7 +98,13 @@ class Kept:
         for name, kind in columns.items():
             values = stored[name][rows]
             manifest[name] = trimmed(values) if kind == file_format.STRING else values
-        return cls(older, cache, scheme, is_kept, links, taken, dict(remarks), manifest)
+        return cls(older, known, scheme, is_kept, links, taken, dict(remarks), manifest)
+
+    def of_people(self, identities: npt.NDArray[np.uint64], key: bytes) -> "Kept":
+        """Return the same rows with an identity each, keyed; shape (n, 2)."""
+        everyone = np.zeros((len(self.known.rows), 2), np.uint64)
+        everyone[self.places] = identities
+        return replace(self, known=replace(self.known, identities=everyone, key=key))
 
     def fits(self, plan: Plan, is_kept: npt.NDArray[np.bool_]) -> bool:
         """Return whether each kept row has its place in the older file that the new one gives it.
@@ -108,7 +114,7 @@ class Kept:
         is_kept : bool array
             By row of the plan.
         """
-        before = self.older.places[self.cache.rows["row"][self.places]]
+        before = self.older.places[self.known.rows["row"][self.places]]
         return (
             self.older.dtypes[file_format.IMAGES] == np.dtype(plan.image_dtype)
             and all(plan.offsets[name] == offset for name, offset in self.older.offsets.items())
@@ -121,7 +127,7 @@ class Kept:
 
     def examined(self, first: int, stop: int) -> Examined:
         """Return what `examine` gave of some kept links."""
-        mine = self.cache.rows[self.places[first:stop]]
+        mine = self.known.rows[self.places[first:stop]]
         contours = self.older.contours
         places = self.older.places[mine["row"]]
         starts, stops = (
@@ -148,7 +154,7 @@ class Kept:
                 float(mine["highest"].max()),
                 is_whole=bool(mine["is_whole"].all()),
             ),
-            identities=np.stack([mine["patient"], mine["study"]], axis=1),
+            identities=self.known.identities[self.places[first:stop]],
             basics=mine[list(BASICS.names or ())].astype(BASICS),
             findings=self._findings(first, stop, EXAMINED),
         )
@@ -169,11 +175,11 @@ class Kept:
         if np.dtype(plan.image_dtype) != self.older.dtypes[file_format.IMAGES]:
             raise ReuseError("the images need another type of values now")
         places = self.places[first:stop]
-        marks = self.cache.marks[places].copy() if len(self.cache.marks) else self.cache.marks[:0]
+        marks = self.known.marks[places].copy() if len(self.known.marks) else self.known.marks[:0]
         if str(self.older.path) != plan.path:
             self._copy(first, stop, plan, place)
         for n in range(len(marks)):
-            row = int(self.cache.rows["row"][places[n]])
+            row = int(self.known.rows["row"][places[n]])
             self._align(marks["alignment"], n, self.links[first + n], row, plan)
         return Rendered(
             is_good=[True] * (stop - first),
@@ -186,15 +192,15 @@ class Kept:
     def keyed(
         self, identities: npt.NDArray[np.uint64], is_kept: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.uint64]:
-        """Return identities of all rows in the form of the cache, which those of kept rows have."""
+        """Return identities of all rows with the key that those of kept rows have."""
         identities = identities.copy()
-        identities[~is_kept] = keyed(identities[~is_kept], self.cache.key)
+        identities[~is_kept] = keyed(identities[~is_kept], self.known.key)
         return identities
 
     def _copy(self, first: int, stop: int, plan: Plan, place: int) -> None:
         """Copy rows, requiring the digest of each."""
         self.older.check_whole()
-        rows = self.older.places[self.cache.rows["row"][self.places[first:stop]]].tolist()
+        rows = self.older.places[self.known.rows["row"][self.places[first:stop]]].tolist()
         digests = self.manifest["row_xxh3"][first:stop].tolist()
         links = self.links[first:stop]
         size = plan.rows, plan.columns
@@ -256,7 +262,7 @@ class Kept:
                 alignment[n] = tuple(measure(image, *chosen))  # type: ignore[arg-type]
 
     def _shapes(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-        shapes = self.cache.shapes
+        shapes = self.known.shapes
         starts, stops = (np.searchsorted(shapes["row"], places, side) for side in ("left", "right"))
         chosen = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts, stops)])
         mine: npt.NDArray[np.void] = shapes[chosen].copy()
@@ -274,10 +280,7 @@ class Kept:
 
 
 def keyed(identities: npt.NDArray[np.uint64], key: bytes) -> npt.NDArray[np.uint64]:
-    """Return keyed digests of identities; 0 stays 0.
-
-    Who has the cache has the key, and can try ids; who has only these numbers cannot.
-    """
+    """Return keyed digests of identities; 0 stays 0. Without the key, nobody can try ids."""
     known = {0: 0}
     for value in set(identities.ravel().tolist()):
         if value:

@@ -5,14 +5,13 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from etl.errors import EtlError, ReuseError
 from etl.findings import Finding, SampleKey, counted
@@ -27,29 +26,25 @@ from etl.sources.csv_table import table_digest
 from etl.sources.source import Discovery
 from etl.spool import Spool
 from etl.update.cache import (
-    EXAMINED,
-    RENDERED,
-    STAMP,
     Cache,
-    Remark,
     cache_path,
     fingerprint,
     read_cache,
     remove_cache,
-    rows_of,
-    shapes_of,
     write_cache,
 )
 from etl.update.journal import Begun, Journal, count_rows, proved, read_begun
 from etl.update.kept import Kept, keyed
+from etl.update.known import EXAMINED, RENDERED, Known, Remark, read_known, rows_of, shapes_of
 from etl.update.older import Older
 from etl.update.seal import KEY_BYTES, Seal
-from etl.update.sources import Stamp, paths_of, take_stamps, unchanged
+from etl.update.sources import Stamp, Stamps, identities, paths_of, take_stamps, unchanged
 from etl.workers.chunks import runs
 from etl.workers.engine import Engine
 from etl.workers.progress import bar
 from loader import Dataset, LoaderError, open_dataset
-from loader.format import VERSION
+from loader import format as file_format
+from loader.format import Attribute
 
 # Options on which no row depends: they choose rows, or divide them.
 _NOT_OF_ROWS: Final = {
@@ -140,7 +135,7 @@ class Memory:
         refusal: ReuseError | None = None
         if self.is_update and self.out.exists():
             try:
-                choices.append(self._kept(engine, found, *self._older_out(found.root), options))
+                choices.append(self._of_out(engine, found, options))
             except ReuseError as error:
                 refusal = error
         if self.is_resume:
@@ -150,7 +145,7 @@ class Memory:
         best = max(choices, key=lambda one: len(one.links), default=None)
         if best is None or not (best.links or self.is_update):
             return None
-        self._key, self._refused = best.cache.key, best.older.name
+        self._key, self._refused = best.known.key, best.older.name
         return best
 
     @property
@@ -168,13 +163,17 @@ class Memory:
         self, plan: Plan, kept: Kept | None, spool: Spool, examined: Sequence[Finding]
     ) -> Journal:
         """Begin the journal of a partial file."""
-        identities = spool.identities()
-        if kept is None:
-            identities = keyed(identities, self._key)
-        else:
-            identities = kept.keyed(identities, spool.is_kept())
-        rows = rows_of(spool.basics(), identities)
-        begun = Begun(plan, self._basis, self._key, rows, spool.contours(), examined, self._stamps)
+        whose = spool.identities()
+        begun = Begun(
+            plan,
+            self._basis,
+            self._key,
+            rows_of(spool.basics()),
+            keyed(whose, self._key) if kept is None else kept.keyed(whose, spool.is_kept()),
+            spool.contours(),
+            examined,
+            self._stamps,
+        )
         return Journal(begun)
 
     def adopted(self, plan: Plan, kept: Kept | None, spool: Spool, journal: Journal) -> Kept | None:
@@ -200,22 +199,44 @@ class Memory:
         os.replace(kept.older.path, plan.path)
         return kept.moved(plan.path)
 
-    def _older_out(self, root: Path) -> tuple[Older, Cache]:
-        """Return OUT and its cache.
+    def _of_out(self, engine: Engine, found: Discovery, options: BuildOptions) -> Kept:
+        """Return what can be used of OUT.
 
         Raises
         ------
         ReuseError
-            They do not belong together, or are of another build or other sources.
+            It is of another build, or damaged.
         """
-        cache = read_cache(cache_path(self.out))
         dataset = open_older(self.out)
-        if cache.out != fingerprint(dataset):
-            raise ReuseError(f"{cache_path(self.out).name} belongs to another file")
-        if cache.basis != self._basis:
-            raise ReuseError(f"it was built {_how_else(cache.basis, self._basis)}")
-        _require_columns(dataset)
-        return Older.of_dataset(dataset), cache.opened(root)
+        basis = _basis_of(dataset)
+        if basis != self._basis:
+            raise ReuseError(f"it was built {_how_else(basis, self._basis)}")
+        for name in _damaged(dataset):
+            raise ReuseError(f"its {name} is not what was written")
+        known, groups = read_known(dataset)
+        cache = self._cache_of(dataset, known)
+        stamps = {} if cache is None or self.paranoid else cache.stamps
+        kept = self._kept(engine, found, Older.of_dataset(dataset), known, stamps, options)
+        if cache is not None:
+            with contextlib.suppress(ReuseError):
+                key = cache.seal.opened(found.root)
+                return kept.of_people(cache.identities[kept.places], key)
+        frames = [link.frame for link in kept.links]
+        whose = identities(engine, found.root, frames, groups[kept.places])
+        return kept.of_people(keyed(whose, self._key), self._key)
+
+    def _cache_of(self, dataset: Dataset, known: Known) -> Cache | None:
+        """Return the cache of OUT; None where there is none, which is noted."""
+        path = cache_path(self.out)
+        try:
+            cache = read_cache(path)
+            if cache.out != fingerprint(dataset) or len(cache.identities) != len(known.rows):
+                raise ReuseError(f"{path.name} belongs to another file")
+        except ReuseError as why:
+            if not self.paranoid:
+                self._notes.append(f"every source was read to compare its digest, because {why}.")
+            return None
+        return cache
 
     def _left(
         self, engine: Engine, found: Discovery, options: BuildOptions, *, progress: bool
@@ -234,65 +255,56 @@ class Memory:
                 continue
             n_rows, _ = count_rows(partial)
             with bar("rows that are there", "rows", n_rows, shown=progress) as shown:
-                older, cache = proved(partial, begun, shown)
+                older, known = proved(partial, begun, shown)
+            stamps = {} if self.paranoid else begun.stamps
             with contextlib.suppress(ReuseError):  # no row is whole
-                yield self._kept(engine, found, older, cache, options)
+                yield self._kept(engine, found, older, known, stamps, options)
 
     def _kept(
-        self, engine: Engine, found: Discovery, older: Older, cache: Cache, options: BuildOptions
+        self,
+        engine: Engine,
+        found: Discovery,
+        older: Older,
+        known: Known,
+        before: Stamps,
+        options: BuildOptions,
     ) -> Kept:
-        known = {link.decode(): place for place, link in enumerate(cache.rows["link"].tolist())}
-        places = [known.get(link.digest(), -1) for link in found.links]
-        stamps = map(Stamp._make, cache.stamps.tolist())
-        before = {} if self.paranoid else dict(zip(cache.paths, stamps, strict=True))
-        expected = _expected(older, cache, found, places)
+        of_link = {link.decode(): place for place, link in enumerate(known.rows["link"].tolist())}
+        places = [of_link.get(link.digest(), -1) for link in found.links]
+        expected = _expected(older, known, found, places)
         same = unchanged(engine, found.root, expected, before, self._stamps)
         is_kept = [
             place >= 0
             and all(path in same for path in paths_of(link))
-            and not (options.is_resized and _is_newly_audited(link, cache, place))
+            and not (options.is_resized and _is_newly_audited(link, known, place))
             for link, place in zip(found.links, places, strict=True)
         ]
         links = list(itertools.compress(found.links, is_kept))
         kept = list(itertools.compress(places, is_kept))
-        return Kept.of(older, cache, found.scheme, is_kept, links, kept, kept_columns(options))
+        return Kept.of(older, known, found.scheme, is_kept, links, kept, kept_columns(options))
 
-    def remember(
+    def known(
         self,
-        root: Path,
-        options: BuildOptions,
         kept: Kept | None,
         spool: Spool,
         examined: Sequence[Finding],
         rendered: Rendered,
         reviewed: Reviewed,
-        identities: npt.NDArray[np.uint64],
-    ) -> None:
-        """Note what the next update needs of the rows, all of which are in their places now.
+        whose: npt.NDArray[np.uint64],
+    ) -> Known:
+        """Return what the next update needs of the rows, all of which are in their places now.
 
         Parameters
         ----------
         examined : sequence of Finding
             Those of the examination alone.
-        identities : uint64 array, shape (n, 2)
-            Of all samples; keyed where some rows are kept.
+        whose : uint64 array, shape (n, 2)
+            `Identity` of all samples; keyed where some rows are kept.
         """
         is_chosen = reviewed.is_good.copy()
         is_chosen[list(reviewed.lost)] = False  # their rows are not what their links give
-        chosen, is_kept = np.flatnonzero(is_chosen), spool.is_kept()[is_chosen]
-        if self.is_update and self.out.exists():
-            self._notes += _changes(open_older(self.out), reviewed, options)
-        if kept is not None:
-            is_older = kept.older.path == self.out
-            source = "the older file" if is_older else kept.older.name
-            self._notes.append(
-                f"{is_kept.sum()} of {reviewed.n_rows} rows were taken over from {source}; "
-                f"{counted(kept.n_parsed, 'pair')} parsed."
-            )
-        if not self.leaves_cache:
-            return
-        known = identities[chosen] if kept is not None else keyed(identities[chosen], self._key)
-        rows = rows_of(spool.basics()[chosen], known)
+        chosen = np.flatnonzero(is_chosen)
+        rows = rows_of(spool.basics()[chosen])
         rows["row"] = (np.cumsum(reviewed.is_good) - 1)[chosen]
         order = (np.cumsum(rendered.is_good) - 1)[chosen]
         remarks = [
@@ -307,10 +319,7 @@ class Memory:
             for key, row in rows_by_key((one.key for _, one in remarks), reviewed.manifest).items()
             if row in of_row
         }
-        self._cache = Cache(
-            out="",
-            basis=self._basis,
-            key=self._key,
+        return Known(
             rows=rows,
             marks=rendered.marks[order] if len(rendered.marks) else rendered.marks,
             shapes=shapes_of(rendered.shapes, order),
@@ -319,10 +328,37 @@ class Memory:
                 for stage, one in remarks
                 if one.key in of_key
             ],
-            paths=list(self._stamps),
-            stamps=np.array(list(self._stamps.values()), STAMP),
-            seal=Seal.of(self._key, root, _frame_paths(reviewed, rows["row"])),
+            identities=whose[chosen] if kept is not None else keyed(whose[chosen], self._key),
+            key=self._key,
         )
+
+    def remember(
+        self,
+        root: Path,
+        options: BuildOptions,
+        kept: Kept | None,
+        spool: Spool,
+        known: Known,
+        reviewed: Reviewed,
+    ) -> None:
+        """Note what the cache is to have, and what was taken over."""
+        if self.is_update and self.out.exists():
+            self._notes += _changes(open_older(self.out), reviewed, options)
+        if kept is not None:
+            is_older = kept.older.path == self.out
+            source = "the older file" if is_older else kept.older.name
+            n_kept = (spool.is_kept() & reviewed.is_good).sum()
+            self._notes.append(
+                f"{n_kept} of {reviewed.n_rows} rows were taken over from {source}; "
+                f"{counted(kept.n_parsed, 'pair')} parsed."
+            )
+        if self.leaves_cache:
+            self._cache = Cache(
+                out="",
+                stamps=self._stamps,
+                identities=known.identities,
+                seal=Seal.of(self._key, root, _frame_paths(reviewed, known.rows["row"])),
+            )
 
     def bind(self, path: Path) -> None:
         """Bind the cache to the new file, as long as nobody else writes OUT."""
@@ -346,8 +382,8 @@ class Memory:
             write_cache(path, self._cache)
         except EtlError as error:
             self._notes.append(
-                f"{self.out} is written, but its cache is not, so that the next update parses "
-                f"everything. {error}"
+                f"{self.out} is written, but its cache is not, so that the next update reads every "
+                f"source. {error}"
             )
         return self._notes
 
@@ -432,8 +468,25 @@ def open_older(out: Path) -> Dataset:
 
 
 def _basis(found: Discovery, options: BuildOptions) -> str:
-    recorded = {k: v for k, v in options.to_json().items() if k not in _NOT_OF_ROWS}
-    return json.dumps([VERSION, recorded, found.scheme.to_json()], sort_keys=True)
+    """Return what every row depends on besides its sources: version, options, structures."""
+    return _basis_text(file_format.VERSION, options.to_json(), found.scheme.to_json(options.masks))
+
+
+def _basis_of(dataset: Dataset) -> str:
+    """Return the same of a built file."""
+    attributes = dataset.attributes
+    _, _, version = attributes[Attribute.GENERATOR].partition(" ")
+    structures = attributes.get(Attribute.STRUCTURES)
+    return _basis_text(version, attributes[Attribute.OPTIONS], structures)
+
+
+def _basis_text(version: str, options: Mapping[str, object], structures: object) -> str:
+    recorded = {
+        name: value
+        for name, value in options.items()
+        if name not in _NOT_OF_ROWS and not name.endswith("_xxh3")
+    }
+    return json.dumps([version, recorded, structures], sort_keys=True)
 
 
 def _how_else(before: str, now: str) -> str:
@@ -453,32 +506,29 @@ def _different(one: Mapping[str, object], other: Mapping[str, object]) -> list[s
     return sorted({"--" + _TYPED.get(name, name).replace("_", "-") for name in names})
 
 
-def _is_newly_audited(link: Link, cache: Cache, place: int) -> bool:
+def _is_newly_audited(link: Link, known: Known, place: int) -> bool:
     """Say whether the audit takes a link that it did not take: it looks at the frame's pixels."""
-    if not (link.is_audited and len(cache.marks)):
+    if not (link.is_audited and len(known.marks)):
         return False
-    return bool(cache.marks["alignment"]["outcome"][place] == NOT_AUDITED)
+    return bool(known.marks["alignment"]["outcome"][place] == NOT_AUDITED)
 
 
-def _require_columns(dataset: Dataset) -> None:
-    """Require that what is taken over of the small datasets is what was written."""
-    digests = dataset.attributes["digests"]
-    for group, table in (("manifest", dataset.manifest), ("contours", dataset.contours)):
-        for name, values in table.stored.items():
-            data = np.ascontiguousarray(values)
-            found = xxhash.xxh3_128_hexdigest(data.data.cast("B") if data.size else b"")
-            if digests.get(f"{group}/{name}") != found:
-                raise ReuseError(f"its {group}/{name} is not what was written")
+def _damaged(dataset: Dataset) -> Iterable[str]:
+    """Return the small datasets that are not what was written."""
+    try:
+        return dataset.damaged_columns()
+    except LoaderError as error:
+        raise ReuseError(f"it cannot be read ({error})") from error
 
 
 def _expected(
-    older: Older, cache: Cache, found: Discovery, places: Sequence[int]
+    older: Older, known: Known, found: Discovery, places: Sequence[int]
 ) -> dict[str, str]:
     """Return path → digest that the older file has of it, of the sources of known links."""
     stored = older.manifest
     columns = {0: stored["dicom_xxh3"].tolist()}
     columns |= {one.code: stored[f"{one.stem}_xxh3"].tolist() for one in found.scheme}
-    rows = cache.rows["row"].tolist()
+    rows = known.rows["row"].tolist()
     expected = {}
     for link, place in zip(found.links, places, strict=True):
         if place >= 0:

@@ -4,22 +4,29 @@ import functools
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from etl.errors import SourceError
-from etl.model import Link
+from etl.errors import ReuseError, SourceError
+from etl.model import FrameRef, Identity, Link
+from etl.sources.dicom_file import read_header
 from etl.sources.files import open_source, read_all
 from etl.workers.engine import Engine, Work
+from loader.format import NO_ROW
 
 # A file system's clock may tick as rarely as this: a file that was changed twice within a tick has
 # one stamp for both contents.
 SETTLED_NS: Final = 2_000_000_000
 
 _FILES_PER_TASK: Final = 64
+
+_File = TypeVar("_File", str, FrameRef)
+_Found = TypeVar("_Found")
 
 
 class Stamp(NamedTuple):
@@ -30,6 +37,10 @@ class Stamp(NamedTuple):
     mtime_ns: int
     ctime_ns: int
 
+
+STAMP: Final = np.dtype(
+    [("inode", "<u8"), ("size", "<i8"), ("mtime_ns", "<i8"), ("ctime_ns", "<i8")]
+)
 
 Stamps: TypeAlias = Mapping[str, Stamp]
 
@@ -72,20 +83,73 @@ def unchanged(
     """
     same = {path for path in expected if path in now and now[path] == before.get(path)}
     doubtful = sorted(expected.keys() - same)
-    work: Work[Sequence[str], list[str]] = Work(
-        run=functools.partial(digests, root),
-        divide=lambda paths: [[path] for path in paths],
-        give_up=lambda paths, _why: [""] * len(paths),
-        names=list,
-    )
-    tasks = (
-        doubtful[first : first + _FILES_PER_TASK]
-        for first in range(0, len(doubtful), _FILES_PER_TASK)
-    )
-    found = [digest for part in engine.run(work, tasks) for digest in part]
+    found = _of_files(engine, functools.partial(digests, root), doubtful, "")
     return same | {
         path for path, digest in zip(doubtful, found, strict=True) if digest == expected[path]
     }
+
+
+def identities(
+    engine: Engine,
+    root: Path,
+    frames: Sequence[FrameRef],
+    groups: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint64]:
+    """Return the `Identity` of rows by the header of one row of each group.
+
+    Parameters
+    ----------
+    frames : sequence of FrameRef
+        One for each row.
+    groups : int64 array, shape (n, 2)
+        Of PatientID and StudyInstanceUID: rows with the same number have the same value; -1: none.
+
+    Raises
+    ------
+    ReuseError
+        A header cannot be read; a moment ago its file was as it had been.
+    """
+    known = np.zeros(groups.shape, np.uint64)
+    chosen = sorted({int(n) for mine in groups.T for n in np.unique(mine, return_index=True)[1]})
+    found = _of_files(engine, functools.partial(_whose, root), [frames[n] for n in chosen], None)
+    for column, mine in enumerate(groups.T):
+        of_group = {NO_ROW: 0}
+        for n, identity in zip(chosen, found, strict=True):
+            if identity is None:
+                raise ReuseError(f"{frames[n].path} changed meanwhile")
+            of_group.setdefault(int(mine[n]), identity[column])
+        known[:, column] = [of_group[group] for group in mine.tolist()]
+    return known
+
+
+def _whose(root: Path, frames: Sequence[FrameRef]) -> list[Identity | None]:
+    """Return whose some images are; None where a header cannot be read. Runs in workers."""
+    found: list[Identity | None] = []
+    for frame in frames:
+        try:
+            found.append(read_header(root, frame)[0].identity)
+        except SourceError:
+            found.append(None)
+    return found
+
+
+def _of_files(
+    engine: Engine,
+    run: Callable[[Sequence[_File]], list[_Found]],
+    files: Sequence[_File],
+    unknown: _Found,
+) -> list[_Found]:
+    """Return what a function finds of some files, in the workers."""
+    work: Work[Sequence[_File], list[_Found]] = Work(
+        run=run,
+        divide=lambda some: [[one] for one in some],
+        give_up=lambda some, _why: [unknown] * len(some),
+        names=lambda some: [one if isinstance(one, str) else one.path for one in some],
+    )
+    tasks = (
+        files[first : first + _FILES_PER_TASK] for first in range(0, len(files), _FILES_PER_TASK)
+    )
+    return [one for part in engine.run(work, tasks) for one in part]
 
 
 def digests(root: Path, paths: Sequence[str]) -> list[str]:

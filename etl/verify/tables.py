@@ -24,6 +24,7 @@ def check_tables(dataset: Dataset) -> Iterator[Problem]:
     yield from _sides(dataset)
     yield from _contours(dataset)
     yield from _findings(dataset)
+    yield from _reuse(dataset)
 
 
 def _attributes(dataset: Dataset) -> Iterator[Problem]:
@@ -116,3 +117,21 @@ def _findings(dataset: Dataset) -> Iterator[Problem]:
         values = table.get(name, np.empty(0, np.int64))
         if ((values < NO_ROW) | (values >= len(dataset))).any():
             yield Problem(f"findings/{name}", "has a row that the file does not have.")
+
+
+def _reuse(dataset: Dataset) -> Iterator[Problem]:
+    """Check what the next update is told, where the file has it."""
+    table = dataset.reuse.stored
+    if not table:
+        return
+    row = table.get("row", np.empty(0, np.int64))
+    if (np.diff([-1, *row.tolist(), len(dataset)]) <= 0).any():
+        yield Problem("reuse/row", "has a row that the file does not have, or is out of order.")
+    for name in ("same_patient", "same_study"):
+        first = table.get(name, np.empty(0, np.int64))
+        if len(first) != len(row) or not (np.isin(first, row) | (first == NO_ROW)).all():
+            yield Problem(f"reuse/{name}", "has a row that reuse/row does not have.")
+    for name in ("region_row", "remark_place"):
+        place = table.get(name, np.empty(0, np.int64))
+        if ((place < 0) | (place >= len(row))).any():
+            yield Problem(f"reuse/{name}", "has a position that reuse/row does not have.")

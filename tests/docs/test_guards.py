@@ -20,6 +20,7 @@ from loader.format import (
     CORE,
     FINDINGS,
     FINDINGS_VERSION_2,
+    REUSE,
     SOURCE_GRID,
     VERSION_2,
     Attribute,
@@ -168,7 +169,7 @@ def test_each_message_that_ends_a_command_or_a_call_is_documented():
 
 def test_each_dataset_is_documented():
     documented = first_cells(section(read("docs/file-format.md"), "## Datasets"))
-    columns = {"contours": CONTOURS, "findings": FINDINGS | FINDINGS_VERSION_2}
+    columns = {"contours": CONTOURS, "findings": FINDINGS | FINDINGS_VERSION_2, "reuse": REUSE}
     groups = {f"/{group}/{name}" for group, names in columns.items() for name in names}
     require_same(documented, {"/images", "/masks", "/manifest/<column>"} | groups)
 

@@ -109,12 +109,14 @@ def test_digests_are_those_of_files_rows_and_columns(root, tmp_path):
     everything = data.manifest["row_xxh3"].tobytes()
     assert data.dataset_id == xxhash.xxh3_128_hexdigest(everything)
     digests = data.attributes["digests"]
-    assert digests.keys() == {f"{g}/{c}" for g in file_format.GROUPS for c in getattr(data, g)}
+    groups = [*file_format.GROUPS, file_format.REUSE_GROUP]
+    assert digests.keys() == {f"{g}/{c}" for g in groups for c in getattr(data, g)}
+    assert set(data.reuse) == {*file_format.REUSE}
     assert set(data.manifest) == MANIFEST
     assert set(data.findings) == {*file_format.FINDINGS, *file_format.FINDINGS_VERSION_2}
     with h5py.File(data.path) as file:
-        assert {f"{g}/{c}" for g in file_format.GROUPS for c in file[g]} == digests.keys()
-    for group in file_format.GROUPS:
+        assert {f"{g}/{c}" for g in groups for c in file[g]} == digests.keys()
+    for group in groups:
         for column, values in getattr(data, group).stored.items():
             assert digests[f"{group}/{column}"] == xxhash.xxh3_128_hexdigest(values.tobytes())
 

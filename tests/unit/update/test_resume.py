@@ -24,6 +24,7 @@ from etl.errors import EtlError
 from etl.options import BuildOptions
 from etl.output import hdf5_file, target
 from etl.update import journal, memory, sources
+from loader import format as file_format
 from loader import open_dataset
 from loader.format import VERSION
 
@@ -275,7 +276,7 @@ def test_rows_of_other_options_or_of_another_version_are_parsed_again(
     if what == "options":
         options = {"rasterizer": "pillow"}
     else:
-        monkeypatch.setattr(memory, "VERSION", "9.9.9")
+        monkeypatch.setattr(file_format, "VERSION", "9.9.9")
     parsed.clear()
     result = build(root, out, resume=True, options=options)
     assert len(parsed) == N_ROWS

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pydicom
 import pytest
+import xxhash
 from builders import (
     COLUMNS,
     ROWS,
@@ -27,10 +28,10 @@ from etl.errors import EtlError, ReuseError
 from etl.labels import LabelScheme
 from etl.options import BuildOptions
 from etl.output import target
-from etl.update import cache, memory, sources
+from etl.update import cache, sources
 from etl.update.seal import Seal
-from loader import open_dataset
-from loader.format import VERSION
+from loader import LoaderError, open_dataset
+from loader import format as file_format
 
 # Noise has no edges: the audit would read sources again to find out why contours fit none.
 SIZE = {"rows": ROWS, "columns": COLUMNS, "audit": False}
@@ -117,6 +118,71 @@ def test_only_what_changed_is_parsed(root, out, parsed, opened, tmp_path):
     assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
 
 
+WITHOUT_A_CACHE = {
+    "no cache": "there is no out.h5.cache",
+    "damaged cache": "out.h5.cache is damaged, or of another version",
+    "cache of another OUT": "out.h5.cache belongs to another file",
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_A_CACHE)
+def test_without_a_cache_digests_decide(root, out, parsed, opened, tmp_path, what):
+    """Only the header of one image of each person is read again: OUT says who shares an id."""
+    place = cache.cache_path(out)
+    if what == "no cache":
+        place.unlink()
+    elif what == "damaged cache":
+        data = bytearray(place.read_bytes())
+        data[len(data) // 2] ^= 1
+        place.write_bytes(data)
+    else:
+        data = place.read_bytes()
+        etl.build(root, out, BuildOptions(**SIZE, split=(50, 50, 0)), force=True)
+        place.write_bytes(data)
+    write_contour(root, "A2", 2, text=f"{SQUARE}2 5.5\n")
+    split = (50, 50, 0) if what == "cache of another OUT" else None
+    shutil.copy(out, tmp_path / "old.h5")
+    parsed.clear()
+    opened.clear()
+    result = build(root, out, split=split)
+    assert parsed == ["dicoms/P2/2.dcm", "pixels"]
+    assert {path for path in opened if path.startswith("contourfiles")} == {
+        contour_path(original_id, n) for _, original_id in PATIENTS for n in (1, 2, 3)
+    }
+    assert result.notes[-2:] == [
+        f"every source was read to compare its digest, because {WITHOUT_A_CACHE[what]}.",
+        "8 of 9 rows were taken over from the older file; 1 pair parsed.",
+    ]
+    build(root, tmp_path / "full.h5", update=False, split=split)
+    if split is None:
+        assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
+    opened.clear()
+    build(root, out, split=split)  # which has a cache now
+    assert len(opened) == len(SEALING) + 1
+
+
+SEALING = [f"dicoms/{patient}/{n}.dcm" for patient, n in (("P1", 1), ("P1", 3), ("P2", 2))] + [
+    f"dicoms/P3/{n}.dcm" for n in (1, 3)
+]
+
+
+def test_where_no_source_opens_the_seal_one_header_of_each_person_is_read(
+    root, out, parsed, opened, tmp_path
+):
+    sealed = list(cache.read_cache(cache.cache_path(out)).seal.sealed)
+    assert sealed == SEALING
+    for path in sealed:
+        with (root / path).open("ab") as file:
+            file.write(bytes(2))
+    opened.clear()
+    parsed.clear()
+    result = build(root, out)
+    assert set(parsed) == {*sealed, "pixels"}
+    assert "4 of 9 rows were taken over from the older file; 5 pairs parsed." in result.notes
+    build(root, tmp_path / "full.h5", update=False)
+    assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
+
+
 @pytest.mark.parametrize("how", ["touched", "paranoid", "written lately", "moved"])
 def test_where_stamps_cannot_tell_digests_do(root, out, parsed, opened, monkeypatch, how):
     before = out.read_bytes()
@@ -141,7 +207,7 @@ def test_where_stamps_cannot_tell_digests_do(root, out, parsed, opened, monkeypa
 def test_a_stamp_of_a_file_that_was_written_lately_is_not_kept(root, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SETTLED_NS", 10**12)
     build(root, tmp_path / "out.h5")
-    assert cache.read_cache(cache.cache_path(tmp_path / "out.h5")).paths == []
+    assert cache.read_cache(cache.cache_path(tmp_path / "out.h5")).stamps == {}
 
 
 def test_the_split_is_kept_unless_another_is_given(root, tmp_path):
@@ -162,17 +228,45 @@ def test_the_split_is_kept_unless_another_is_given(root, tmp_path):
 
 
 REASONS = {
-    "no cache": "there is no out.h5.cache",
-    "damaged cache": "out.h5.cache is damaged, or of another version",
-    "cache of another OUT": "out.h5.cache belongs to another file",
-    "no sealing source": "the sources that its cache was sealed with are gone or changed",
     "other options": "it was built with other options (--limit, --rasterizer, --size)",
-    "another version": f"it was built by version {VERSION}",
+    "another version": f"it was built by version {file_format.VERSION}",
     "other structures": "it was built with other structures",
     "damaged row": "its row 4 is not what was written",
     "damaged column": "its manifest/mean is not what was written",
+    "damaged reuse": "its reuse/lowest is not what was written",
+    "no reuse": "it lacks the column reuse/row",
+    "reuse of no row": "its /reuse contradicts itself",
     "other values": "the images need another type of values now",
 }
+
+
+DAMAGED = {
+    "damaged row": ("masks", (4, 5, 5)),
+    "damaged column": ("manifest/mean", 3),
+    "damaged reuse": ("reuse/lowest", 3),
+}
+
+
+def change_reuse(out, change):
+    """Let a function change /reuse, and the digests be right."""
+    with h5py.File(out, "r+") as file:
+        digests = json.loads(file.attrs["digests"])
+        change(file)
+        for name in file.get("reuse", ()):
+            values = file["reuse"][name][:]
+            data = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+            digests[f"reuse/{name}"] = xxhash.xxh3_128_hexdigest(data.data.cast("B"))
+        if "reuse" not in file:
+            digests = {k: v for k, v in digests.items() if not k.startswith("reuse/")}
+        file.attrs["digests"] = np.bytes_(json.dumps(digests))
+
+
+def move_a_row(file):
+    file["reuse/row"][-1] = 9
+
+
+def drop_reuse(file):
+    del file["reuse"]
 
 
 @pytest.mark.parametrize("what", REASONS)
@@ -180,34 +274,18 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
     root, out, parsed, tmp_path, monkeypatch, what
 ):
     options = {}
-    place = cache.cache_path(out)
-    if what == "no cache":
-        place.unlink()
-    elif what == "damaged cache":
-        data = bytearray(place.read_bytes())
-        data[len(data) // 2] ^= 1
-        place.write_bytes(data)
-    elif what == "cache of another OUT":
-        data = place.read_bytes()
-        etl.build(root, out, BuildOptions(**SIZE, split=(50, 50, 0)), force=True)
-        place.write_bytes(data)
-        options = {"split": (50, 50, 0)}
-    elif what == "no sealing source":
-        for path in cache.read_cache(place).seal.sealed:
-            with (root / path).open("ab") as file:
-                file.write(bytes(2))
-    elif what == "other options":
+    if what == "other options":
         options = {"rasterizer": "pillow", "rows": ROWS + 2, "size": "fit"}
         options["limits"] = {"contour-points": 1_200_000}
     elif what == "another version":
-        monkeypatch.setattr(memory, "VERSION", "9.9.9")
+        monkeypatch.setattr(file_format, "VERSION", "9.9.9")
     elif what == "other structures":
         to_json = LabelScheme.to_json
         monkeypatch.setattr(
             LabelScheme, "to_json", lambda *a: [one | {"meaning": "pool"} for one in to_json(*a)]
         )
-    elif what in {"damaged row", "damaged column"}:
-        name, index = ("masks", (4, 5, 5)) if what == "damaged row" else ("manifest/mean", 3)
+    elif what in DAMAGED:
+        name, index = DAMAGED[what]
         with h5py.File(out) as file:
             dataset = file[name]
             place_in_file = dataset.id.get_offset() + dataset.dtype.itemsize * int(
@@ -216,6 +294,10 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
         data = bytearray(out.read_bytes())
         data[place_in_file] ^= 1
         out.write_bytes(data)
+    elif what == "no reuse":
+        change_reuse(out, drop_reuse)
+    elif what == "reuse of no row":
+        change_reuse(out, move_a_row)
     else:
         wide = instance(gradient(seed=5), RescaleSlope=1, RescaleIntercept=40000)
         write_dicom(root, "P1", "1.dcm", wide)
@@ -229,6 +311,22 @@ def test_what_cannot_be_trusted_makes_a_full_build_that_says_so(
     parsed.clear()
     build(root, out, **options)
     assert parsed == []
+
+
+def test_a_reuse_of_another_type_is_refused_and_no_reader_minds(root, out, tmp_path):
+    def change(file):
+        del file["reuse/row"]
+        file["reuse"].create_dataset("row", data=np.arange(9, dtype="<f4"))
+
+    before = open_dataset(out).dataset_id
+    change_reuse(out, change)
+    assert open_dataset(out).dataset_id == before
+    with pytest.raises(LoaderError, match=r"/reuse/row: expected the type <i8, found another"):
+        open_dataset(out, verify="columns")
+    result = build(root, out)
+    assert "cannot be updated: it cannot be read (Dataset not opened: " in result.notes[0]
+    build(root, tmp_path / "full.h5", update=False)
+    assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
 
 
 def test_the_audit_measures_rows_that_it_takes_only_now(tmp_path, monkeypatch, parsed):
@@ -266,7 +364,8 @@ def test_a_kept_row_that_loses_a_structure_makes_a_full_build(root, tmp_path):
     assert out.read_bytes() == full.read_bytes()
 
 
-def test_people_under_two_ids_are_found_between_kept_and_new_rows(tmp_path):
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_people_under_two_ids_are_found_between_kept_and_new_rows(tmp_path, has_cache):
     root = write_tree(tmp_path / "data", PATIENTS[:1], PatientID="4711", SeriesInstanceUID=None)
     write_dicom(root, "P2", "1.dcm", instance(gradient(seed=50), uid="50", PatientID="12"))
     write_contour(root, "A2", 1, text=f"{SQUARE}2 6.6\n")
@@ -276,6 +375,8 @@ def test_people_under_two_ids_are_found_between_kept_and_new_rows(tmp_path):
     stored = cache.cache_path(out)
     assert b"4711" not in stored.read_bytes()
     assert stored.stat().st_mode & 0o777 == 0o600
+    if not has_cache:
+        stored.unlink()
     old = tmp_path / "old.h5"
     shutil.copy(out, old)
     write_dicom(root, "P3", "1.dcm", instance(gradient(seed=60), uid="60", PatientID="4711"))
@@ -363,7 +464,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(root, tmp_path, monkeypatch, w
         monkeypatch.setattr(target, "replacing", full)
     result = build(root, tmp_path / "out.h5")
     assert len(open_dataset(tmp_path / "out.h5")) == 9
-    assert "the next update parses everything" in result.notes[-1]
+    assert "the next update reads every source" in result.notes[-1]
     assert what != "another program's" or place.read_text() == "precious"
 
 
@@ -393,12 +494,13 @@ def test_without_a_cache_another_programs_file_stays(root, out):
     assert cache.cache_path(out).read_text() == "precious"
 
 
-def test_an_update_of_a_file_from_a_plain_build_parses_nothing(root, tmp_path, parsed):
+@pytest.mark.parametrize("qc", [True, False])
+def test_an_update_of_a_file_from_a_plain_build_parses_nothing(root, tmp_path, parsed, qc):
     out = tmp_path / "out.h5"
-    build(root, out, update=False)
+    build(root, out, update=False, qc=qc)
     before = out.read_bytes()
     parsed.clear()
-    build(root, out)
+    build(root, out, qc=qc)
     assert parsed == []
     assert out.read_bytes() == before
 
@@ -414,8 +516,7 @@ def test_a_file_and_its_cache_may_be_moved(root, out, tmp_path, parsed):
 
 def test_the_cache_holds_its_key_for_those_who_have_a_source(root, out):
     stored = cache.read_cache(cache.cache_path(out))
-    key = stored.opened(root).key
-    assert stored.key == b""
+    key = stored.seal.opened(root)
     data = cache.cache_path(out).read_bytes()
     assert key not in data
     assert key.hex().encode() not in data
@@ -423,11 +524,11 @@ def test_the_cache_holds_its_key_for_those_who_have_a_source(root, out):
     assert len(paths) == 5  # every second image
     for path in paths[:-1]:
         (root / path).unlink()
-    assert stored.opened(root).key == key
+    assert stored.seal.opened(root) == key
     with (root / paths[-1]).open("r+b") as file:
         file.write(b"x")
     with pytest.raises(ReuseError, match="gone or changed"):
-        stored.opened(root)
+        stored.seal.opened(root)
 
 
 def test_a_seal_takes_few_sources_and_none_that_cannot_be_read(tmp_path):
@@ -439,6 +540,18 @@ def test_a_seal_takes_few_sources_and_none_that_cannot_be_read(tmp_path):
     assert seal.opened(tmp_path) == bytes(range(16))
     other = Seal.of(bytes(range(16)), tmp_path, paths)
     assert not set(seal.sealed.values()) & set(other.sealed.values())
+
+
+def test_the_file_tells_which_rows_share_an_id_and_nothing_more_of_people(tmp_path):
+    root = write_tree(tmp_path / "data", PATIENTS[:2], PatientID="4711")
+    write_dicom(root, "P2", "1.dcm", instance(gradient(seed=50), uid="50", PatientID="12"))
+    write_dicom(root, "P2", "2.dcm", instance(gradient(seed=51), uid="51", PatientID=""))
+    build(root, tmp_path / "out.h5", update=False)
+    reuse = open_dataset(tmp_path / "out.h5").reuse
+    assert reuse["same_patient"].tolist() == [0, 0, 0, 3, -1, 0]
+    data = (tmp_path / "out.h5").read_bytes()
+    assert b"4711" not in data
+    assert xxhash.xxh3_64_intdigest(b"4711").to_bytes(8, "little") not in data
 
 
 def test_the_file_does_not_tell_that_it_was_updated(root, out):
