@@ -269,8 +269,8 @@ class Memory:
         before: Stamps,
         options: BuildOptions,
     ) -> Kept:
-        of_link = {link.decode(): place for place, link in enumerate(known.rows["link"].tolist())}
-        places = [of_link.get(link.digest(), -1) for link in found.links]
+        of_link = {link: place for place, link in enumerate(known.rows["link"].tolist())}
+        places = [of_link.get(link.digest().encode(), -1) for link in found.links]
         expected = _expected(older, known, found, places)
         same = unchanged(engine, found.root, expected, before, self._stamps)
         is_kept = [

@@ -9,6 +9,7 @@ requires the documented errors only, bounded time, and where a reader of other m
 the file, the same values. What a target finds is shown in its smallest form; make it a test.
 """
 
+import contextlib
 import copy
 import io
 import json
@@ -23,7 +24,17 @@ import h5py
 import numpy as np
 import pydicom
 import pytest
-from builders import ROWS, contour_path, dicom_bytes, gradient, instance, write_tree
+import xxhash
+from builders import (
+    ROWS,
+    SQUARE,
+    contour_path,
+    dicom_bytes,
+    gradient,
+    instance,
+    write_contour,
+    write_tree,
+)
 from dataset_builder import write_dataset
 from fuzz.fuzz_parsers import SECONDS, SEED, SLOWEST
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -56,6 +67,7 @@ from etl.sources.structures import read_choices
 from etl.update.cache import cache_path, read_cache
 from etl.update.journal import count_rows, read_begun
 from loader.errors import LoaderError
+from loader.format import REUSE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom's, and hypothesis's on long examples
 OPTIONS = BuildOptions(rows=64, columns=64)
@@ -719,6 +731,64 @@ def test_hdf5_files_of_odd_parts_open_or_give_our_error(tmp_path):
         read_all(path)
 
     hunt(CHANGES, check)
+
+
+REUSE_EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(REUSE)),
+        st.integers(0, 9),
+        st.one_of(
+            st.integers(-3, 12),
+            st.sampled_from([2**63 - 1, -(2**63), 255]),
+            st.floats(width=32),
+            st.binary(max_size=6),
+        ),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def edit_reuse(path, edits):
+    """Change values of /reuse, or their number; the digests are right."""
+    with h5py.File(path, "r+") as file:
+        digests = json.loads(file.attrs["digests"])
+        for name, place, value in edits:
+            values = file[f"reuse/{name}"][:]
+            if place >= len(values):
+                values = values[: place % 3]
+            elif isinstance(value, bytes) and values.dtype.kind != "S":
+                values = np.append(values, values)
+            else:
+                with contextlib.suppress(OverflowError, ValueError, TypeError):
+                    values[place] = value
+            attributes = file[f"reuse/{name}"].id
+            kind, plist = attributes.get_type(), attributes.get_create_plist()
+            del file[f"reuse/{name}"]
+            space = h5py.h5s.create_simple(values.shape)
+            made = h5py.h5d.create(file.id, f"reuse/{name}".encode(), kind, space, plist)
+            if values.size:
+                made.write(h5py.h5s.ALL, h5py.h5s.ALL, values, kind)
+            stored = file[f"reuse/{name}"][:]
+            digests[f"reuse/{name}"] = xxhash.xxh3_128_hexdigest(stored.tobytes())
+        file.attrs["digests"] = np.bytes_(json.dumps(digests))
+
+
+def test_an_update_believes_no_reuse_that_contradicts_itself(tmp_path):
+    root, built, out = write_tree(tmp_path / "data"), tmp_path / "built.h5", tmp_path / "out.h5"
+    options = BuildOptions(rows=ROWS, columns=14)
+    etl.build(root, built, options, cache=False)
+    write_contour(root, "A1", 2, text=f"{SQUARE}2 5.5\n")
+    content = built.read_bytes()
+
+    def check(edits):
+        out.unlink(missing_ok=True)
+        out.write_bytes(content)
+        edit_reuse(out, edits)
+        assert etl.build(root, out, options, update=True, cache=False).n_rows == 3
+        assert len(loader.open_dataset(out, verify="columns")) == 3
+
+    hunt(REUSE_EDITS, check)
 
 
 def test_predictions_of_odd_parts_give_a_value_or_our_error(tmp_path):

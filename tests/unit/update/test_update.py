@@ -579,8 +579,11 @@ def test_the_command_updates_without_force_from_several_workers(root, tmp_path):
     assert run(out, "--paranoid").exit_code == 2
 
 
+@pytest.mark.parametrize("has_cache", [True, False])
 @pytest.mark.parametrize("kind", ["table", "rtstruct", "seg", "enhanced"])
-def test_every_layout_is_updated_to_the_bytes_of_a_full_build(tmp_path, monkeypatch, kind):
+def test_every_layout_is_updated_to_the_bytes_of_a_full_build(
+    tmp_path, monkeypatch, kind, has_cache
+):
     from etl.phantom.objects import write_shapes
 
     root, out, full = tmp_path / "data", tmp_path / "out.h5", tmp_path / "full.h5"
@@ -594,7 +597,7 @@ def test_every_layout_is_updated_to_the_bytes_of_a_full_build(tmp_path, monkeypa
         render, "read_frame", lambda *a, real=render.read_frame: (frames.append(1), real(*a))[1]
     )
     before = out.read_bytes()
-    etl.build(root, out, options, update=True)
+    etl.build(root, out, options, update=True, cache=has_cache)
     assert (out.read_bytes(), frames) == (before, [])
     data = bytearray(images[-1].read_bytes())
     data[-100] ^= 1
