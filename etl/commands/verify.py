@@ -23,13 +23,18 @@ from etl.errors import EtlError
     is_flag=True,
     help="With --source: parse every source again by other, plainer code; compare each pixel.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the result for machines.")
 @WORKERS
-def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | None) -> None:
+def verify(
+    file: Path, source: Path | None, rebuild_check: bool, as_json: bool, workers: int | None
+) -> None:
     """Prove that FILE is whole: every row and column against its digest and the others.
 
     FILE is what `dicom-etl build` wrote; out.h5 where it is not given. Exit status 1 on any
     difference.
     """
+    import json
+
     if rebuild_check and source is None:
         raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
     with signals.stop_deferred():
@@ -47,7 +52,9 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
         workers=n_workers,
         progress=True,
     )
-    for problem in result.problems:
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    for problem in result.problems if not as_json else ():
         click.echo(str(problem))
     if result.problems:
         n = len(result.problems)
@@ -60,4 +67,5 @@ def verify(file: Path, source: Path | None, rebuild_check: bool, workers: int | 
         raise EtlError(
             f"Not as it was built: {file}: {differences}. Copy the file again, or build it again."
         )
-    print_line(f"Verified {file}: {result.n_rows} rows, no difference.")
+    if not as_json:
+        print_line(f"Verified {file}: {result.n_rows} rows, no difference.")

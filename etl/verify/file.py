@@ -32,6 +32,15 @@ class Verification:
     problems: list[Problem]
     n_in_file: int
 
+    def to_json(self) -> dict[str, object]:
+        """Return the content as plain values."""
+        return {
+            "n_rows": self.n_rows,
+            "n_differences": len(self.problems),
+            "n_in_file": self.n_in_file,
+            "differences": [problem._asdict() for problem in self.problems],
+        }
+
 
 def verify(
     path: str | Path,

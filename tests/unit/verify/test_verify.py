@@ -365,3 +365,18 @@ def test_the_command_says_what_it_found(built, tmp_path):
     assert f"Not as it was built: {path}: 2 differences. Copy the file again" in run.stderr
     run = CliRunner().invoke(cli, ["verify", str(path), "--rebuild-check"])
     assert (run.exit_code, "--source" in run.stderr) == (2, True)
+
+
+def test_the_command_says_it_to_machines(built, tmp_path):
+    root, out = built
+    arguments = ["--json", "--workers", "1"]
+    run = CliRunner().invoke(cli, ["verify", str(out), "--source", str(root), *arguments])
+    whole = {"n_rows": 5, "n_differences": 0, "n_in_file": 0, "differences": []}
+    assert (run.exit_code, json.loads(run.stdout)) == (0, whole)
+    path = edited(out, tmp_path, lambda f: f["manifest/p01"].__setitem__(0, 0.5))
+    run = CliRunner().invoke(cli, ["verify", str(path), *arguments])
+    found = json.loads(run.stdout)
+    assert (run.exit_code, found["n_differences"], found["n_in_file"]) == (1, 2, 2)
+    first = {"place": "manifest/p01", "message": "differs from its digest."}
+    assert found["differences"][0] == first
+    assert "Not as it was built" in run.stderr
