@@ -1,5 +1,6 @@
 """Open a file that dicom-etl built, as plain arrays over one memory map."""
 
+import functools
 import math
 import mmap
 import operator
@@ -269,11 +270,11 @@ class Dataset:
         """
         self.file.check()
 
-    @property
+    @functools.cached_property
     def reuse(self) -> Columns:
         """What `dicom-etl build --update` needs to take rows over; empty where the file lacks it.
 
-        Training needs none of it, and opening a file reads none: each use of this reads it.
+        Training needs none of it, and opening a file reads none: the first use does.
         """
         self.file.check()
         extents = read_reuse(self.buffer, os.fspath(self.path))

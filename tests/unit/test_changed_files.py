@@ -84,7 +84,7 @@ READS = {
     "polygons": lambda data: data.polygons(3),
     "flagged": lambda data: data.flagged("area-jump"),
     "label counts": lambda data: data.label_counts([1, 2]),
-    "what an update needs": lambda data: data.reuse,
+    "what an update needs": lambda data: data.reuse.stored,
     "columns against digests": lambda data: data.damaged_columns(),
     "check": lambda data: data.check_whole(),
     "batches": lambda data: loader.Batches(data, batch_size=4),
