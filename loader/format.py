@@ -148,7 +148,7 @@ REUSE: Final[dict[str, str]] = {
     "region_y": "<f8",
     "region_is_mask": "|u1",
     # One for each finding on a single pair, as it was before all rows were known.
-    "remark_place": "<i8",
+    "remark_row": "<i8",
     "remark_stage": STRING,
     "remark_code": STRING,
     "remark_path": STRING,

@@ -18,11 +18,13 @@ from etl.output.row_writer import strings
 from etl.quality.rows import SHAPES
 from etl.render import MARKS, ManifestTable
 from loader import Dataset
-from loader.format import NO_ROW, REUSE, STRING
+from loader.format import NO_ROW, REUSE
 
 ROW: Final = np.dtype([*BASICS.descr, ("row", "<i8")])  # of OUT
 EXAMINED, RENDERED = "examined", "rendered"  # the stages that have findings on single rows
 _MARK, _REGION, _REMARK = "mark_", "region_", "remark_"  # what the names of columns begin with
+_SAME: Final = ("same_patient", "same_study")
+_TEXTS: Final = ("stage", "code", "path", "message")  # of a remark
 
 
 class Remark(NamedTuple):
@@ -66,16 +68,19 @@ class Known:
     key: bytes
 
     def columns(self) -> ManifestTable:
-        """Return the columns of /reuse."""
+        """Return the columns of /reuse; all numbers of rows in it are those of OUT."""
+        row = self.rows["row"]
         columns: ManifestTable = {}
         for prefix, table in (("", self.rows), (_MARK, self.marks), (_REGION, self.shapes)):
-            columns |= _columns(table, prefix)
-        for n, name in enumerate(("same_patient", "same_study")):
-            columns[name] = _first_of_group(self.identities[:, n], self.rows["row"])
-        for name in Remark._fields:
-            values = [getattr(remark, name) for remark in self.remarks]
-            is_text = REUSE[_REMARK + name] == STRING
-            columns[_REMARK + name] = strings(values) if is_text else np.array(values, np.int64)
+            columns |= {name: np.ascontiguousarray(v) for name, v in _fields(table, prefix)}
+        columns[f"{_REGION}row"] = row[self.shapes["row"]]
+        for n, name in enumerate(_SAME):
+            columns[name] = _first_of_group(self.identities[:, n], row)
+        places = np.array([one.place for one in self.remarks], np.int64)
+        columns[f"{_REMARK}row"] = row[places]
+        columns[f"{_REMARK}label"] = np.array([one.label for one in self.remarks], np.uint8)
+        for name in _TEXTS:
+            columns[_REMARK + name] = strings([getattr(one, name) for one in self.remarks])
         return columns
 
 
@@ -102,30 +107,37 @@ def read_known(dataset: Dataset) -> tuple[Known, npt.NDArray[np.int64]]:
             _table(stored, prefix, dtype)
             for prefix, dtype in (("", ROW), (_MARK, MARKS), (_REGION, SHAPES))
         )
-        columns = (reuse[_REMARK + name].tolist() for name in Remark._fields)
-        remarks = [Remark(*one) for one in zip(*columns, strict=True)]
-        groups = np.stack([stored["same_patient"], stored["same_study"]], axis=1)
-    except ValueError as error:  # lengths differ, or bytes are no text
+        n, row = len(rows), rows["row"]
+        _require((np.diff([-1, *row.tolist(), len(dataset)]) > 0).all() and len(marks) in {0, n})
+        shapes["row"] = _places(row, shapes["row"])
+        _require((np.diff(shapes["row"]) >= 0).all())
+        columns = (reuse[_REMARK + name].tolist() for name in (*_TEXTS, "label"))
+        places = _places(row, stored[f"{_REMARK}row"]).tolist()
+        remarks = [Remark(*one) for one in zip(places, *columns, strict=True)]
+        groups = np.stack([stored[name] for name in _SAME], axis=1)
+        _require(len(groups) == n)
+    except ValueError as error:
         raise ReuseError("its /reuse contradicts itself") from error
-    identities = np.zeros((len(rows), 2), np.uint64)
-    known = Known(rows, marks, shapes, remarks, identities, key=b"")
-    if not _is_sound(known, groups, len(dataset)):
-        raise ReuseError("its /reuse contradicts itself")
-    return known, groups
+    identities = np.zeros((n, 2), np.uint64)
+    return Known(rows, marks, shapes, remarks, identities, key=b""), groups
 
 
-def _is_sound(known: Known, groups: npt.NDArray[np.int64], n_rows: int) -> bool:
-    """Say whether the places of a file's rows are places, in the order in which they are sought."""
-    row, n = known.rows["row"], len(known.rows)
-    places = known.shapes["row"]
-    ends = np.concatenate([[-1], row, [n_rows]])
-    return bool(
-        (np.diff(ends) > 0).all()
-        and len(known.marks) in {0, n}
-        and len(groups) == n
-        and (np.diff(np.concatenate([[0], places, [max(0, n - 1)]])) >= 0).all()
-        and all(0 <= remark.place < n for remark in known.remarks)
-    )
+def _require(is_so: object) -> None:
+    if not is_so:
+        raise ValueError
+
+
+def _places(rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where some rows are among rows in ascending order.
+
+    Raises
+    ------
+    ValueError
+        One is not among them.
+    """
+    places = np.searchsorted(rows, wanted)
+    _require((places < len(rows)).all() and np.array_equal(rows[places], wanted))
+    return places
 
 
 def _first_of_group(
@@ -134,10 +146,6 @@ def _first_of_group(
     """Return the first row that has each row's identity; -1 where there is none."""
     _, first, group = np.unique(identities, return_index=True, return_inverse=True)
     return np.where(identities == 0, NO_ROW, rows[first][group])
-
-
-def _columns(table: npt.NDArray[np.void], prefix: str) -> ManifestTable:
-    return {name: np.ascontiguousarray(values) for name, values in _fields(table, prefix)}
 
 
 def _table(stored: ManifestTable, prefix: str, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:

@@ -127,11 +127,8 @@ def _reuse(dataset: Dataset) -> Iterator[Problem]:
     row = table.get("row", np.empty(0, np.int64))
     if (np.diff([-1, *row.tolist(), len(dataset)]) <= 0).any():
         yield Problem("reuse/row", "has a row that the file does not have, or is out of order.")
-    for name in ("same_patient", "same_study"):
-        first = table.get(name, np.empty(0, np.int64))
-        if len(first) != len(row) or not (np.isin(first, row) | (first == NO_ROW)).all():
+    for name in ("same_patient", "same_study", "region_row", "remark_row"):
+        other = table.get(name, np.empty(0, np.int64))
+        may_lack = name.startswith("same")
+        if not (np.isin(other, row) | (may_lack & (other == NO_ROW))).all():
             yield Problem(f"reuse/{name}", "has a row that reuse/row does not have.")
-    for name in ("region_row", "remark_place"):
-        place = table.get(name, np.empty(0, np.int64))
-        if ((place < 0) | (place >= len(row))).any():
-            yield Problem(f"reuse/{name}", "has a position that reuse/row does not have.")

@@ -183,7 +183,7 @@ def swap_rows(file):
         (lambda f: f["reuse/row"].__setitem__(-1, 99), "reuse/row: has a row"),
         (lambda f: f["reuse/same_patient"].__setitem__(0, 99), "reuse/same_patient: has a row"),
         (lambda f: f["reuse/same_study"].__setitem__(0, -2), "reuse/same_study: has a row"),
-        (lambda f: f["reuse/region_row"].__setitem__(0, 99), "reuse/region_row: has a position"),
+        (lambda f: f["reuse/region_row"].__setitem__(0, 99), "reuse/region_row: has a row"),
         (lambda f: f["findings/severity"].__setitem__(0, b"info"), "is info, but"),
         (lambda f: f.attrs.__setitem__("image_mean", 1.0), "attribute image_mean: is 1.0"),
         (lambda f: f.attrs.__setitem__("labels", np.bytes_(b"{}")), "attribute labels: is {}, but"),
