@@ -92,6 +92,11 @@ def row_digest(
     return digest.intdigest()
 
 
+def visible(text: str) -> str:
+    """Return text as the file has it: undecodable bytes of file names as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def strings(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """Return text as fixed-length UTF-8; undecodable bytes of file names stay visible."""
     encoded = [value.encode("utf-8", "backslashreplace") for value in values]

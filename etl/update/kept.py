@@ -271,7 +271,7 @@ class Kept:
 
     def _findings(self, first: int, stop: int, stage: str) -> list[Finding]:
         return [
-            remark.about(link.key)
+            remark.about(link)
             for link, place in zip(
                 self.links[first:stop], self.places[first:stop].tolist(), strict=True
             )

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.errors import ReuseError
-from etl.findings import Finding, SampleKey
-from etl.model import BASICS
-from etl.output.row_writer import strings
+from etl.findings import Finding
+from etl.model import BASICS, Link
+from etl.output.row_writer import strings, visible
 from etl.quality.rows import SHAPES
 from etl.render import MARKS, ManifestTable
+from etl.update.sources import paths_of
 from loader import Dataset
 from loader.format import NO_ROW, REUSE
 
@@ -37,9 +38,11 @@ class Remark(NamedTuple):
     message: str
     label: int
 
-    def about(self, key: SampleKey) -> Finding:
-        """Return the finding."""
-        return Finding(self.code, self.path, self.message, key, self.label)
+    def about(self, link: Link) -> Finding:
+        """Return the finding. OUT has undecodable bytes of names as text, the link has them."""
+        paths = {visible(path): path for path in paths_of(link)}
+        path = paths.get(self.path, self.path)
+        return Finding(self.code, path, self.message, link.key, self.label)
 
 
 @dataclass(frozen=True, eq=False)

@@ -612,5 +612,28 @@ def test_every_layout_is_updated_to_the_bytes_of_a_full_build(tmp_path, monkeypa
     assert out.read_bytes() != before
 
 
+def test_names_that_are_no_text_are_sorted_as_in_a_full_build(tmp_path):
+    """OUT has such bytes as escapes, which come before letters; the names come after them."""
+    from etl.phantom.objects import write_shapes
+
+    root, out, full = tmp_path / "data", tmp_path / "out.h5", tmp_path / "full.h5"
+    write_shapes(root, "rtstruct", patients=1, slices=4, rows=64, columns=64)
+    images = [path for path in sorted(root.rglob("*.dcm")) if modality(path) in {"CT", "MR"}]
+    for path, name in zip(images, (b"a\xff", b"ab", b"a\xb2", b"aa"), strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.LossyImageCompression = "01"
+        dataset.save_as(path)
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/" + name))
+    options = BuildOptions(rows=64, columns=64)
+    etl.build(root, full, options)
+    shutil.copy(full, out)
+    for _ in range(2):  # without a cache, then with one
+        result = etl.build(root, out, options, update=True)
+        assert out.read_bytes() == full.read_bytes()
+        lossy = [one.path for one in result.findings if one.code == "image-lossy"]
+        names = [os.fsencode(path).rpartition(b"/")[2] for path in lossy]
+        assert names == [b"aa", b"ab", b"a\xb2", b"a\xff"]
+
+
 def modality(path):
     return pydicom.dcmread(path, stop_before_pixels=True).Modality
