@@ -4,7 +4,8 @@
 
 Makes a tree of --pairs different pairs and builds it. Each round changes one contour in a hundred,
 then times a copy of the old file with fsync, the same with a rename over another copy, and, in
-turn, `dicom-etl build --update`, and prints medians. BENCH_TMP names the folder to work in.
+turn, `dicom-etl build --update`, with and without the cache of the build before, and prints
+medians. BENCH_TMP names the folder to work in.
 """
 
 import importlib.util
@@ -62,6 +63,12 @@ def seconds_of_build(tree: Path, out: Path, *options: str) -> float:
     return time.perf_counter() - started
 
 
+def change(paths: list[Path]) -> None:
+    """Change some contours."""
+    for path in paths:
+        path.write_text(path.read_text() + "\n")
+
+
 @click.command()
 @click.option("--pairs", default=4000)
 @click.option("--rounds", default=5)
@@ -74,19 +81,22 @@ def main(pairs: int, rounds: int) -> None:
         time.sleep(3)  # so that the stamps of the sources are settled
         first = seconds_of_build(tree, out)
         contours = sorted(tree.glob("contourfiles/*/*/*.txt"))
-        copies, replaced, updates = [], [], []
+        copies, replaced, updates, by_digest = [], [], [], []
         for n in range(rounds):
-            for path in contours[n :: len(contours) // max(1, pairs // 100)]:
-                path.write_text(path.read_text() + "\n")
+            change(contours[2 * n :: len(contours) // max(1, pairs // 100)])
             for times, seconds in zip((copies, replaced), seconds_of_copy(out), strict=True):
                 times.append(seconds)
             updates.append(seconds_of_build(tree, out, "--update"))
+            change(contours[2 * n + 1 :: len(contours) // max(1, pairs // 100)])
+            out.with_name(f"{out.name}.cache").unlink()
+            by_digest.append(seconds_of_build(tree, out, "--update"))
         print(f"full build             {first:6.2f} s   {out.stat().st_size / 1e6:.0f} MB")
         updated = statistics.median(updates)
         for what, times in (
             ("copy with fsync", copies),
             ("copy that replaces", replaced),
             ("update of 1 %", updates),
+            ("without its cache", by_digest),
         ):
             middle, all_times = statistics.median(times), sorted(round(one, 2) for one in times)
             print(f"{what:22} {middle:6.2f} s   {all_times}   update: {updated / middle:.2f} times")
