@@ -270,3 +270,13 @@ def test_the_help_loads_nothing_that_a_build_needs():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stderr == "[]\n"
+
+
+def test_a_build_by_one_process_does_not_wait_for_what_only_others_import():
+    code = (
+        "import sys, etl.pipeline\n"
+        "others = {'PIL', 'difflib', 'multiprocessing', 'pydicom', 'tomllib', 'tqdm'}\n"
+        "print(sorted(others & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

@@ -157,11 +157,13 @@ def build(
     check_build_options()
     signals.ignore_stop_once(_is_replaced(out))
     with signals.stop_deferred():  # NumPy fails in its own words where an import breaks off
-        from etl.workers import local_pool
+        from etl.workers.cores import available_cores
 
-        n_workers = workers or local_pool.available_cores()
+        n_workers = workers or available_cores()
         is_quick = update and os.path.exists(f"{out}.cache")  # it may parse next to nothing
-        if scheduler is None and not is_quick:
+        if scheduler is None and n_workers > 1 and not is_quick:
+            from etl.workers import local_pool
+
             local_pool.start_early(n_workers)  # before all that imports NumPy
         from etl.errors import RejectedError
         from etl.findings import counted

@@ -55,8 +55,9 @@ def check(
         raise click.UsageError(f"{option_name(given[0])} needs --full: only pixels tell.")
     with signals.stop_deferred():  # as for a build
         from etl.workers import local_pool
+        from etl.workers.cores import available_cores
 
-        n_workers = workers or local_pool.available_cores()
+        n_workers = workers or available_cores()
         local_pool.start_early(n_workers)
         from etl.check import check as check_input
 

@@ -39,9 +39,9 @@ def verify(
         raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
     with signals.stop_deferred():
         from etl.verify import processes
-        from etl.workers import local_pool
+        from etl.workers.cores import available_cores
 
-        n_workers = workers or local_pool.available_cores()
+        n_workers = workers or available_cores()
         processes.start(file, n_workers, with_sources=source is not None)
         from etl.verify.file import verify as verify_file
 

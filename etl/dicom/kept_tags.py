@@ -7,7 +7,6 @@ reason: what describes the patient, names a person or a place, is a date or an i
 hold what a person typed.
 """
 
-import difflib
 import math
 import struct
 import warnings
@@ -365,6 +364,8 @@ def _decoded(value: bytes, charset: bytes) -> str:
 
 def _looked_up(keyword: str) -> tuple[int, str, bool]:
     """Return tag, VR and whether it has one value, of any attribute of DICOM."""
+    import difflib
+
     from pydicom import datadict
 
     tag = datadict.tag_for_keyword(keyword)

@@ -254,11 +254,15 @@ def _n_set(values: _Hashes) -> npt.NDArray[np.uint8]:
     """Return the number of set bits of each value."""
     if hasattr(np, "bitwise_count"):  # from NumPy 2 on
         return np.asarray(np.bitwise_count(values), np.uint8)
-    parts = _BITS[values.view(np.uint16)].reshape(*values.shape, 4)
+    parts = _n_set_of_16()[values.view(np.uint16)].reshape(*values.shape, 4)
     return np.asarray(parts.sum(axis=-1, dtype=np.uint8))
 
 
-_BITS: Final = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
+@functools.cache
+def _n_set_of_16() -> npt.NDArray[np.uint8]:
+    """Return the number of set bits of each value of 16 bits."""
+    return np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
+
 
 # --------------------------------------------------------------------------------- the two images
 

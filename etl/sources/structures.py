@@ -1,7 +1,6 @@
 """Names that annotations have → the structures of a file, as `--structures` says."""
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -110,6 +109,8 @@ def read_choices(path: Path) -> tuple[StructureChoice, ...]:
     EtlError
         It cannot be read, or is not of that form.
     """
+    import tomllib
+
     where = f"Structures not usable: {path}"
     try:
         text = read_named(path, where, expected="structures").decode("utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, ParamSpec, TypeVar
 
 from etl.errors import EtlError, changed_limits, run_limited
-from etl.workers import local_pool, watchdog
+from etl.workers import watchdog
 from loader.format import VERSION
 
 _IN_FLIGHT: Final = 4  # tasks submitted ahead, per worker
@@ -131,7 +131,7 @@ class Engine:
         self, work: Work[_Task, _Result], task: _Task, death: Exception
     ) -> Iterator[_Result]:
         """Yield the results of a task that a worker has died of."""
-        if not isinstance(death, local_pool.TimedOutError):
+        if not isinstance(death, watchdog.TimedOutError):
             found = self._try(work, task)
             if not isinstance(found, Exception):
                 yield from found
@@ -152,7 +152,7 @@ class Engine:
 
     def _why(self, death: Exception) -> str:
         """Return why a pair is given up, and count those that took too long."""
-        if not isinstance(death, local_pool.TimedOutError):
+        if not isinstance(death, watchdog.TimedOutError):
             return _CRASHED
         self.n_timed_out += 1
         return (
@@ -214,7 +214,11 @@ def local_engine(
     Whatever ends the block, the tasks not begun are dropped and no process is left. Only other
     processes can be kept from taking more than `file_seconds` for a file.
     """
-    executor = local_pool.LocalPool(n_workers, file_seconds) if n_workers > 1 else InProcess()
+    executor: Executor = InProcess()
+    if n_workers > 1:
+        from etl.workers.local_pool import LocalPool  # not for one: multiprocessing takes its time
+
+        executor = LocalPool(n_workers, file_seconds)
     with executor:
         yield Engine(executor, n_workers, goes_on=True, file_seconds=file_seconds)
 

@@ -21,7 +21,6 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from etl.errors import EtlError
@@ -33,7 +32,6 @@ _START_METHOD: Final = "forkserver" if sys.platform == "linux" else "spawn"
 _PRELOAD: Final = (
     f"{__package__}.preload"  # not imported here: the coordinator starts without NumPy
 )
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 _READY: Final = "ready"  # what a worker says first
 _MOST_FALSE_STARTS: Final = 3
 _STOP_SECONDS: Final = 5.0  # for a worker to follow a request to end, before it is killed
@@ -47,10 +45,6 @@ _Message: TypeAlias = _Answer | str
 
 class WorkerDiedError(BrokenExecutor):
     """The process that worked on the task has died."""
-
-
-class TimedOutError(WorkerDiedError):
-    """One file has taken the worker more time than a file may take."""
 
 
 class LocalPool(Executor):
@@ -120,7 +114,7 @@ class LocalPool(Executor):
             self._n_false_starts += not worker.is_ready
             worker.process.join(_DEATH_SECONDS)
             is_late = watchdog.has_struck(worker.process.exitcode)
-            death = TimedOutError if is_late else WorkerDiedError
+            death = watchdog.TimedOutError if is_late else WorkerDiedError
             worker.release().set_exception(death("a worker process has died"))
             self._replace(worker)
             return
@@ -211,12 +205,6 @@ def _no_worker_starts() -> EtlError:
     )
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use: by affinity, and by its cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _cgroup_cores(_CGROUP_LIMIT)))
-
-
 def start_early(n_workers: int, preload: str = _PRELOAD) -> None:
     """Start the server that workers fork from, while this process imports what it needs.
 
@@ -297,12 +285,3 @@ def _interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _cgroup_cores(limit: Path) -> int:
-    """Return the cores that a container's CPU quota pays for (cgroup v2's "quota period")."""
-    try:
-        quota, period = limit.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return sys.maxsize

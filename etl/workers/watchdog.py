@@ -5,11 +5,16 @@ without the file; see `etl.workers.engine`. Only worker processes are ever armed
 """
 
 import signal
+from concurrent.futures import BrokenExecutor
 from typing import Final
 
 DEFAULT_SECONDS: Final = 60.0
 
 _seconds = 0.0  # of this process; 0: no limit
+
+
+class TimedOutError(BrokenExecutor):
+    """One file has taken the worker more time than a file may take, and the worker is dead."""
 
 
 def arm(seconds: float) -> None:

@@ -17,7 +17,7 @@ import etl
 from etl import examine, render
 from etl.errors import EtlError
 from etl.options import BuildOptions
-from etl.workers import engine, local_pool
+from etl.workers import cores, engine, local_pool
 from etl.workers.engine import Work, local_engine
 
 OPTIONS = BuildOptions(rows=ROWS, columns=COLUMNS, audit=False)
@@ -168,11 +168,11 @@ def test_workers_that_see_other_folders_stop_the_build_before_any_work(
 def test_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(local_pool, "_CGROUP_LIMIT", limit)
-    assert local_pool.available_cores() == 3
-    for text, cores in (("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1)):
+    monkeypatch.setattr(cores, "_CGROUP_LIMIT", limit)
+    assert cores.available_cores() == 3
+    for text, expected in (("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1)):
         limit.write_text(text)
-        assert local_pool.available_cores() == cores
+        assert cores.available_cores() == expected
 
 
 def test_a_script_that_is_run_again_by_every_worker_is_told_so(tmp_path):
