@@ -30,13 +30,13 @@ from etl.options import BuildOptions
 from etl.output.row_writer import Plan, begin_writeback, open_rows, row_digest, strings, write_rows
 from etl.quality.alignment import ALIGNMENT, NOT_AUDITED, Alignment, audited, measure
 from etl.quality.drawing import Shape, check_overlap, check_regions, check_shared
-from etl.quality.near_copies import Hash, image_hash
+from etl.quality.near_copies import NO_HASH, Cells, Hash, hashed_cells, image_hashes
 from etl.quality.rows import SHAPES
 from etl.quality.statistics import image_statistics
 from etl.resampling.image import image_on_grid
 from etl.resampling.placing import file_plane, share_cut
 from etl.resampling.regions import clear_padding, padding_of, region_on_grid
-from etl.sources.files import open_source, read_all, unchanged_since
+from etl.sources.files import open_source, read_all
 from etl.sources.source import Discovery
 from etl.spool import Spool
 from etl.workers import watchdog
@@ -236,7 +236,7 @@ def render(
     return Rendered(
         is_good=is_good,
         manifest=_columns([row.manifest for row in good], scheme, options),
-        marks=np.array([row.marks for row in good if row.marks], MARKS),
+        marks=_marks(good),
         shapes=np.array(shapes, SHAPES),
         findings=findings,
     )
@@ -313,7 +313,8 @@ class _Row(NamedTuple):
     findings: list[Finding]
     image: Image | None = None
     manifest: Mapping[str, str | int | float] = {}  # never changed
-    marks: tuple[int, Hash, Alignment, bytes] | None = None  # a row of MARKS
+    marks: tuple[int, Hash, Alignment, bytes] | None = None  # a row of MARKS but for its hash
+    cells: Cells | None = None  # that its hash follows from
     shapes: Mapping[int, Shape] = {}  # by code
 
 
@@ -337,8 +338,8 @@ class _Files:
         path = sample.link.frame.path
         if self._key == (path, sample.stamp):
             return self._content
-        with open_source(self._root, path, "image-changed") as (descriptor, _):
-            if not unchanged_since(descriptor, sample.stamp):
+        with open_source(self._root, path, "image-changed") as (descriptor, stamp):
+            if stamp != sample.stamp:
                 raise ImageError("image-changed", "changed during the build. Build again.")
             data = read_all(descriptor, sample.stamp, "image-changed")
         content = _Content(data, xxhash.xxh3_128_hexdigest(data))
@@ -378,8 +379,16 @@ def _render_one(
     shapes, findings = _check(sample, painted, checked, scheme, options)
     # Of the frame, where contours are as they were drawn, whatever becomes of its pixels.
     digest, alignment = xxhash.xxh3_64_intdigest(source.data), _alignment(sample, source, scheme)
-    marks = digest, image_hash(image), alignment, sample.instance.unit.encode()
-    return _Row(warnings + findings, image, manifest, marks, shapes)
+    marks = digest, NO_HASH, alignment, sample.instance.unit.encode()
+    return _Row(warnings + findings, image, manifest, marks, hashed_cells(image), shapes)
+
+
+def _marks(rows: list[_Row]) -> npt.NDArray[np.void]:
+    """Return the marks of rows, of type MARKS; empty where nothing is checked."""
+    checked = [row for row in rows if row.marks]
+    marks = np.array([row.marks for row in checked], MARKS)
+    marks["hash"] = image_hashes([row.cells for row in checked])
+    return marks
 
 
 def _empty(

@@ -25,6 +25,7 @@ from etl.findings import Finding, SampleKey
 from etl.labels import BRIGHTER, DARKER, LabelScheme
 from etl.model import Image, Link, Region, Vertices
 from etl.options import AUDIT_CONTOURS
+from etl.quality.statistics import median_of
 from loader.format import Structure
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
@@ -413,7 +414,7 @@ def _without_soft(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """
     rows = rows.copy()
     codes, outcomes = rows["code"], rows["outcome"]
-    for code in np.unique(codes[codes > 0]).tolist():
+    for code in sorted(set(codes[codes > 0].tolist())):
         mine = (codes == code) & (outcomes != NOT_AUDITED)
         clear = mine & (outcomes == MEASURED)
         offsets = _offsets(rows[clear])
@@ -489,7 +490,7 @@ def _displaced(
         return []
     away = np.hypot(*(medians - middle).T)
     along = np.abs(medians - middle).max(axis=1)
-    usual = float(np.median(away)) / _RAYLEIGH
+    usual = median_of(away) / _RAYLEIGH
     own = [patient.offsets - patient.median for patient in measured]
     scatter = _spread(np.concatenate(own))
     findings = []
@@ -544,13 +545,12 @@ def _offsets(rows: npt.NDArray[np.void]) -> _Floats:
 
 
 def _median(offsets: _Floats) -> _Floats:
-    median: _Floats = np.median(offsets, axis=0)
-    return median
+    return np.array([median_of(axis) for axis in offsets.T])
 
 
 def _spread(residuals: _Floats) -> float:
     """Return the robust standard deviation of one component."""
-    return _ROBUST * float(np.median(np.abs(residuals)))
+    return _ROBUST * median_of(np.abs(residuals).ravel())
 
 
 def _offset(displacement: _Floats) -> str:

@@ -17,6 +17,7 @@ from etl.contours.transform import PixelGrid, transform
 from etl.labels import BRIGHTER, DARKER
 from etl.model import Image, Vertices
 from etl.quality.alignment import MIN_CONTRAST, SEARCH, contour_normals, peak_of
+from etl.quality.statistics import median_of
 from loader.format import Structure
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
@@ -142,7 +143,7 @@ def _contrasts(image: Image, vertices: Vertices, structure: Structure, reach: in
     step = values[: len(values) // 2] - values[len(values) // 2 :]
     middle = slice(reach - _REACH, reach + _REACH + 1)
     own = np.abs(step[:, middle, middle]).max(axis=(1, 2))
-    own = np.maximum(own, _FAINT * float(np.median(own)))
+    own = np.maximum(own, _FAINT * median_of(own))
     if not own.all():
         return np.zeros(step.shape[1:])
     # Far off may be steeper edges than near: no normal counts more than one.

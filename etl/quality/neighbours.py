@@ -13,6 +13,8 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from etl.quality.statistics import median_of
+
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
 _Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -99,7 +101,7 @@ def _jumps(
         known = size[~np.isnan(size)]
         if len(known) == 0:
             return
-        usual = _ROBUST * float(np.median(np.abs(known)))
+        usual = _ROBUST * median_of(np.abs(known))
         is_off = np.nan_to_num(size) > max(limit, DEVIATIONS * usual)
         is_jump = is_off & slices.is_peak & phases.is_peak
         if not is_jump.any():

@@ -32,6 +32,7 @@ from etl.quality.exchanged import (
 from etl.quality.near_copies import find_near_copies
 from etl.quality.neighbours import Stack, find_jumps
 from etl.quality.patients import Patient
+from etl.quality.statistics import median_of
 from loader.format import Structure
 
 ManifestTable: TypeAlias = Mapping[str, npt.NDArray[np.generic]]  # of the manifest
@@ -218,7 +219,7 @@ def _identical_contours(rows: Rows) -> Iterator[Finding]:
         patients = rows.manifest["patient_id"][alike["row"]]
         # Masks of a straight body are equal in neighbouring planes; points drawn by hand are not.
         is_natural = alike["is_mask"].all() and (patients == patients[0]).all()
-        if len(np.unique(rows.images[alike["row"]])) > 1 and not is_natural:
+        if len(set(rows.images[alike["row"]].tolist())) > 1 and not is_natural:
             codes = alike["code"].tolist()
             groups.append(
                 [
@@ -289,18 +290,18 @@ def _area_outliers(rows: Rows) -> Iterator[Finding]:
         known = radius[~np.isnan(radius)]
         if len(known) < MIN_CONTOURS:
             continue
-        median = float(np.median(known))
-        deviation = _ROBUST * float(np.median(np.abs(known - median)))
-        high = max(LARGE_RADIUS * median, median + LARGE_DEVIATIONS * deviation)
+        usual = median_of(known)
+        deviation = _ROBUST * median_of(np.abs(known - usual))
+        high = max(LARGE_RADIUS * usual, usual + LARGE_DEVIATIONS * deviation)
         # Of a structure of which nothing is known, the last slice may show a tip of any size.
-        low = SMALL_RADIUS * median if structure.contrast else 0.0
+        low = SMALL_RADIUS * usual if structure.contrast else 0.0
         for row in np.flatnonzero((radius > high) | (radius < low)).tolist():
             expected = f"{low:.1f} to {high:.1f}" if low else f"{high:.1f} at most"
             contours = "" if structure.name.endswith("contour") else " contours"
             message = (
                 f"is as large as a circle of radius {radius[row]:.1f} {unit}, expected "
                 f"{expected}: the median of {len(known)} {structure.name}{contours or 's'} is "
-                f"{median:.1f}. Look at its overlay."
+                f"{usual:.1f}. Look at its overlay."
             )
             yield rows.about_region("area-outlier", row, structure, message)
 
@@ -381,7 +382,7 @@ def _missing_geometry(rows: Rows) -> Iterator[Finding]:
     for name, columns in values.items():
         is_missing = np.isnan(columns.sum(axis=1))
         if is_missing.any():
-            n_patients = len(np.unique(patients[is_missing]))
+            n_patients = len(set(patients[is_missing].tolist()))
             n_rows = f"{np.count_nonzero(is_missing)} of {counted(len(is_missing), 'row')}"
             counts.append(f"{name} in {n_rows} ({counted(n_patients, 'patient')})")
     if counts:
@@ -530,7 +531,7 @@ def _brightness(
                 means[number, place] = math.fsum(values.tolist()) / len(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         found[:, :, 0] = (means - low[:, None]) / (high - low)[:, None]
-        found[:, :, 1] = (means - np.median(low)) / (np.median(high) - np.median(low))
+        found[:, :, 1] = (means - median_of(low)) / (median_of(high) - median_of(low))
     found[~np.isfinite(found)] = np.nan
     return found
 

@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ from etl.quality.near_copies import (
     MIN_CORRELATION,
     NO_HASH,
     find_near_copies,
-    image_hash,
+    hashed_cells,
+    image_hashes,
     similarity,
 )
+
+
+def image_hash(image):
+    return tuple(image_hashes([hashed_cells(image)])[0].tolist())
 
 
 def textured(seed, size=(256, 256)):
@@ -92,6 +98,37 @@ def test_the_hash_of_an_image_stays_what_it_is():
 
 
 PINNED = ["da937b70b6277571", "8b4e0a8a0d1b423b"]
+
+
+def plain_hash(cells):
+    """Return the hash of one image, cell by cell and bit by bit."""
+    ordered = sorted(cells.ravel().tolist())
+    low, high = ordered[20], ordered[-21]  # a fiftieth of 1024 at either end
+    if low == high:
+        return [0, 0]
+    cut = np.array([[min(max(one, low), high) - low for one in line] for line in cells.tolist()])
+    cosines = [[math.cos(k * (n + 0.5) * math.pi / 32) for n in range(32)] for k in range(16)]
+    whole = np.rint(np.array(cosines, np.float32) * 1024).astype(np.int64)
+    spectrum = whole @ cut @ whole.T
+    places = sorted((y + x, y, x) for y in range(16) for x in range(16))[1:129]
+    values = [int(spectrum[y, x]) for _, y, x in places]
+    middle = sorted(values)[64]
+    bits = [value > middle for value in values]
+    numbers = [sum(bits[16 * k + byte] << 7 - k for k in range(8)) for byte in range(16)]
+    return [int.from_bytes(numbers[:8], "little"), int.from_bytes(numbers[8:], "little")]
+
+
+def test_hashes_of_images_together_are_those_of_each_the_plain_way():
+    images = [textured(seed) for seed in range(5)]
+    images += [np.full((40, 40), 7, np.int16), np.eye(31), textured(9, (64, 99)).astype(np.float32)]
+    images += [np.random.default_rng(0).integers(0, 1 << 16, (256, 300), np.uint16)]
+    cells = [hashed_cells(image) for image in images]
+    expected = [[0, 0] if one is None else plain_hash(one) for one in cells]
+    assert image_hashes(cells).tolist() == expected
+    assert [list(image_hash(image)) for image in images] == expected  # each by itself
+    assert expected.count([0, 0]) == 2
+    assert image_hashes([]).shape == (0, 2)
+
 
 # -------------------------------------------------------------------------------------- of all rows
 

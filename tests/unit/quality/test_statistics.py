@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from etl.quality.statistics import exact_sum, image_statistics, pooled_moments
+from etl.quality.statistics import exact_sum, image_statistics, median_of, pooled_moments
 
 DTYPES = ["<i2", "<u2", "<i4", "<f4"]
 
@@ -159,3 +159,18 @@ def test_padding_that_no_pixel_has_changes_nothing():
 def test_an_image_of_nothing_but_padding_has_its_statistics():
     found = image_statistics(np.full((3, 3), -2000, "<i2"), (-2000.0, -2000.0))
     assert (found.minimum, found.maximum, found.mean, found.n_padding) == (-2000, -2000, -2000, 9)
+
+
+@pytest.mark.parametrize("largest", [3, 1 << 17, 1 << 18])
+@pytest.mark.parametrize("lowest", [0, 5, -3, -(1 << 17)])
+def test_each_value_is_counted_wherever_the_values_begin(lowest, largest):
+    rng = np.random.default_rng(largest)
+    pixels = rng.integers(lowest, lowest + largest, (300, 500), np.int32)  # several at a time
+    assert as_list(image_statistics(pixels)) == plain_statistics(pixels)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), max_size=9))
+def test_a_median_is_numpys(values):
+    expected = np.median(values) if values else math.nan
+    assert np.array_equal(median_of(np.array(values)), expected, equal_nan=True)
+    assert math.isnan(median_of(np.array([*values, math.nan])))
