@@ -92,7 +92,7 @@ class Link(NamedTuple):
 
     def digest(self) -> str:
         """Return a digest of all that the link says, except for what the other links decide."""
-        text = json.dumps(self._replace(is_audited=False))
+        text = json.dumps(self._replace(is_audited=False) if self.is_audited else self)
         return xxhash.xxh3_128_hexdigest(text.encode())
 
 
@@ -213,7 +213,8 @@ class Instance(NamedTuple):
 
     def plain(self) -> tuple[object, ...]:
         """Return the instance as tuples of no class, which pickle quickly; of nobody."""
-        pixels, storage, *attributes = self._replace(identity=NOBODY)
+        pixels, storage, *attributes = self
+        attributes[_IDENTITY] = NOBODY
         return tuple(pixels), isinstance(storage, NativePixels), tuple(storage), attributes
 
     @classmethod
@@ -222,6 +223,9 @@ class Instance(NamedTuple):
         pixels, is_native, storage, attributes = plain
         make = NativePixels if is_native else EncapsulatedPixels
         return cls(PixelFormat(*pixels), make(*storage), *attributes)
+
+
+_IDENTITY: Final = Instance._fields.index("identity") - 2  # behind the pixels and their storage
 
 
 class Region(NamedTuple):

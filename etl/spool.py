@@ -55,8 +55,8 @@ class Spool:
         self.findings += examined.findings
         self.values |= examined.values
         first = len(self)
-        for sample in examined.samples:
-            self._n_bytes.append(self._samples.write(sample))
+        self._n_bytes.extend(map(len, examined.samples))
+        self._samples.write(b"".join(examined.samples))
         self._contours.append(examined.contours + np.array([first, 0, 0]))
         self._identities.append(examined.identities)
         self._basics.append(examined.basics)

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from etl.contours.polygon import perimeter, share_outside
+from etl.contours.polygon import is_inside, perimeter, share_outside
 from etl.errors import ContourError, ImageError
 from etl.findings import Remark
 from etl.model import Mask, PixelFormat, Vertices
@@ -147,6 +147,8 @@ def check_contour(
             f"its border is {length:.4g} pixels long, expected at most {MAX_PERIMETER:g}. "
             "Draw it again.",
         )
+    if is_inside(lowest, highest, rows, columns):
+        return []
     share = share_outside(vertices, rows, columns)
     if share == 1.0 and not may_be_outside:
         raise outside(rows, columns)

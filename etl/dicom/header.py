@@ -99,10 +99,11 @@ def read_header(file: BinaryIO, more: tuple[int, ...] = (), head: bytes = b"") -
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise ImageError("image-unreadable", "is empty (0 bytes). Copy it again.")
-    if not head:
+    if head:
+        file.seek(len(head))
+    else:
         file.seek(0)
         head = file.read(HEAD_BYTES)
-    file.seek(len(head))
     found = None
     if head[META_OFFSET - len(_MARK) : META_OFFSET] == _MARK:
         found = _scan(head, size, more)
@@ -148,7 +149,7 @@ def _scan(
     alike = size, len(head), more
     for template in reversed(_templates.get(alike, ())):  # the files of a series come together
         if (elements := template.read(head)) is not None:
-            return elements, _syntax(elements)
+            return elements, template.syntax
     looked_at: list[slice] = []
     meta = scan_meta(head, META_OFFSET, looked_at)
     if meta is None:
@@ -175,7 +176,7 @@ def _scan(
     elements = {**found, TRANSFER_SYNTAX_UID: name}  # a second one, in the data set, is nothing
     n_bytes = sum(len(element.value or b"") for element in elements.values())
     if len(looked_at) <= _MAX_LOOKED_AT and n_bytes <= _MAX_VALUE_BYTES:
-        _remember(alike, HeaderTemplate(head, looked_at, elements))
+        _remember(alike, HeaderTemplate(head, looked_at, elements, syntax))
     return elements, syntax
 
 

@@ -66,9 +66,14 @@ class HeaderTemplate:
         All of `head` that the walk depended on, two at least.
     found : dict
         What it found.
+    syntax : str
+        The transfer syntax, whose name is among what the walk depended on.
     """
 
-    def __init__(self, head: bytes, looked_at: list[slice], found: dict[int, Element]) -> None:
+    def __init__(
+        self, head: bytes, looked_at: list[slice], found: dict[int, Element], syntax: str
+    ) -> None:
+        self.syntax = syntax
         self._looked_at = itemgetter(*looked_at)
         self._expected = self._looked_at(head)
         self._found = found

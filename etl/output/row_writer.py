@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,15 +39,19 @@ class Plan:
     mask_dtype: str = file_format.MASK_DTYPE
 
     @property
-    def row_bytes(self) -> dict[str, int]:
+    def row_bytes(self) -> Mapping[str, int]:
         """Bytes of one row of each big dataset (one vertex, for the contours)."""
-        n_pixels = self.rows * self.columns
-        return {
-            file_format.IMAGES: n_pixels * np.dtype(self.image_dtype).itemsize,
-            file_format.MASKS: n_pixels * np.dtype(self.mask_dtype).itemsize,
-            "contours/x": 8,
-            "contours/y": 8,
-        }
+        return _row_bytes(self.rows * self.columns, self.image_dtype, self.mask_dtype)
+
+
+@functools.cache  # every row asks for it
+def _row_bytes(n_pixels: int, image_dtype: str, mask_dtype: str) -> dict[str, int]:
+    return {
+        file_format.IMAGES: n_pixels * np.dtype(image_dtype).itemsize,
+        file_format.MASKS: n_pixels * np.dtype(mask_dtype).itemsize,
+        "contours/x": 8,
+        "contours/y": 8,
+    }
 
 
 def open_rows(plan: Plan) -> FileIO:

@@ -28,10 +28,11 @@ def read_region(
         if stamp.size > most("contour-bytes"):
             raise text.too_large(stamp.size)
         data = read_all(descriptor, stamp, code)
-    origin = np.float64(options.contour_origin)
-    grid = PixelGrid.of(instance, options.rows, options.columns)
-    polygons = tuple(
-        transform(vertices - origin, options.contour_transform, grid)
-        for vertices in text.parse_contour(data)
-    )
-    return Region(annotation.code, polygons, xxhash.xxh3_128_hexdigest(data))
+    polygons = text.parse_contour(data)
+    if options.contour_origin or options.contour_transform:
+        origin = np.float64(options.contour_origin)
+        grid = PixelGrid.of(instance, options.rows, options.columns)
+        polygons = [
+            transform(vertices - origin, options.contour_transform, grid) for vertices in polygons
+        ]
+    return Region(annotation.code, tuple(polygons), xxhash.xxh3_128_hexdigest(data))

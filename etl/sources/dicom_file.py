@@ -1,8 +1,9 @@
 """DICOM files of an input: opened with care, read by `etl.dicom`."""
 
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final, TypeVar, cast
 
 from etl.dicom.instance import read_instance
 from etl.dicom.kept_tags import KeptTag
@@ -54,7 +55,8 @@ def with_file(root: Path, path: str, read: Callable[[BinaryIO, FileStamp], _T]) 
         if stamp.size > most("image-bytes"):
             raise SourceError(_CODE, beyond("image-bytes", stamp.size))
         try:
-            with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                return read(file, stamp)
+            # As open() does without a buffer, at half its time.
+            with FileIO(descriptor, closefd=False) as file:
+                return read(cast("BinaryIO", file), stamp)
         except OSError as error:
             raise cannot_read(error, _CODE) from error
