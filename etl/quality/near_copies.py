@@ -226,6 +226,7 @@ def _most_misses(n_rows: int) -> int:
 
 def _closest(hashes: _Hashes, patients: _Integers) -> tuple[_Integers, _Integers]:
     """Return, for each hash, the place of a close one of another patient, and the bits between."""
+    patients = patients.astype(np.int32)  # sooner compared
     partner = np.full(len(hashes), -1, np.int64)
     closest = np.full(len(hashes), _NO_BITS, np.int64)
     for some, others in _compared(hashes):
@@ -261,9 +262,8 @@ def _compared(hashes: _Hashes) -> Iterator[tuple[_Integers, _Integers]]:
 
 def _n_bits(some: _Hashes, others: _Hashes) -> npt.NDArray[np.uint8]:
     """Return the number of bits between each of some hashes and each of others."""
-    first, second = (
-        _n_set(np.bitwise_xor.outer(some[:, word], others[:, word])) for word in (0, 1)
-    )
+    words = zip(some.T.copy(), others.T.copy(), strict=True)  # each in one piece of memory
+    first, second = (_n_set(one[:, None] ^ other) for one, other in words)
     return np.asarray(first + second, np.uint8)
 
 
@@ -309,10 +309,12 @@ def similarity(one: Image, other: Image) -> float:
 def _correlation(product: npt.NDArray[np.complexfloating]) -> float:
     """Return the best correlation over shifts by half cells, from the product of two spectra."""
     half = _GRID // 2
-    finer = np.zeros((2 * _GRID, _GRID + 1), product.dtype)
-    finer[:half, : half + 1], finer[-half:, : half + 1] = product[:half], product[half:]
-    correlations = 4 * np.fft.irfft2(finer, s=(2 * _GRID, 2 * _GRID))
-    return float(correlations[np.ix_(_SHIFTS, _SHIFTS)].max())
+    finer = np.zeros((2 * _GRID, half + 1), product.dtype)
+    finer[:half], finer[-half:] = product[:half], product[half:]
+    # As np.fft.irfft2 does, without the rows of other shifts.
+    lines = np.fft.ifft(finer, axis=0)[_SHIFTS]
+    correlations = 4 * np.fft.irfft(lines, 2 * _GRID, axis=1)
+    return float(correlations[:, _SHIFTS].max())
 
 
 def _details(averages: _Floats, zoom: float) -> _Floats:

@@ -130,6 +130,18 @@ def test_hashes_of_images_together_are_those_of_each_the_plain_way():
     assert image_hashes([]).shape == (0, 2)
 
 
+def test_the_correlation_over_shifts_is_that_of_the_whole_inverse_transform():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        product = (rng.normal(size=(64, 33)) + 1j * rng.normal(size=(64, 33))).astype(np.complex64)
+        finer = np.zeros((128, 65), np.complex64)
+        finer[:32, :33], finer[-32:, :33] = product[:32], product[32:]
+        whole = 4 * np.fft.irfft2(finer, s=(128, 128))
+        shifts = range(-16, 17)
+        expected = max(float(whole[y, x]) for y in shifts for x in shifts)
+        assert near_copies._correlation(product) == pytest.approx(expected, rel=1e-6)
+
+
 # -------------------------------------------------------------------------------------- of all rows
 
 
