@@ -146,7 +146,8 @@ def exclude_listed(found: Discovery, options: BuildOptions) -> Discovery:
             found.findings.append(
                 Finding("structure-excluded", one.path, line.why, link.key, one.code)
             )
-        if left := tuple(one for one in link.annotations if one not in gone):
+        left = tuple(one for one in link.annotations if one not in gone)
+        if left or not gone:  # without either it is an image on which nothing is drawn
             kept.append(link._replace(annotations=left))
         else:
             message = f"{line.why[:-1]}; it was the row's last structure."

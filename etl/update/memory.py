@@ -222,7 +222,8 @@ class Memory:
                 key = cache.seal.opened(found.root)
                 return kept.of_people(cache.identities[kept.places], key)
         frames = [link.frame for link in kept.links]
-        whose = identities(engine, found.root, frames, groups[kept.places])
+        digests = [one.decode() for one in kept.manifest["dicom_xxh3"].tolist()]
+        whose = identities(engine, found.root, frames, digests, groups[kept.places])
         return kept.of_people(keyed(whose, self._key), self._key)
 
     def _cache_of(self, dataset: Dataset, known: Known) -> Cache | None:
@@ -276,7 +277,7 @@ class Memory:
         is_kept = [
             place >= 0
             and all(path in same for path in paths_of(link))
-            and not (options.is_resized and _is_newly_audited(link, known, place))
+            and not (options.is_resized and _is_newly_audited(link, older, known, place))
             for link, place in zip(found.links, places, strict=True)
         ]
         links = list(itertools.compress(found.links, is_kept))
@@ -506,11 +507,15 @@ def _different(one: Mapping[str, object], other: Mapping[str, object]) -> list[s
     return sorted({"--" + _TYPED.get(name, name).replace("_", "-") for name in names})
 
 
-def _is_newly_audited(link: Link, known: Known, place: int) -> bool:
-    """Say whether the audit takes a link that it did not take: it looks at the frame's pixels."""
+def _is_newly_audited(link: Link, older: Older, known: Known, place: int) -> bool:
+    """Say whether the audit takes a link that it did not take: it looks at the frame's pixels.
+
+    Of masks it takes none.
+    """
     if not (link.is_audited and len(known.marks)):
         return False
-    return bool(known.marks["alignment"]["outcome"][place] == NOT_AUDITED)
+    is_new = known.marks["alignment"]["outcome"][place] == NOT_AUDITED
+    return bool(is_new) and older.has_contours(int(known.rows["row"][place]))
 
 
 def _damaged(dataset: Dataset) -> Iterable[str]:

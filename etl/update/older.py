@@ -70,10 +70,14 @@ class Older:
         image: npt.NDArray[np.generic] = np.frombuffer(data, self.dtypes[file_format.IMAGES])
         return image.reshape(plan.rows, plan.columns)
 
+    def has_contours(self, row: int) -> bool:
+        """Say whether a row has contours, not only masks."""
+        first, stop = self._contours_of(row)
+        return first < stop
+
     def polygons(self, row: int) -> list[tuple[int, Vertices]]:
         """Return (label, vertices) of the contours of a row."""
-        place = self.places[row]
-        first, stop = np.searchsorted(self.contours["row"], [place, place + 1]).tolist()
+        first, stop = self._contours_of(row)
         end = int(self.contours["length"][:first].sum())
         found = []
         for index in range(first, stop):
@@ -81,3 +85,9 @@ class Older:
             axes = [self.contours[axis][start:end] for axis in "xy"]
             found.append((int(self.contours["label"][index]), np.stack(axes, axis=1)))
         return found
+
+    def _contours_of(self, row: int) -> tuple[int, int]:
+        """Return the positions of the first contour of a row, and of the first of the next one."""
+        place = self.places[row]
+        first, stop = np.searchsorted(self.contours["row"], [place, place + 1]).tolist()
+        return first, stop

@@ -93,6 +93,7 @@ def identities(
     engine: Engine,
     root: Path,
     frames: Sequence[FrameRef],
+    expected: Sequence[str],
     groups: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.uint64]:
     """Return the `Identity` of rows by the header of one row of each group.
@@ -101,21 +102,26 @@ def identities(
     ----------
     frames : sequence of FrameRef
         One for each row.
+    expected : sequence of str
+        The XXH3-128 that OUT has of each frame's file.
     groups : int64 array, shape (n, 2)
         Of PatientID and StudyInstanceUID: rows with the same number have the same value; -1: none.
 
     Raises
     ------
     ReuseError
-        A header cannot be read; a moment ago its file was as it had been.
+        A file whose header was read has changed; a moment ago it was as it had been.
     """
     known = np.zeros(groups.shape, np.uint64)
     chosen = sorted({int(n) for mine in groups.T for n in np.unique(mine, return_index=True)[1]})
     found = _of_files(engine, functools.partial(_whose, root), [frames[n] for n in chosen], None)
+    # Else a header that was written meanwhile would give its identity to all rows of the group.
+    files = {frames[n].path: expected[n] for n in chosen}
+    same = unchanged(engine, root, files, {}, {})
     for column, mine in enumerate(groups.T):
         of_group = {NO_ROW: 0}
         for n, identity in zip(chosen, found, strict=True):
-            if identity is None:
+            if identity is None or frames[n].path not in same:
                 raise ReuseError(f"{frames[n].path} changed meanwhile")
             of_group.setdefault(int(mine[n]), identity[column])
         known[:, column] = [of_group[group] for group in mine.tolist()]

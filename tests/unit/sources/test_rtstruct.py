@@ -159,6 +159,18 @@ def test_background_writes_the_images_without_a_structure_too(clean):
     assert data.manifest["drawn_1"][bare].tolist() == [1] * len(bare)
 
 
+@pytest.mark.parametrize("lines", ["SHAPES001,1,", "SHAPES009,1,", "SHAPES001,3,box"])
+def test_a_row_list_leaves_images_without_a_structure_that_it_does_not_name(clean, tmp_path, lines):
+    _, data = build(clean, clean.parent / "all.h5", background=True)
+    path = tmp_path / "list.csv"
+    path.write_text(f"patient_id,slice,structure\n{lines}\n")
+    listed = {"exclude_file": str(path), "exclude_structures": True}
+    result, some = build(clean, clean.parent / "some.h5", background=True, **listed)
+    n_gone = codes(result)["row-excluded"]
+    assert n_gone == (lines == "SHAPES001,1,")
+    assert len(some) == len(data) - n_gone
+
+
 def test_nothing_drawn_is_not_ignored_where_the_set_has_the_structure(clean):
     _, data = build(clean, clean.parent / "ignore.h5", not_drawn="ignore", background=True)
     assert not (data.masks == 255).any()

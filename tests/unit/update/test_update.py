@@ -13,6 +13,7 @@ from builders import (
     ROWS,
     SQUARE,
     contour_path,
+    dicom_bytes,
     gradient,
     instance,
     write_contour,
@@ -179,6 +180,33 @@ def test_where_no_source_opens_the_seal_one_header_of_each_person_is_read(
     result = build(root, out)
     assert set(parsed) == {*sealed, "pixels"}
     assert "4 of 9 rows were taken over from the older file; 5 pairs parsed." in result.notes
+    build(root, tmp_path / "full.h5", update=False)
+    assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["changes", "goes"])
+def test_a_source_that_is_lost_between_its_digest_and_its_header_is_parsed(
+    root, out, tmp_path, monkeypatch, how
+):
+    """Its header would say whose all rows of a patient are."""
+    cache.cache_path(out).unlink()
+    read_header = sources.read_header
+
+    def late(root, frame):
+        monkeypatch.setattr(sources, "read_header", read_header)
+        if how == "changes":
+            other = instance(gradient(seed=1), uid="1.2.3.1.1", PatientID="another")
+            (root / frame.path).write_bytes(dicom_bytes(other))
+        else:
+            (root / frame.path).unlink()
+        return read_header(root, frame)
+
+    monkeypatch.setattr(sources, "read_header", late)
+    result = build(root, out)
+    assert (
+        "every source was parsed, because out.h5 cannot be updated: dicoms/P1/1.dcm changed "
+        "meanwhile." in result.notes
+    )
     build(root, tmp_path / "full.h5", update=False)
     assert out.read_bytes() == (tmp_path / "full.h5").read_bytes()
 
@@ -633,6 +661,20 @@ def test_names_that_are_no_text_are_sorted_as_in_a_full_build(tmp_path):
         lossy = [one.path for one in result.findings if one.code == "image-lossy"]
         names = [os.fsencode(path).rpartition(b"/")[2] for path in lossy]
         assert names == [b"aa", b"ab", b"a\xb2", b"a\xff"]
+
+
+def test_a_resized_segmentation_is_not_parsed_for_the_audit_which_takes_no_mask(tmp_path, parsed):
+    from etl.phantom.objects import write_shapes
+
+    root, out = tmp_path / "data", tmp_path / "out.h5"
+    write_shapes(root, "seg", patients=2, slices=6, rows=64, columns=64)
+    options = BuildOptions(rows=60, columns=68, size="fit")
+    etl.build(root, out, options)
+    before = out.read_bytes()
+    parsed.clear()
+    etl.build(root, out, options, update=True)
+    assert parsed == []
+    assert out.read_bytes() == before
 
 
 def modality(path):
