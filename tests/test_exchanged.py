@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pydicom
 import pytest
 from builders import copy_tree
@@ -11,6 +12,7 @@ import loader
 from etl.options import BuildOptions
 from etl.phantom.objects import write_shapes
 from etl.phantom.tree import write_phantom
+from etl.quality.exchanged import Drawn, largest
 
 CODE = "structures-exchanged"
 SIZE = {"rows": 88, "columns": 112}
@@ -26,6 +28,15 @@ def clean(tmp_path_factory):
     for kind in (*NAMED, "table"):
         write_shapes(root / kind, kind, patients=6, slices=9, **SIZE)
     return root
+
+
+def test_a_structure_that_no_row_shows_is_largest_nowhere():
+    nothing = np.empty((0, 2))
+    none = Drawn(np.empty(0, np.int64), np.empty(0), np.empty((0, 3)), nothing)
+    assert list(largest(np.array([0, 0, 1]), none)) == []
+    row, radius = np.array([0, 1, 2]), np.array([2.0, 3.0, 1.0])
+    some = Drawn(row, radius, np.zeros((3, 3)), np.zeros((3, 2)))
+    assert list(largest(np.array([0, 0, 1]), some)) == [(0, 1), (1, 2)]
 
 
 def rename(root, kind, patient, names):

@@ -274,5 +274,5 @@ def largest(group: _Integers, one: Drawn) -> Iterator[tuple[int, int]]:
     """Yield (group, row) of the row of each group in which a structure is largest."""
     order = np.lexsort((one.row, one.radius, group[one.row]))
     mine = group[one.row][order]
-    is_last = np.append(np.diff(mine) != 0, [True] * bool(len(mine)))
+    is_last = np.diff(mine, append=-1) != 0
     yield from zip(mine[is_last].tolist(), one.row[order][is_last].tolist(), strict=True)
