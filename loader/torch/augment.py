@@ -22,6 +22,10 @@ from loader.torch.patches import cut
 
 Parts: TypeAlias = "Mapping[str, torch.Tensor]"
 
+# The process's first exp is by one thread: where several make it at once, MKL can give one of them
+# a kernel of half the digits, for that call alone (PyTorch's issue 188792).
+torch.zeros(1).exp()
+
 
 def augment_batch(
     images: "torch.Tensor",

@@ -1,5 +1,6 @@
 """Augmentation in real PyTorch: the backend of tensors, and the adapters."""
 
+import importlib.util
 import multiprocessing
 import shutil
 
@@ -110,6 +111,17 @@ def test_the_same_call_gives_the_same_bits():
         torch.use_deterministic_algorithms(before)
     assert torch.equal(one[0], another[0])
     assert torch.equal(one[1], another[1])
+
+
+def test_the_first_exponential_of_a_process_is_by_one_thread(monkeypatch):
+    """Several threads at once can get one of half the digits from MKL, in that call alone."""
+    sizes, exp = [], torch.Tensor.exp
+    monkeypatch.setattr(
+        torch.Tensor, "exp", lambda values: sizes.append(values.shape) or exp(values)
+    )
+    spec = torch_backend.__spec__
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # as a new process imports it
+    assert sizes == [(1,)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
