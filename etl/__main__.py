@@ -1,5 +1,6 @@
 """The command `dicom-etl`, and `python -m etl`."""
 
+import os
 import signal
 
 
@@ -8,6 +9,9 @@ def main() -> None:
     # Until it handles signals itself, Ctrl-C ends it at once: no import breaks off in a traceback.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # NumPy's OpenBLAS would start a thread for each core, which spin for a tenth of a second. The
+    # matrices here are small, and processes share the work.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from etl.cli import main as run
 
     run()

@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,23 @@ def test_a_build_by_one_process_does_not_wait_for_what_only_others_import():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's list of threads")
+@pytest.mark.parametrize("given", ["", "2"])
+def test_a_command_starts_no_threads_of_blas_unless_they_are_asked_for(given, monkeypatch):
+    """Each would spin for a tenth of a second, in each process."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+    code = (
+        "import os, etl.cli, etl.__main__\n"
+        "def run():\n"
+        "    import numpy\n"
+        "    print(len(os.listdir('/proc/self/task')))\n"
+        "etl.cli.main = run\n"
+        "etl.__main__.main()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    n_cores = len(os.sched_getaffinity(0))
+    assert int(run.stdout) == (min(2, n_cores) if given else 1)
