@@ -214,13 +214,14 @@ class Instance(NamedTuple):
     def plain(self) -> tuple[object, ...]:
         """Return the instance as tuples of no class, which pickle quickly; of nobody."""
         pixels, storage, *attributes = self
-        attributes[_IDENTITY] = NOBODY
+        attributes[_IDENTITY] = None
         return tuple(pixels), isinstance(storage, NativePixels), tuple(storage), attributes
 
     @classmethod
     def of_plain(cls, plain: tuple[Any, ...]) -> "Instance":
         """Return the instance that `plain` was called on."""
         pixels, is_native, storage, attributes = plain
+        attributes[_IDENTITY] = NOBODY
         make = NativePixels if is_native else EncapsulatedPixels
         return cls(PixelFormat(*pixels), make(*storage), *attributes)
 

@@ -67,8 +67,8 @@ def _plain(data: bytes) -> Vertices | None:
     That the characters of numbers are all there is, but for one blank and one line end in turn,
     leaves to float() only what it judges as `_NUMBER` does.
     """
-    if not data.endswith(b"\n"):
-        data += b"\n"
+    # Blank lines at the end say nothing.
+    data = data.rstrip(b"\r\n") + (b"\r\n" if data.endswith(b"\r\n") else b"\n")
     between = data.translate(None, _NUMBER_CHARACTERS)
     n_lines = between.count(b"\n")
     if n_lines > most("contour-points") or between not in (b" \n" * n_lines, b" \r\n" * n_lines):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from etl.model import Image
 
+_SMALL: Final = 2  # bytes of a pixel of which all values may be counted
 _HISTOGRAM_SPAN: Final = 1 << 17  # value span up to which counting by value is the fastest
 _INT64_SAFE: Final = 1 << 62
 _BLOCK: Final = 8192  # numbers that stay in the processor's cache
@@ -63,8 +64,9 @@ def image_statistics(
         low, high = (float(image.dtype.type(end)) for end in padding)
         values, counts, n_found = _without(values, counts, low, high)
         n_padding += n_found
-    mean, std = _moments(values, counts)
-    p01, p99 = _percentiles(values, counts, (1, 99))
+    below = counts.cumsum()
+    mean, std = _moments(values, counts, int(below[-1]))
+    p01, p99 = _percentiles(values, below, (1, 99))
     return ImageStatistics(
         float(values[0]),
         float(values[-1]),
@@ -91,10 +93,10 @@ def pooled_moments(
 def _histogram(image: Image) -> tuple[_Values, _Counts]:
     """Return values of an image in order, its extremes among them, and how often each occurs."""
     if image.dtype.kind != "f":
-        lowest, highest = int(image.min()), int(image.max())
-        if highest - lowest < _HISTOGRAM_SPAN:
-            counts = _counts(image, lowest, highest)
-            return np.arange(lowest, highest + 1), counts
+        lowest = int(image.min())
+        if image.dtype.itemsize <= _SMALL or int(image.max()) - lowest < _HISTOGRAM_SPAN:
+            counts = _counts(image, lowest)
+            return np.arange(lowest, lowest + len(counts)), counts
     pixels = np.sort(image, axis=None)
     first = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]]))
     counts = np.diff(first, append=len(pixels))
@@ -103,18 +105,19 @@ def _histogram(image: Image) -> tuple[_Values, _Counts]:
     return pixels[first].astype(np.int64), counts
 
 
-def _counts(image: Image, lowest: int, highest: int) -> _Counts:
+def _counts(image: Image, lowest: int) -> _Counts:
     """Return how often each value from the lowest to the highest one of an image occurs."""
     start = 0
-    if lowest < 0 or highest >= _HISTOGRAM_SPAN:  # else they are places to count at already
+    if lowest < 0 or image.dtype.itemsize > _SMALL:  # else they are places to count at already
         start, unsigned = lowest, np.dtype(f"u{image.dtype.itemsize}")
         image = np.subtract(image, image.dtype.type(start)).view(unsigned)  # modulo 2**bits
     pixels = image.ravel()
-    counts = np.zeros(highest - start + 1, np.int64)
+    counts = np.zeros(0, np.int64)
     for first in range(0, len(pixels), _COUNTED):
         # Cast here: np.bincount itself casts by a slower way.
         part = pixels[first : first + _COUNTED].astype(np.int64)
-        counts += np.bincount(part, minlength=len(counts))
+        before, counts = counts, np.bincount(part, minlength=len(counts))
+        counts[: len(before)] += before
     return counts[lowest - start :]
 
 
@@ -133,14 +136,16 @@ def _without(
     return values[kept], counts[kept], n_padding
 
 
-def _moments(values: _Values, counts: _Counts) -> tuple[float, float]:
+def _moments(values: _Values, counts: _Counts, n: int) -> tuple[float, float]:
+    """Return mean and deviation of `n` pixels."""
     if values.dtype.kind == "f":
-        return _moments_of_floats(cast("npt.NDArray[np.float64]", values), counts)
-    return _moments_of_whole_numbers(cast("npt.NDArray[np.int64]", values), counts)
+        return _moments_of_floats(cast("npt.NDArray[np.float64]", values), counts, n)
+    return _moments_of_whole_numbers(cast("npt.NDArray[np.int64]", values), counts, n)
 
 
-def _moments_of_floats(values: npt.NDArray[np.float64], counts: _Counts) -> tuple[float, float]:
-    n = int(counts.sum())
+def _moments_of_floats(
+    values: npt.NDArray[np.float64], counts: _Counts, n: int
+) -> tuple[float, float]:
     with np.errstate(all="ignore"):  # in a damaged file they may be infinite, or no numbers
         mean = exact_sum(values * counts) / n
         deviations = values - mean
@@ -148,9 +153,8 @@ def _moments_of_floats(values: npt.NDArray[np.float64], counts: _Counts) -> tupl
 
 
 def _moments_of_whole_numbers(
-    values: npt.NDArray[np.int64], counts: _Counts
+    values: npt.NDArray[np.int64], counts: _Counts, n: int
 ) -> tuple[float, float]:
-    n = int(counts.sum())
     largest = max(abs(int(values[0])), abs(int(values[-1])))
     if largest * largest * n < _INT64_SAFE:
         return moments_of_sums(int(values @ counts), int((values * values) @ counts), n)
@@ -197,9 +201,14 @@ def exact_sum(values: npt.NDArray[np.float64]) -> float:
     return math.fsum(exact)
 
 
-def _percentiles(values: _Values, counts: _Counts, percents: tuple[int, ...]) -> list[float]:
-    """Return the values at `percents` of the way from the first to the last pixel in order."""
-    below = counts.cumsum()
+def _percentiles(values: _Values, below: _Counts, percents: tuple[int, ...]) -> list[float]:
+    """Return the values at `percents` of the way from the first to the last pixel in order.
+
+    Parameters
+    ----------
+    below : int64 array
+        How many pixels have each value or a lower one.
+    """
     n = int(below[-1])
     places = [rank_of(percent, n) for percent in percents]
     ranks = [min(rank + step, n - 1) for rank, _ in places for step in (0, 1)]

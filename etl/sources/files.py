@@ -16,9 +16,8 @@ from etl.errors import MAX_SETTINGS_BYTES, EtlError, SourceError, beyond, most
 from etl.model import FileStamp
 
 
-@contextmanager
-def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, FileStamp]]:
-    """Open a regular file below `root`; yield its descriptor and stamp.
+def open_source(root: Path, path: str, code: str) -> "OpenSource":
+    """Open a regular file below `root`; a context that yields its descriptor and stamp.
 
     Parameters
     ----------
@@ -35,21 +34,43 @@ def open_source(root: Path, path: str, code: str) -> Iterator[tuple[int, FileSta
         Not a regular file, a link that leads out of `root`, or not readable. A FIFO would block a
         reader for ever, so the kind of file is asked before and after it is opened.
     """
-    full = os.path.join(root, path)
-    try:
-        before = os.lstat(full)
-        if stat.S_ISLNK(before.st_mode):
-            before = _follow(root, full, code)
-        _require_regular(before, code)
-        descriptor = os.open(full, os.O_RDONLY | _NONBLOCK | _BINARY)
-    except OSError as error:
-        raise SourceError(code, f"cannot be opened ({_reason(error)}).") from error
-    try:
-        opened = os.fstat(descriptor)
-        _require_regular(opened, code)
-        yield descriptor, _stamp(opened)
-    finally:
-        os.close(descriptor)
+    return OpenSource(root, path, code)
+
+
+class OpenSource:
+    """What `open_source` returns: a class, because a generator takes half the time of opening."""
+
+    __slots__ = ("_code", "_descriptor", "_path", "_root")
+
+    def __init__(self, root: Path, path: str, code: str) -> None:
+        self._root = root
+        self._path = path
+        self._code = code
+
+    def __enter__(self) -> tuple[int, FileStamp]:
+        """Open the file."""
+        root, code = self._root, self._code
+        full = f"{root}/{self._path}"
+        try:
+            before = os.lstat(full)
+            if stat.S_ISLNK(before.st_mode):
+                before = _follow(root, full, code)
+            _require_regular(before, code)
+            descriptor = os.open(full, os.O_RDONLY | _NONBLOCK | _BINARY)
+        except OSError as error:
+            raise SourceError(code, f"cannot be opened ({_reason(error)}).") from error
+        try:
+            opened = os.fstat(descriptor)
+            _require_regular(opened, code)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return descriptor, _stamp(opened)
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        os.close(self._descriptor)
 
 
 class FileBytes:
@@ -239,8 +260,8 @@ def _follow(root: Path, link: str, code: str) -> os.stat_result:
 
 
 def _require_regular(status: os.stat_result, code: str) -> None:
-    if kind := irregular(status):
-        raise SourceError(code, f"is {kind}, expected a regular file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError(code, f"is {irregular(status)}, expected a regular file.")
 
 
 def _reason(error: OSError) -> str:
