@@ -93,8 +93,10 @@ def assemble(
     options: BuildOptions,
     identities: npt.NDArray[np.uint64],
     reuse: ManifestTable,
-) -> BuildResult:
+) -> tuple[BuildResult, dict[str, str]]:
     """Write everything but pixels and vertices, which are in the file already.
+
+    Returns the result, and the digests of the columns.
 
     Parameters
     ----------
@@ -108,8 +110,9 @@ def assemble(
     manifest, scheme = reviewed.manifest, found.scheme
     patients = [value.decode() for value in manifest["patient_id"].tolist()]
     mine = identities[reviewed.is_good]
-    people = _people(patients, manifest, mine)
-    mixed = _mixed(patients, manifest, mine)
+    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
+    people = _people(patients, paths, manifest, mine)
+    mixed = _mixed(patients, paths, manifest, mine)
     together = people if options.same_person == "keep" else []
     ids = [person.patient_ids for person in together]
     alike = strata.strata(options, manifest)
@@ -131,7 +134,7 @@ def assemble(
     if min_reader_version == 1:
         columns |= file_format.VERSION_1_COLUMNS
         manifest |= _neutral(file_format.VERSION_1_COLUMNS.keys() - manifest.keys(), plan.n_rows)
-    hdf5_file.finish(
+    digests = hdf5_file.finish(
         plan,
         {
             "manifest": columns,
@@ -177,7 +180,7 @@ def assemble(
     notes += strata.notes_on_strata(options, alike, n_samples, sides)
     by_patient = _with_patients(findings, rows, other_rows, manifest)
     diagnoses = diagnose(by_patient, manifest, scheme.structures)
-    return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses)
+    return BuildResult(plan.n_rows, findings, found.counts, notes, diagnoses), digests
 
 
 def diagnosed(
@@ -205,10 +208,12 @@ def _flags(findings: list[Finding], rows: list[int], n_rows: int) -> npt.NDArray
 
 
 def _mixed(
-    patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
+    patients: Sequence[str],
+    paths: Sequence[str],
+    manifest: ManifestTable,
+    identities: npt.NDArray[np.uint64],
 ) -> list[Finding]:
     """Return warnings of patients that seem to be several people, or have one image twice."""
-    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
     mixed = mixed_people(patients, paths, identities[:, 0].tolist())
     series = [value.decode() for value in manifest["series"].tolist()]
     numbers = (manifest[name].tolist() for name in ("slice", "frame_number"))
@@ -217,10 +222,12 @@ def _mixed(
 
 
 def _people(
-    patients: Sequence[str], manifest: ManifestTable, identities: npt.NDArray[np.uint64]
+    patients: Sequence[str],
+    paths: Sequence[str],
+    manifest: ManifestTable,
+    identities: npt.NDArray[np.uint64],
 ) -> list[Person]:
     """Return the people that stand under several ids."""
-    paths = [value.decode() for value in manifest["dicom_path"].tolist()]
     patient, study = identities.T.tolist()
     series, instance = (
         manifest[name].tolist() for name in ("series_instance_uid", "sop_instance_uid")

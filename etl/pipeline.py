@@ -149,7 +149,6 @@ def build(
             except ReuseError as why:
                 notes.append(memory.refused(why))
                 result = make(source.discover(Path(data), options), is_reused=False)
-            memory.bind(path)
             digest = sidecar.sha256(path) if sha256 else None  # so long as Ctrl-C ends the build
         notes += memory.write() + sidecar.write_sidecar(out, digest)
         if engine.n_timed_out:
@@ -216,8 +215,8 @@ def _make(
             identities = kept.keyed(identities, spool.is_kept())
         known = memory.known(kept, spool, examined, rendered, reviewed, identities)
         reuse = known.columns()
-        result = assemble(plan, reviewed, contours, found, options, identities, reuse)
-        memory.remember(found.root, options, kept, spool, known, reviewed)
+        result, digests = assemble(plan, reviewed, contours, found, options, identities, reuse)
+        memory.remember(found.root, options, kept, spool, known, reviewed, digests)
     return dataclasses.replace(result, notes=[*result.notes, *journal.notes])
 
 

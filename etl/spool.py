@@ -22,7 +22,7 @@ from etl.output import hdf5_file
 from etl.output.row_writer import Plan, open_rows, write_rows
 from etl.workers.chunks import runs
 
-_SPOOL_BYTES: Final = 4 << 20  # kept in memory by each of the two spools
+_SPOOL_BYTES: Final = 1 << 20  # kept in memory by each of the two; a file grows faster
 _BLOCK_VERTICES: Final = 1 << 16
 
 

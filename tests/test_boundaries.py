@@ -301,3 +301,19 @@ def test_a_command_starts_no_threads_of_blas_unless_they_are_asked_for(given, mo
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     n_cores = len(os.sched_getaffinity(0))
     assert int(run.stdout) == (min(2, n_cores) if given else 1)
+
+
+@pytest.mark.parametrize("before", ["", "import numpy"])
+def test_the_collector_does_not_look_at_what_a_command_imports(before):
+    """Nor is it touched in a process that another program's objects are in."""
+    code = (
+        f"{before}\n"
+        "import gc\n"
+        "from etl.commands.imports import importing\n"
+        "with importing():\n"
+        "    inside = gc.isenabled()\n"
+        "    import etl.pipeline\n"
+        "print(inside, gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == ("True True False\n" if before else "False True True\n")

@@ -20,6 +20,7 @@ from etl.commands.content import (
     input_options,
     quality_options,
 )
+from etl.commands.imports import importing
 from etl.commands.log import Log, opened_log
 from etl.commands.param_types import Split
 from etl.commands.terminal import as_typed, print_line, whole_whatever_fails
@@ -156,7 +157,7 @@ def build(
     """
     check_build_options()
     signals.ignore_stop_once(_is_replaced(out))
-    with signals.stop_deferred():  # NumPy fails in its own words where an import breaks off
+    with importing():
         from etl.workers.cores import available_cores
 
         n_workers = workers or available_cores()

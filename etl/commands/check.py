@@ -5,7 +5,6 @@ from typing import Final
 
 import click
 
-from etl import signals
 from etl.commands.content import (
     WORKERS,
     build_options,
@@ -13,6 +12,7 @@ from etl.commands.content import (
     input_options,
     quality_options,
 )
+from etl.commands.imports import importing
 from etl.commands.terminal import given_names, option_name, print_line
 
 # What only a check of the pixels can tell.
@@ -53,7 +53,7 @@ def check(
     check_build_options()
     if not full and (given := sorted(given_names() & _OF_PIXELS)):
         raise click.UsageError(f"{option_name(given[0])} needs --full: only pixels tell.")
-    with signals.stop_deferred():  # as for a build
+    with importing():
         from etl.workers import local_pool
         from etl.workers.cores import available_cores
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from etl import signals
+from etl.commands.imports import importing
 from etl.commands.terminal import print_line
 
 
@@ -44,7 +44,7 @@ def preview(file: Path, augment: str, png: Path, n_rows: int, seed: int, force: 
 
     Needs the extra dicom-etl[augment] for parts that move pixels other than by flips and turns.
     """
-    with signals.stop_deferred():
+    with importing():
         import loader
         from etl.report.preview import write_preview
         from etl.sources.files import read_named

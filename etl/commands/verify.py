@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from etl import signals
 from etl.commands.content import WORKERS
+from etl.commands.imports import importing
 from etl.commands.terminal import print_line
 from etl.errors import EtlError
 
@@ -37,7 +37,7 @@ def verify(
 
     if rebuild_check and source is None:
         raise click.UsageError("--rebuild-check needs the sources: give --source DATA.")
-    with signals.stop_deferred():
+    with importing():
         from etl.verify import processes
         from etl.workers.cores import available_cores
 

@@ -125,7 +125,7 @@ def finish(
     schema: Mapping[str, Mapping[str, str]],
     groups: Mapping[str, Mapping[str, npt.NDArray[np.generic]]],
     attributes: Mapping[str, str | int | float],
-) -> None:
+) -> dict[str, str]:
     """Write the small datasets, the attributes and all metadata; read them back from the disk.
 
     Parameters
@@ -137,6 +137,11 @@ def finish(
         contours/y, which are in the file already.
     attributes : mapping
         Attributes of the root group, all but the digests.
+
+    Returns
+    -------
+    dict of str to str
+        The attribute `digests`: column → XXH3-128.
 
     Raises
     ------
@@ -178,6 +183,7 @@ def finish(
         for name, digest in digests.items():
             _require_bytes(descriptor, name, skeleton.offsets[name], n_bytes[name], digest)
         _require_rows(descriptor, plan, groups["manifest"])
+    return listed
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,10 @@ def same_people(
     n_patients = len(set(patients))
     shared: list[tuple[str, set[str]]] = []
     for keyword, values in identifiers.items():
+        of_several = _of_several(patients, values)
         holders: defaultdict[Hashable, dict[str, set[str]]] = defaultdict(dict)
         for patient, path, value in zip(patients, paths, values, strict=True):
-            if value:
+            if value in of_several:
                 holders[value].setdefault(patient, set()).add(path)
         for files in holders.values():
             is_some = 1 < len(files) < n_patients and len(files) <= _MOST_IDS
@@ -94,6 +95,16 @@ def same_people(
         patient_ids = tuple(sorted(ids))
         people.append(Person(patient_ids, listed, first_paths[patient_ids[0]]))
     return sorted(people)
+
+
+def _of_several(patients: Sequence[str], values: Sequence[Hashable]) -> set[Hashable]:
+    """Return the values that several patients have; most data have none, which is soon seen."""
+    first: dict[Hashable, str] = {}
+    return {
+        value
+        for patient, value in zip(patients, values, strict=True)
+        if value and first.setdefault(value, patient) != patient
+    }
 
 
 def mixed_people(
@@ -144,6 +155,8 @@ def repeated_instances(
     instances : sequence of str or bytes
         SOPInstanceUID by row; an empty one is none.
     """
+    if len(set(zip(paths, instances, strict=True))) == len({*instances}):  # each of one file
+        return []
     first: dict[tuple[str, str | bytes], tuple[SampleKey, str]] = {}
     repeated: defaultdict[str, dict[str, tuple[SampleKey, SampleKey, str]]] = defaultdict(dict)
     for key, path, value in sorted(zip(keys, paths, instances, strict=True)):

@@ -21,9 +21,8 @@ from etl.errors import EtlError, ReuseError
 from etl.output import target
 from etl.update.seal import Seal
 from etl.update.sources import STAMP, Stamp
-from loader import Dataset
 
-_MAGIC: Final = b"dicom-etl cache 5\n"  # another content gets another number
+_MAGIC: Final = b"dicom-etl cache 6\n"  # another content gets another number
 _OURS: Final = b"dicom-etl cache "  # what every version begins with
 _DIGEST_BYTES: Final = 16
 
@@ -55,10 +54,9 @@ def cache_path(out: Path) -> Path:
     return target.beside(out, ".cache")
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """Return a digest of a file's attributes, which hold the digests of all that it has."""
-    text = json.dumps(dataset.attributes, sort_keys=True, default=str)
-    return xxhash.xxh3_128_hexdigest(text.encode())
+def fingerprint(digests: object) -> str:
+    """Return one digest of those in a file's attribute `digests`, which are of all that it has."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(digests, sort_keys=True).encode())
 
 
 def write_cache(path: Path, cache: Cache) -> None:

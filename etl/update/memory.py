@@ -231,7 +231,8 @@ class Memory:
         path = cache_path(self.out)
         try:
             cache = read_cache(path)
-            if cache.out != fingerprint(dataset) or len(cache.identities) != len(known.rows):
+            digests = dataset.attributes.get(Attribute.DIGESTS)
+            if cache.out != fingerprint(digests) or len(cache.identities) != len(known.rows):
                 raise ReuseError(f"{path.name} belongs to another file")
         except ReuseError as why:
             if not self.paranoid:
@@ -341,8 +342,15 @@ class Memory:
         spool: Spool,
         known: Known,
         reviewed: Reviewed,
+        digests: Mapping[str, str],
     ) -> None:
-        """Note what the cache is to have, and what was taken over."""
+        """Note what the cache is to have, and what was taken over.
+
+        Parameters
+        ----------
+        digests : mapping of str to str
+            Those of the new file's columns.
+        """
         if self.is_update and self.out.exists():
             self._notes += _changes(open_older(self.out), reviewed, options)
         if kept is not None:
@@ -355,17 +363,11 @@ class Memory:
             )
         if self.leaves_cache:
             self._cache = Cache(
-                out="",
+                out=fingerprint(digests),
                 stamps=self._stamps,
                 identities=known.identities,
                 seal=Seal.of(self._key, root, _frame_paths(reviewed, known.rows["row"])),
             )
-
-    def bind(self, path: Path) -> None:
-        """Bind the cache to the new file, as long as nobody else writes OUT."""
-        if self._cache is not None:
-            with contextlib.suppress(LoaderError):  # `write` tells of it
-                self._cache = replace(self._cache, out=fingerprint(open_dataset(path)))
 
     def write(self) -> list[str]:
         """Write the cache of OUT, or remove that of the older OUT; return what is worth knowing."""
@@ -378,8 +380,6 @@ class Memory:
             return self._notes
         assert self._cache is not None  # noqa: S101  after `remember`
         try:
-            if not self._cache.out:
-                raise EtlError(f"{self.out} could not be opened for it.")
             write_cache(path, self._cache)
         except EtlError as error:
             self._notes.append(

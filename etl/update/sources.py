@@ -56,16 +56,16 @@ def take_stamps(root: Path, links: Iterable[Link]) -> dict[str, Stamp]:
     Without files that are no plain ones, or that changed so lately that a stamp cannot tell the
     next change; digests decide on these.
     """
-    now, folder = time.time_ns(), os.fspath(root)
+    settled, folder = time.time_ns() - SETTLED_NS, os.fspath(root)
     stamps: dict[str, Stamp] = {}
     for path in dict.fromkeys(path for link in links for path in paths_of(link)):
         try:
-            found = os.lstat(os.path.join(folder, path))
+            found = os.lstat(f"{folder}/{path}")
         except (OSError, ValueError):  # it becomes a finding when it is opened
             continue
-        stamp = Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        if stat.S_ISREG(found.st_mode) and max(stamp[2:]) < now - SETTLED_NS:
-            stamps[path] = stamp
+        mtime, ctime = found.st_mtime_ns, found.st_ctime_ns
+        if mtime < settled and ctime < settled and stat.S_ISREG(found.st_mode):
+            stamps[path] = Stamp(found.st_ino, found.st_size, mtime, ctime)
     return stamps
 
 

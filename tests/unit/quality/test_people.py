@@ -1,6 +1,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etl.findings import SampleKey
 from etl.options import BuildOptions
@@ -98,6 +100,54 @@ def message(sides, person=ONE, **options):
     found = finding(person, sides, BuildOptions(**options))
     assert (found.code, found.path, found.key) == ("same-person", "a.dcm", None)
     return found.message
+
+
+def plain_people(rows):
+    """Return the people of rows by looking at all rows for each value."""
+    evidence = []
+    for column, keyword in enumerate(KEYWORDS, 2):
+        for value in {row[column] for row in rows} - {0}:
+            having = [row for row in rows if row[column] == value]
+            files = {name: {row[1] for row in having if row[0] == name} for name, *_ in having}
+            is_split = keyword == KEYWORDS[-1] and any(len(paths) > 1 for paths in files.values())
+            if 1 < len(files) < len({row[0] for row in rows}) and not is_split:
+                evidence.append((keyword, set(files)))
+    groups = [ids for _, ids in evidence]
+    for _ in groups:  # each round joins at least one more, where any are still to be joined
+        groups = [set().union(*(other for other in groups if other & ids)) for ids in groups]
+    return sorted(
+        Person(
+            tuple(sorted(ids)),
+            tuple(k for k in KEYWORDS if any(k == one and some <= ids for one, some in evidence)),
+            next(row[1] for row in rows if row[0] == min(ids)),
+        )
+        for ids in {frozenset(ids) for ids in groups}
+    )
+
+
+some_rows = st.lists(
+    st.tuples(st.sampled_from("ABCDE"), st.integers(0, 2), *[st.integers(0, 6)] * 4), min_size=1
+).map(lambda rows: [(name, f"{name}/{n}.dcm", *values) for name, n, *values in rows])
+
+
+@given(some_rows)
+def test_people_are_those_that_a_look_at_all_rows_finds(rows):
+    assert people(rows) == plain_people(rows)
+
+
+@given(some_rows)
+def test_an_image_uid_of_several_files_of_a_patient_is_told_wherever_it_stands(rows):
+    keys = [SampleKey(row[0], "", n) for n, row in enumerate(rows)]
+    paths, instances = (
+        [row[1] for row in rows],
+        ["" if row[5] == 0 else str(row[5]) for row in rows],
+    )
+    found = repeated_instances(keys, paths, instances)
+    having = {(row[0], row[5]): set() for row in rows if row[5]}
+    for row in rows:
+        having.get((row[0], row[5]), set()).add(row[1])
+    expected = {name for (name, _), files in having.items() if len(files) > 1}
+    assert {finding.key.patient_id for finding in found} == expected
 
 
 def test_the_message_says_what_the_split_makes_of_them():
