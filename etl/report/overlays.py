@@ -286,5 +286,19 @@ def _write_line(
     font = ImageFont.load_default(_CAPTION_SIZE)
     x, y = 8.0, 8.0 + number * _LINE_HEIGHT
     for word, colour in words:
-        draw.text((x, y), word, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
-        x += draw.textlength(word, font=font) + 16
+        shown = _drawable(word, font)
+        draw.text((x, y), shown, fill=colour, font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+        x += draw.textlength(shown, font=font) + 16
+
+
+def _drawable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return text with escapes for what the font lacks: its boxes would make all names alike."""
+    if text.isascii():
+        return text
+    box = bytes(font.getmask("\uffff"))  # no character
+    return "".join(
+        one
+        if one.isascii() or bytes(font.getmask(one)) != box
+        else one.encode("ascii", "backslashreplace").decode()
+        for one in text
+    )

@@ -275,3 +275,13 @@ def test_a_window_of_a_constant_image_is_black():
             np.full((8, 8), 7, np.int16), np.zeros((8, 8), np.uint8), [], "", STRUCTURES
         )
     )[20:].any()
+
+
+def test_a_caption_escapes_the_letters_that_the_font_lacks():
+    """It drew a box for each, so that patients named in other scripts looked alike."""
+    image, mask = np.zeros((64, 64), np.int16), np.zeros((64, 64), np.uint8)
+
+    def picture(caption):
+        return overlays.overlay(image, mask, [], caption, STRUCTURES).tobytes()
+
+    assert picture("\u5f20\u4e09") == picture("\\u5f20\\u4e09") != picture("\u674e\u56db")
