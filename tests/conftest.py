@@ -16,6 +16,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 # A shell lets what it runs in the background ignore Ctrl-C; builds would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# As nohup does with hangups: these tests go on, but the builds that they start may be stopped.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser):
