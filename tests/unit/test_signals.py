@@ -13,6 +13,8 @@ from etl import cli, signals
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch):
     before = {number: signal.getsignal(number) for number in signals.STOPPING}
+    for number in signals.STOPPING:  # nohup and shells in the background ignore some
+        signal.signal(number, signal.SIG_DFL)
     # However long this machine pauses between two signals of a test, they come at once.
     monkeypatch.setattr(signals, "_GRACE_SECONDS", 1e9)
     monkeypatch.setattr(signals, "_last_stop", -1e9)
