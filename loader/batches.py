@@ -101,8 +101,8 @@ class Batches:
         Images as the file has them, or as float32. By default as stored, but float32 with
         `normalize`.
     normalize : "minmax", "percentile", "zscore" or "dataset", optional
-        Scale each image by its minimum and maximum to 0..1; by its 1st and 99th percentile,
-        clipped, to 0..1; by its mean and deviation; or by those of all rows of the file.
+        Scale each image by its minimum and maximum, or by its 1st and 99th percentile, clipped to
+        0..1; by its mean and deviation; or by those of all rows of the file.
     augment : Augment, optional
         Random changes of images, which become float32, and masks, after `normalize`. The seed, the
         epoch and the row decide them, and nothing else.

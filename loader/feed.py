@@ -431,10 +431,10 @@ class Gatherer:
                 cutter.copy(read, places, paddings, flat)
             else:
                 write, corners = self._writer(like), places.corners.tolist()
-                each = zip(read.tolist(), corners, paddings.tolist(), flat, strict=True)
-                for i, (row, corner, padding, image) in enumerate(each):
+                each = zip(read.tolist(), like.tolist(), corners, paddings.tolist(), strict=True)
+                for i, (row, own, corner, padding) in enumerate(each):
                     stored = cast("Images", cutter.window(row, corner, padding))
-                    write(i, stored, cast("Floats", image))
+                    write(i, stored, cast("Floats", flat[i]), is_own=row == own)
         self._blank(rows, images)
         return images
 
@@ -482,13 +482,13 @@ class Gatherer:
                 if row == NONE:
                     image[...] = 0
                     continue
-                stored = part(dataset.images[row], corner, size, padding)
+                stored, is_own = part(dataset.images[row], corner, size, padding), row == rows[i]
                 if augmenter.is_resampled[i]:
                     plain = buffer[: stored.size].reshape(size)
-                    write(i, stored, plain)
+                    write(i, stored, plain, is_own=is_own)
                     augmenter.resample(i, plain, image)
                 else:  # stored values are turned, because they may be half as large
-                    write(i, augmenter.turned(i, stored), image)
+                    write(i, augmenter.turned(i, stored), image, is_own=is_own)
                 augmenter.shade(i, image, channel)
 
     def _writer(self, rows: Indices) -> Scaler:
@@ -744,8 +744,8 @@ class Feed:
         return Stream(self.dataset, self.order, self._gatherer, start, stride)
 
 
-def _convert(_: int, stored: Images, converted: Floats) -> None:
-    np.copyto(converted, stored, casting="same_kind")
+def _convert(i: int, stored: Images, scaled: Floats, *, is_own: bool = True) -> None:  # noqa: ARG001
+    np.copyto(scaled, stored, casting="same_kind")
 
 
 def _memory_of(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

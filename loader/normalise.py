@@ -1,7 +1,7 @@
 """Images as float32, scaled by the statistics that the manifest holds."""
 
-from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,6 @@ from loader.sampler import Indices
 
 Normalize: TypeAlias = Literal["minmax", "zscore", "percentile", "dataset"]
 Floats: TypeAlias = npt.NDArray[np.float32]
-Scaler: TypeAlias = Callable[[int, Images, Floats], None]
 _Doubles: TypeAlias = npt.NDArray[np.float64]
 
 # The manifest columns of what becomes 0 and 1.
@@ -23,17 +22,26 @@ _RANGES: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-# Kinds whose values are clipped to 0 to 1.
-CLIPPED: Final = frozenset({"percentile"})
+# Kinds whose values are clipped to 0 to 1; of "minmax", those of the sample's own image.
+CLIPPED: Final = frozenset({"minmax", "percentile"})
+
+
+class Scaler(Protocol):
+    """Writes the image of the i-th row as float32."""
+
+    def __call__(self, i: int, stored: Images, scaled: Floats, *, is_own: bool = True) -> None:
+        """Write `stored` into `scaled`; it is the row's own image, or else a neighbour's."""
 
 
 def scale(
     dataset: Dataset, kind: Normalize, rows: Indices, out: Floats, like: Indices | None = None
 ) -> None:
     """Write the images of some rows into `out`, scaled as those of rows `like`; see `scaler`."""
-    write = scaler(dataset, kind, rows if like is None else like)
-    for i, (row, scaled) in enumerate(zip(rows.tolist(), out, strict=True)):
-        write(i, dataset.images[row], scaled)
+    like = rows if like is None else like
+    write = scaler(dataset, kind, like)
+    each = zip(rows.tolist(), like.tolist(), out, strict=True)
+    for i, (row, own, scaled) in enumerate(each):
+        write(i, dataset.images[row], scaled, is_own=row == own)
 
 
 def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
@@ -43,14 +51,15 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
 
     | kind | shift | divisor | |
     | --- | --- | --- | --- |
-    | "minmax" | minimum | maximum - minimum | within 0 to 1 |
+    | "minmax" | minimum | maximum - minimum | clipped to 0 to 1, but for neighbours |
     | "percentile" | p01 | p99 - p01 | clipped to 0 to 1 |
     | "zscore" | mean | std | of the image itself |
     | "dataset" | image_mean | image_std | of all rows of the file |
 
     The difference is taken in float32 of 16-bit values, which it holds exactly, and in float64 of
     others. The factor is 1 / divisor in float32, which times the divisor is never above 1; a
-    divisor of 0 or nearly so, of a constant image, counts as 1.
+    divisor of 0 or nearly so, of a constant image, counts as 1. The statistics are those without
+    padding, which may be far outside of them.
 
     Raises
     ------
@@ -58,10 +67,9 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
         The statistics of a row are not numbers.
     """
     shifts, factors = shifts_and_factors(dataset, kind, rows)
-    is_clipped = kind in CLIPPED
     is_short = dataset.images.dtype.itemsize == 2  # noqa: PLR2004 bytes
 
-    def write(i: int, stored: Images, scaled: Floats) -> None:
+    def write(i: int, stored: Images, scaled: Floats, *, is_own: bool = True) -> None:
         # A row fits the processor's cache, so that it travels from and to memory once.
         if is_short:
             np.copyto(scaled, stored, casting="same_kind")
@@ -69,7 +77,7 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
         else:
             np.subtract(stored, shifts[i], out=scaled, dtype="f8", casting="same_kind")
         np.multiply(scaled, factors[i], out=scaled)
-        if is_clipped:
+        if kind in CLIPPED and (is_own or kind != "minmax"):
             np.clip(scaled, 0, 1, out=scaled)
 
     return write

@@ -83,4 +83,8 @@ def _between(
     share = (at - low).astype(values.dtype)
     if axis == -2:  # noqa: PLR2004  along columns
         share = share[:, None]
-    return np.asarray(values.take(low, axis) * (1 - share) + values.take(high, axis) * share)
+    below, above = values.take(low, axis), values.take(high, axis)
+    with np.errstate(invalid="ignore"):  # 0 times infinity, at the centre of a pixel
+        between = below * (1 - share) + above * share
+    # There the neighbour has no part: one that is infinite or NaN would make the pixel NaN.
+    return np.asarray(np.where(share == 0, below, between))

@@ -166,9 +166,7 @@ class SampleAugmenter:
     ) -> None:
         """Write sample i's mask into `out`, of the nearest pixels; `mask` is its region."""
         if self.is_resampled[i]:
-            if mask.dtype == np.uint32:  # which OpenCV does not know
-                mask, out = mask.view(np.int32), out.view(np.int32)
-            self._remap(i, mask, out, self._cv2.INTER_NEAREST)
+            self._remap(i, _for_opencv(mask), _for_opencv(out), self._cv2.INTER_NEAREST)
         else:
             copy_turned(mask, out, *self._turns[i])
 
@@ -325,6 +323,7 @@ def copy_turned(
         return
     cv2 = _opencv_if_there()
     if cv2 is not None and samples.dtype == out.dtype:  # five times as fast
+        samples, out = _for_opencv(samples), _for_opencv(out)
         # A quarter turn is a transposition, then a flip; one before it flips the other axis after.
         is_odd = n_turns % 2 == 1
         after = (flips_columns, flips_rows) if is_odd else (flips_rows, flips_columns)
@@ -382,6 +381,11 @@ def _windows(columns: int) -> Floats:
     table = normals()
     endless = np.concatenate([table, table[:columns]])
     return np.lib.stride_tricks.sliding_window_view(endless, columns)
+
+
+def _for_opencv(samples: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return samples as a type of as many bits that version 4 of OpenCV knows: not uint32."""
+    return samples.view(np.int32) if samples.dtype == np.uint32 else samples
 
 
 @lru_cache(1)

@@ -8,7 +8,7 @@ import pytest
 from dataset_builder import CARDIAC, with_bits, write_dataset
 
 import loader
-from loader import Augment
+from loader import Augment, Patches
 
 torch = pytest.importorskip("torch")
 
@@ -76,6 +76,21 @@ def test_values_are_those_of_the_host(path, device, options):
     for make in (loader_torch.ResidentBatches, loader_torch.DeviceBatches):
         with make(path, device, **OPTIONS | options) as batches:
             require_equal(epochs_of(batches, 2), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("patches", [None, Patches((8, 9), pad=True)])
+def test_padding_is_clipped_as_on_the_host(tmp_path, device, patches):
+    path, limits = tmp_path / "out.h5", {"minimum": [100] * N, "maximum": [600] * N}
+    write_dataset(path, n=N, rows=16, columns=20, manifest=limits)
+    options = {"normalize": "minmax", "patches": patches}
+    expected = expected_epochs(path, 1, **options)
+    for make in (loader_torch.ResidentBatches, loader_torch.DeviceBatches):
+        with make(path, device, **OPTIONS | options) as batches:
+            found = epochs_of(batches, 1)
+        require_equal(found, expected)
+        assert {float(images.min()) for images, _ in found[0]} == {0.0}
+        assert {float(images.max()) for images, _ in found[0]} == {1.0}
 
 
 MASKS = {

@@ -402,6 +402,29 @@ def test_all_channels_are_normalised_as_the_middle_one(path, normalize):
                 np.testing.assert_allclose(image, through, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"patches": loader.Patches((3, 4))},
+        {"augment": Augment.none(flip_rows=1)},
+        {"augment": Augment.none(shift=(1, 0.1, 0.1))},
+    ],
+)
+def test_minmax_clips_the_padding_of_the_middle_image_and_no_neighbours(tmp_path, options):
+    if options.get("augment", Augment.none()).resamples:
+        pytest.importorskip("cv2")
+    limits = {"minimum": [300] * len(ROWS), "maximum": [600] * len(ROWS)}
+    write(tmp_path / "out.h5", manifest=limits)
+    options = OPTIONS | {"normalize": "minmax"} | options
+    middle_range, outside = [], 0
+    for images, _ in loader.Batches(tmp_path / "out.h5", **options, neighbours=1):
+        middle_range += [images[:, 1].min(), images[:, 1].max()]
+        outside += np.count_nonzero((images[:, [0, 2]] < -0.1) | (images[:, [0, 2]] > 1.1))
+    assert (min(middle_range), max(middle_range)) == (0, 1)
+    assert outside > 20
+
+
 def test_channels_of_zeros_stay_zeros(path):
     options = OPTIONS | {"normalize": "zscore", "augment": Augment.cardiac_mr()}
     neighbours = Neighbours(2, edges="mark")

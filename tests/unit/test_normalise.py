@@ -54,6 +54,34 @@ def test_scaled_values_lie_within_0_and_1(tmp_path, kind):
         assert 0.999999 < images.max() <= 1
 
 
+PADDED = {"minimum": [100] * 7, "maximum": [600] * 7, "n_padding": [3] * 7}
+
+
+@pytest.mark.parametrize("image_dtype", IMAGE_DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"patches": loader.Patches((4, 5))},
+        {"patches": loader.Patches((9, 5), pad=True)},
+        {"augment": loader.Augment.none(flip_rows=1)},
+    ],
+)
+def test_padding_is_clipped_to_0_and_1(tmp_path, image_dtype, options):
+    """Statistics leave padding out, so that it may be below the minimum or above the maximum."""
+    path = tmp_path / "a.h5"
+    stored = write_dataset(path, image_dtype=image_dtype, manifest=PADDED)["images"]
+    assert stored.min() < 100
+    assert stored.max() > 600
+    expected = ((stored.astype(np.float64) - 100) / 500).clip(0, 1)
+    found = images_of(path, normalize="minmax", **options)
+    if "augment" in options:
+        expected = expected[:, ::-1]
+    if found.shape[1] == 9:
+        expected = np.pad(expected, ((0, 0), (2, 3), (0, 0)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])
 @pytest.mark.parametrize(
     ("image_dtype", "offset"), [("<i4", -917_096_192), ("<i4", 2**31 - 2000), ("<f4", 2.0**24)]

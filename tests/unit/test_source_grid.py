@@ -70,6 +70,17 @@ def test_probabilities_are_interpolated_linearly_and_keep_their_type():
     assert back[1, 0, 1:7] == pytest.approx(3.0 * np.arange(6))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_what_is_beside_a_pixel_does_not_change_it(dtype):
+    """Logarithms of probabilities have infinities; 0 times one is NaN."""
+    values = np.array([[0.5, -np.inf, 0.25, np.nan, 1.0]], dtype)
+    back = to_source(values, Axis(3, 1.0, 1.0), Axis(9, 0.0, 2.0), linear=True, fill=7)
+    assert (back[[0, 2]] == 7).all()
+    np.testing.assert_array_equal(back[1, ::2], values[0])
+    np.testing.assert_array_equal(back[1, 1::2], [-np.inf, -np.inf, np.nan, np.nan])
+
+
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("sizes") / "data")

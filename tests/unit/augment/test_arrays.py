@@ -90,6 +90,33 @@ def test_each_combination_of_flips_and_turns(has_opencv, monkeypatch):
         np.testing.assert_array_equal(out, turned(image, *turn))
 
 
+class OpenCV4:
+    """OpenCV as version 4 has it: it knows no uint32."""
+
+    def __getattr__(self, name):
+        function = getattr(pytest.importorskip("cv2"), name)
+
+        def checked(samples, *arguments, dst, **options):
+            if np.uint32 in (samples.dtype, dst.dtype):
+                raise TypeError("src data type = uint32 is not supported")
+            return function(samples, *arguments, dst=dst, **options)
+
+        return checked if name in {"flip", "transpose", "remap"} else function
+
+
+def test_words_of_32_bits_are_moved_by_version_4_of_opencv(monkeypatch):
+    monkeypatch.setattr(arrays, "_opencv_if_there", OpenCV4)
+    words = RNG.integers(0, 2**32, (5, 5), np.uint32)
+    words[0, 0] = 2**31
+    for turn in itertools.product((0, 1), (0, 1), range(4)):
+        out = np.empty_like(words)
+        arrays.copy_turned(words, out, *turn)
+        np.testing.assert_array_equal(out, turned(words, *turn))
+    images, masks = smooth(32, 32), np.tile(words, (N, 7, 7))[:, :32, :32]
+    _, moved, _ = changed(Augment.none(rotate=(1, 90, 90)), images[0], masks)
+    np.testing.assert_array_equal(moved, np.rot90(masks, 1, (1, 2)))
+
+
 def test_a_rotation_by_90_degrees_is_a_quarter_turn():
     pytest.importorskip("cv2")
     images, masks = smooth(32, 32)
