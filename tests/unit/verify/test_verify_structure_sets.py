@@ -213,3 +213,20 @@ def test_contours_of_other_images_in_the_plane_are_not_drawn_here(tmp_path, kind
     assert result.n_rows >= 2
     status, text = verify(tmp_path / "out.h5", tmp_path / "data", "--rebuild-check")
     assert status == 0, text
+
+
+def test_a_coordinate_that_is_no_number_costs_its_image_and_no_other(tmp_path):
+    data, out = shapes(tmp_path, "rtstruct", lambda _: None)
+    n_rows = len(open_dataset(out))
+    path = data / "annotations" / "SHAPES001.dcm"
+    contour = pydicom.dcmread(path).ROIContourSequence[0].ContourSequence[0]
+    first = "\\".join(map(str, contour.ContourData[:3])).encode()
+    broken = path.read_bytes().replace(first, first.replace(b".", b"x", 1), 1)
+    path.write_bytes(broken)
+    result = etl.build(data, out, BuildOptions(rows=43, columns=57), force=True)
+    assert [one.code for one in result.findings if one.severity == "error"] == [
+        "contour-unreadable"
+    ]
+    assert result.n_rows == n_rows - 1 > 3
+    status, text = verify(out, data, "--rebuild-check")
+    assert status == 0, text
