@@ -417,11 +417,10 @@ def nothing_left(sample: Sample, scheme: LabelScheme, options: BuildOptions) -> 
 
 def _wholly_cut(sample: Sample, options: BuildOptions) -> set[int]:
     """Return the structures of which the file shows no pixel, because `--fit` cuts them off."""
-    size = options.rows, options.columns
     return {
         region.code
         for region in sample.regions
-        if sample.grid is not None and share_cut(region, sample.grid, *size) == 1.0
+        if sample.grid is not None and share_cut(region, sample.grid, options) == 1.0
     }
 
 

@@ -5,10 +5,11 @@ import csv
 import numpy as np
 import pydicom
 import pytest
-from builders import copy_tree
+from builders import copy_tree, dicom_bytes, instance
 
 import etl
 import loader
+from etl.check import check
 from etl.options import BuildOptions
 from etl.phantom.objects import write_shapes
 from etl.phantom.tree import write_phantom
@@ -164,3 +165,45 @@ def test_inner_and_outer_contours_exchanged_are_told_by_their_nesting_alone(tmp_
     told = [one.code for one in result.findings if one.severity == "warning"]
     assert told.count("inner-outside-outer") == len(outer)
     assert CODE not in told
+
+
+def write_sides(root, turned):
+    """Write six patients with a dim organ at the upper left and a bright one at the lower right."""
+    rng = np.random.default_rng(0)
+    lines = ["patient_id,image,label,contour"]
+    rows, columns = np.mgrid[:48, :64]
+    turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    for patient in (f"P{number}" for number in range(6)):
+        for place in range(3):
+            pixels = rng.integers(0, 20, rows.shape).astype("<i2")
+            name = f"{patient}/{place}"
+            for label, *middle, value in (("dim", 16, 14, 500), ("bright", 48, 34, 1500)):
+                x, y = rng.normal(middle, 0.5)
+                pixels[np.hypot(columns - x, rows - y) < 8] += value
+                if patient == turned:
+                    x, y = 63 - x, 47 - y
+                points = np.stack([x + 8 * np.cos(turns), y + 8 * np.sin(turns)], axis=1)
+                contour = root / f"{name}-{label}.txt"
+                contour.parent.mkdir(parents=True, exist_ok=True)
+                contour.write_text("".join(f"{u:.3f} {v:.3f}\n" for u, v in points))
+                lines.append(f"{patient},{name}.dcm,{label},{name}-{label}.txt")
+            if patient == turned:
+                pixels = np.ascontiguousarray(pixels[::-1, ::-1])
+            nowhere = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient"))
+            uids = {"uid": f"1.2.{name.replace('P', '').replace('/', '.')}"}
+            uids["SeriesInstanceUID"] = uids["uid"].rpartition(".")[0]
+            image = instance(pixels, **uids, **nowhere)
+            (root / f"{name}.dcm").write_bytes(dicom_bytes(image))
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_a_check_that_knows_no_brightness_leaves_the_answer_to_the_build(tmp_path):
+    """By their places the organs of a turned patient have each other's name; they have not."""
+    data = write_sides(tmp_path / "data", turned="P1")
+    options = BuildOptions(rows=48, columns=64, audit=False)
+    result = etl.build(data, tmp_path / "out.h5", options)
+    found = check(data, options, full=True)
+    for one in (result, found):
+        told = {finding.code for finding in one.findings} - {"near-duplicate"}
+        assert told == {"geometry-missing"}

@@ -5,7 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from builders import COLUMNS, ROWS, gradient, instance, write_dicom, write_tree
+from builders import COLUMNS, ROWS, dicom_bytes, gradient, instance, write_dicom, write_tree
 from click.testing import CliRunner
 from version_1 import compare
 
@@ -185,3 +185,50 @@ def test_the_command_refuses_what_is_not_safe_before_the_build(root, tmp_path):
     assert found.exit_code == 0
     assert "keeps PatientName, by which patients may be found" in found.stderr
     assert "tag_PatientName" in loader.open_dataset(out).manifest
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "expected"),
+    [
+        ("6.25", "6,25", 6.25),
+        ("6.25", ",,,,", np.nan),
+        ("6.25", "6.2x", np.nan),
+        ("6.25", "6_25", np.nan),
+        ("6.25", " inf", np.nan),
+        ("6.25", "6\\25", np.nan),
+    ],
+)
+def test_a_number_that_breaks_its_format_is_verified_as_it_was_built(
+    root, tmp_path, right, wrong, expected
+):
+    path = root / "dicoms" / "P0" / "1.dcm"
+    path.write_bytes(dicom_bytes(instance(gradient(seed=1), uid="1.2.9", EchoTime=right)))
+    data = path.read_bytes()
+    assert data.count(right.encode()) == 1
+    path.write_bytes(data.replace(right.encode(), wrong.encode()))
+    out = tmp_path / "out.h5"
+    result = etl.build(root, out, options())
+    assert "image-header-invalid" in {one.code for one in result.findings}
+    np.testing.assert_equal(loader.open_dataset(out).manifest["tag_EchoTime"][0], expected)
+    assert verify(out, source=root, rebuild=True).problems == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"RescaleSlope": "2.75", "RescaleIntercept": "-6.25"},
+        {"PixelSpacing": ["2.75", "3.25"]},
+    ],
+)
+def test_decimal_commas_are_verified_as_they_were_built(root, tmp_path, values):
+    path = root / "dicoms" / "P0" / "1.dcm"
+    right = instance(gradient(seed=1), uid="1.2.9", **values)
+    data = dicom_bytes(right)
+    for number in (b"2.75", b"3.25", b"6.25"):
+        data = data.replace(number, number.replace(b".", b","))
+    path.write_bytes(data)
+    out = tmp_path / "out.h5"
+    result = etl.build(root, out, options(size="fit", resample=(2.0, 2.0)))
+    assert "image-header-invalid" in {one.code for one in result.findings}
+    assert loader.open_dataset(out).manifest["patient_id"].tolist().count("P0") == 3
+    assert verify(out, source=root, rebuild=True).problems == []

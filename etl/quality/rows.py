@@ -446,7 +446,12 @@ def _jumps(rows: Rows) -> Iterator[Finding]:
 
 
 def _exchanged_structures(rows: Rows) -> Iterator[Finding]:
-    """Compare each patient's structures with those of the others."""
+    """Compare each patient's structures with those of the others.
+
+    Without the images, names that only their brightness contradicts would seem to be exchanged.
+    """
+    if rows.pictures is None:
+        return
     manifest, ids = rows.manifest, rows.manifest["patient_id"]
     patients, series = _codes(ids), _codes(manifest["series"])
     if len(rows.scheme) == 1 or int(patients.max(initial=0)) + 1 < MIN_PATIENTS:
@@ -457,9 +462,9 @@ def _exchanged_structures(rows: Rows) -> Iterator[Finding]:
     )
     chosen = sorted(by_size[:MOST_STRUCTURES], key=lambda one: one.code)
     drawn = [_drawn(rows, one) for one in chosen]
-    n_groups = int(group.max()) + 1
-    features = gather(group, n_groups, drawn)
-    features[:, :, [BRIGHTNESS, VALUE]] = _brightness(rows, group, n_groups, chosen, drawn)
+    features = gather(group, int(group.max()) + 1, drawn)
+    brightness = _brightness(rows, rows.pictures, group, chosen, drawn)
+    features[:, :, [BRIGHTNESS, VALUE]] = brightness
     kin = rows.scheme.kin
     related = np.array([[(one.code, other.code) in kin for other in chosen] for one in chosen])
     for one in find_confusions(features, related):
@@ -497,17 +502,20 @@ def _drawn(rows: Rows, structure: Structure) -> Drawn:
 
 
 def _brightness(
-    rows: Rows, group: _Integers, n_groups: int, chosen: Sequence[Structure], drawn: Sequence[Drawn]
+    rows: Rows,
+    pictures: Pictures,
+    group: _Integers,
+    chosen: Sequence[Structure],
+    drawn: Sequence[Drawn],
 ) -> _Floats:
     """Return the mean of each structure in the image that shows it largest, for each group.
 
     In shares of the range of the group's images, from the 1st to the 99th percentile, and of that
     of all images.
     """
+    n_groups = int(group.max()) + 1
     means = np.full((n_groups, len(chosen)), np.nan)
     found = np.full((n_groups, len(chosen), 2), np.nan)
-    if rows.pictures is None:
-        return found
     wanted: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for place, one in enumerate(drawn):
         for number, row in largest(group, one):
@@ -522,7 +530,7 @@ def _brightness(
         n_read[number] += 1
         if n_read[number] > _MOST_READ:
             continue
-        image, mask = rows.pictures.image(row), rows.pictures.mask(row)
+        image, mask = pictures.image(row), pictures.mask(row)
         rough = tuple(slice(None, None, max(1, size // _SAMPLED)) for size in image.shape)
         image, mask = image[rough], mask[rough]
         for place in places:

@@ -14,8 +14,9 @@ from etl.contours.rasterise import rasterise_region
 from etl.errors import ImageError
 from etl.findings import Remark
 from etl.geometry import SourceGrid
-from etl.model import Instance, Region
+from etl.model import Instance, Mask, Region
 from etl.options import BuildOptions
+from etl.resampling.regions import region_on_grid
 
 _HALF: Final = 0.5  # of a pixel
 _MAX_PIXELS: Final = 65535  # along a side, as Rows and Columns have
@@ -71,7 +72,7 @@ def place(instance: Instance, regions: Sequence[Region], options: BuildOptions) 
 
 def check_cut(region: Region, grid: SourceGrid, options: BuildOptions) -> list[Remark]:
     """Warn where a part of a region is not in the part of its frame that is kept."""
-    share = share_cut(region, grid, options.rows, options.columns)
+    share = share_cut(region, grid, options)
     if not share:
         return []
     part = "all" if share == 1 else f"{share:.1%}"
@@ -83,8 +84,12 @@ def check_cut(region: Region, grid: SourceGrid, options: BuildOptions) -> list[R
     return [Remark("structure-cut", message)]
 
 
-def share_cut(region: Region, grid: SourceGrid, rows: int, columns: int) -> float:
-    """Return the share (0 to 1) of a region's pixels in its frame that the file does not show."""
+def share_cut(region: Region, grid: SourceGrid, options: BuildOptions) -> float:
+    """Return the share (0 to 1) of a region's pixels in its frame that the file does not show.
+
+    It is 1 only where no pixel of the file is inside the region.
+    """
+    rows, columns = options.rows, options.columns
     ends = [
         (offset - scale / 2, offset + scale * (n_file - _HALF))
         for offset, scale, n_file in (
@@ -102,7 +107,20 @@ def share_cut(region: Region, grid: SourceGrid, rows: int, columns: int) -> floa
         mask = rasterise_region(region.polygons, grid.rows, grid.columns)
     (top, bottom), (left, right) = ([max(0, math.ceil(end)) for end in pair] for pair in ends)
     n_pixels, n_shown = np.count_nonzero(mask), np.count_nonzero(mask[top:bottom, left:right])
-    return float(1 - n_shown / n_pixels) if n_pixels else 0.0
+    if not n_pixels:
+        return 0.0
+    if not n_shown:  # smaller pixels may lie between those of the frame and the edge
+        area = grid.row_scale * grid.column_scale
+        return max(0.0, 1 - np.count_nonzero(_painted(region, grid, options)) * area / n_pixels)
+    return float(1 - n_shown / n_pixels)
+
+
+def _painted(region: Region, grid: SourceGrid, options: BuildOptions) -> Mask:
+    """Return the pixels of the file that are inside a region."""
+    shown = region_on_grid(region, grid, options)
+    if shown.mask is not None:
+        return shown.mask
+    return rasterise_region(shown.polygons, options.rows, options.columns, options.rasterizer)
 
 
 def file_plane(

@@ -35,6 +35,7 @@ class Axis(NamedTuple):
 Grid: TypeAlias = tuple[Axis, Axis]  # rows, columns
 
 _NUMBERS = {"DS", "IS", "FD", "FL", "US", "SS", "UL", "SL", "UV", "SV"}
+_DECIMAL_STRINGS = {"DS", "IS"}
 _LONGEST = 1024  # bytes of an attribute that a column keeps
 _LEFT_OUT = "\0"  # instead of a longer one
 
@@ -86,14 +87,38 @@ def _of_frame(dataset: Any, sequence: str, frame_number: int) -> Any:  # noqa: A
 
 
 def _number(dataset: Any, keyword: str, default: float) -> float:  # noqa: ANN401  pydicom's
-    value = dataset.get(keyword)
-    return default if value in (None, "") else float(value)
+    numbers = _numbers(dataset, keyword, 1)
+    return numbers[0] if numbers else default
+
+
+def _numbers(dataset: Any, keyword: str, n_values: int) -> list[float]:  # noqa: ANN401  pydicom's
+    """Return the numbers of an attribute; none where it is missing or breaks its format."""
+    if keyword not in dataset:
+        return []
+    tag = tag_for_keyword(keyword)
+    assert tag is not None  # noqa: S101  every keyword here is one of DICOM's
+    return _as_numbers(_value(dataset, tag), n_values)
+
+
+def _as_numbers(value: object, n_values: int) -> list[float]:
+    """Return so many finite numbers, or none; a decimal comma is a point if all have none."""
+    several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    parts = [str(one).strip(" \0") for one in several]
+    if not any("." in part or part.lstrip("+-").startswith(",") for part in parts):
+        parts = [part.replace(",", ".") for part in parts]
+    if len(parts) != n_values or not all(set(part) <= set("+-.0123456789eE") for part in parts):
+        return []
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def spacing_of(path: Path, frame_number: int) -> tuple[float, float]:
     """Return the distances between rows and between columns of a frame, mm."""
     measures = _of_frame(_read(path), "PixelMeasuresSequence", frame_number)
-    between_rows, between_columns = map(float, measures.PixelSpacing)
+    between_rows, between_columns = _numbers(measures, "PixelSpacing", 2)
     return between_rows, between_columns
 
 
@@ -266,7 +291,7 @@ def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
         value = _value(dataset, tag)
     is_number = dictionary_VM(tag) == "1" and dictionary_VR(tag) in _NUMBERS
     if is_number:
-        return math.nan if value in (None, "", _LEFT_OUT) else float(value)
+        return next(iter(_as_numbers(value, 1)), math.nan)
     if value is None:
         return ""
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -275,10 +300,18 @@ def attribute(path: Path, frame_number: int, keyword: str) -> str | float:
 
 
 def _value(item: pydicom.Dataset, tag: int) -> Any:  # noqa: ANN401  as pydicom has it
-    """Return the value of an attribute; `_LEFT_OUT` where no column has room for it."""
+    """Return the value of an attribute; `_LEFT_OUT` where no column has room for it.
+
+    Decimal strings are as the file has them: pydicom refuses those that break their format.
+    """
     raw = item.get_item(tag)
-    is_long = isinstance(raw, RawDataElement) and raw.length > _LONGEST
-    return _LEFT_OUT if is_long else item[tag].value
+    if isinstance(raw, RawDataElement):
+        if raw.length > _LONGEST:
+            return _LEFT_OUT
+        if dictionary_VR(tag) in _DECIMAL_STRINGS and raw.VR in {None, "UN", *_DECIMAL_STRINGS}:
+            parts = (raw.value or b"").decode("latin-1").split("\\")
+            return parts if len(parts) > 1 else parts[0].strip(" \0")
+    return item[tag].value
 
 
 def polygons_of(text: str, origin: int) -> list[Polygon]:
@@ -350,7 +383,7 @@ def structure_polygons(
     dataset = _read(image)
     plane = _plane(dataset, frame_number)
     measures = _of_frame(dataset, "PixelMeasuresSequence", frame_number)
-    between_rows, between_columns = map(float, measures.PixelSpacing)
+    between_rows, between_columns = _numbers(measures, "PixelSpacing", 2)
     if plane is None:
         return []
     polygons = []
@@ -396,10 +429,11 @@ def _planes(root: Path, *_stamp: int) -> dict[str, list[_Plane | None]]:
 def _plane(dataset: Any, frame_number: int) -> _Plane | None:  # noqa: ANN401  pydicom's
     place = _of_frame(dataset, "PlanePositionSequence", frame_number)
     turn = _of_frame(dataset, "PlaneOrientationSequence", frame_number)
-    if not place.get("ImagePositionPatient") or not turn.get("ImageOrientationPatient"):
+    position = _numbers(place, "ImagePositionPatient", 3)
+    orientation = _numbers(turn, "ImageOrientationPatient", 6)
+    if not position or not orientation:
         return None
-    row, column = np.array(turn.ImageOrientationPatient, np.float64).reshape(2, 3)
-    return _Plane(np.array(place.ImagePositionPatient, np.float64), row, column)
+    return _Plane(np.array(position), np.array(orientation[:3]), np.array(orientation[3:]))
 
 
 @lru_cache(2)
@@ -414,15 +448,26 @@ def _closed_contours(path: Path, *_stamp: int) -> list[_Contour]:
         name = names.get(roi.ReferencedROINumber, "")
         for contour in roi.get("ContourSequence") or []:
             reference = (contour.get("ContourImageSequence") or [pydicom.Dataset()])[0]
-            if str(contour.get("ContourGeometricType")).startswith("CLOSED"):
-                numbers = contour.ContourData
-                if isinstance(numbers, bytes):  # longer than an explicit VR allows for numbers
-                    numbers = numbers.decode("ascii").split("\\")
-                points = np.array([float(one) for one in numbers]).reshape(-1, 3)
+            points = _points(contour)
+            if points is not None and str(contour.ContourGeometricType).startswith("CLOSED"):
                 uid = str(reference.get("ReferencedSOPInstanceUID") or "")
                 number = int(reference.get("ReferencedFrameNumber") or 0)
                 found.append(_Contour(name, uid, number, points))
     return found
+
+
+def _points(contour: Any) -> Polygon | None:  # noqa: ANN401  pydicom's
+    """Return the points of a contour; None where it has none: its image is no row then."""
+    element = contour.get_item("ContourData")
+    if element is None or "ContourGeometricType" not in contour:
+        return None
+    parts = element.value.decode("latin-1").split("\\")
+    numbers = _as_numbers(["1.", *parts], len(parts) + 1)[1:]  # the point: none has a comma
+    stated = contour.get_item("NumberOfContourPoints")
+    n_stated = stated.value.decode("latin-1").strip(" \0") if stated is not None else ""
+    if len(numbers) % 3 or not numbers or n_stated not in {"", str(len(numbers) // 3)}:
+        return None
+    return np.array(numbers).reshape(-1, 3)
 
 
 def is_segmentation(path: Path) -> bool:
@@ -438,8 +483,8 @@ def segment_mask(
     drawing, dataset = _read(path), _read(image)
     place = _of_frame(dataset, "PlanePositionSequence", frame_number)
     places, segments, sources = _segment_frames(path, *_stamp(path))
-    if "ImagePositionPatient" in place:
-        here = np.array(place.ImagePositionPatient, np.float64)
+    if position := _numbers(place, "ImagePositionPatient", 3):
+        here = np.array(position)
         is_here = np.abs(places - here).max(axis=1) <= 0.5  # noqa: PLR2004  mm
     else:
         is_here = np.array([one == (dataset.SOPInstanceUID, frame_number) for one in sources])
@@ -483,7 +528,7 @@ def _segment_frames(path: Path, *_stamp: int) -> _Frames:
     drawing = _read(path)
     frames = range(1, int(drawing.get("NumberOfFrames") or 1) + 1)
     places = [
-        _of_frame(drawing, "PlanePositionSequence", frame).get("ImagePositionPatient")
+        _numbers(_of_frame(drawing, "PlanePositionSequence", frame), "ImagePositionPatient", 3)
         for frame in frames
     ]
     is_label_map = drawing.SegmentationType == "LABELMAP"

@@ -262,7 +262,9 @@ def _mask_problems(
     else:
         made = reference.label_map(masks, *mask.shape)
     if options.get("not_drawn") == "ignore":
-        made = reference.with_ignored(made, {code for code, _ in masks}, parents)
+        # A structure set or segmentation tells of all images of its series what is not on them.
+        known = {code for code in parents if manifest[f"drawn_{code}"][row]}
+        made = reference.with_ignored(made, known, parents)
         if grid is not None:
             made[reference.beyond(grid, mask.shape)] = 0
     if n_pixels := int((made != mask).sum()):

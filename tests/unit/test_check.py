@@ -139,6 +139,23 @@ def test_a_row_of_which_fit_leaves_nothing_is_no_row(tmp_path, full):
     assert empty.key.slice == 2
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_row_of_which_fit_leaves_a_pixel_is_a_row(tmp_path, full):
+    """All centres of the image's pixels in the drawing are cut off, but not those of the file."""
+    root = write_tree(tmp_path / "data", slices=(1, 2), outer=False)
+    for slice_number in (1, 2):
+        image = instance(gradient(seed=slice_number), uid=f"1.{slice_number}", PixelSpacing=[2, 2])
+        write_dicom(root, "P1", f"{slice_number}.dcm", image)
+    write_contour(root, "A1", 2, text="0 0\n2.9 0\n2.9 2.9\n0 2.9\n")
+    options = BuildOptions(rows=12, columns=16, size="fit", resample=(1.0, 1.0), audit=False)
+    found = check(root, options, full=full)
+    result = etl.build(root, tmp_path / "out.h5", options)
+    assert open_dataset(tmp_path / "out.h5").manifest["n_pixels_1"].min() > 0
+    assert found.summary.n_rows == result.n_rows == 2
+    assert set(found.findings) <= set(result.findings)
+    assert "all of it" not in "".join(one.message for one in result.findings)
+
+
 def test_the_size_that_takes_most_is_named(root, tmp_path):
     found = check(root, BuildOptions())
     assert (found.summary.n_rows, found.summary.size_option) == (0, f"{ROWS}x{COLUMNS}")

@@ -139,9 +139,9 @@ def test_without_spacing_the_position_is_known_only_where_nothing_is_cut_off_bef
 def test_a_share_is_counted_in_pixels_and_holes_do_not_count():
     ring = Region(1, (square(5.5, 15.5).polygons[0], square(8.5, 12.5).polygons[0]), "")
     grid = place(frame(20, 20), [], fit(20, 12))  # columns 4 to 15
-    assert share_cut(ring, grid, 20, 12) == 0.0
+    assert share_cut(ring, grid, fit(20, 12)) == 0.0
     grid = place(frame(20, 20), [], fit(20, 6))  # columns 7 to 12: 44 of 84 pixels
-    assert share_cut(ring, grid, 20, 6) == 1 - 44 / 84
+    assert share_cut(ring, grid, fit(20, 6)) == 1 - 44 / 84
     (remark,) = check_cut(ring, grid, fit(20, 6))
     assert remark.message.startswith("47.6% of it lies outside the 20x6 pixels that --fit keeps")
     assert "--fit-about structures" in remark.message
@@ -150,10 +150,26 @@ def test_a_share_is_counted_in_pixels_and_holes_do_not_count():
     )
 
 
+@pytest.mark.parametrize("is_mask", [False, True])
+def test_of_what_smaller_pixels_show_not_all_is_cut_off(is_mask):
+    """No centre of the frame's pixels 0 to 2 is in the file, whose first one has its at 2.75."""
+    options = fit(12, 12, resample=(1.0, 1.0))
+    one = frame(12, 12, PixelSpacing=[2, 2])
+    region = square(0.0, 2.9)
+    if is_mask:
+        region = Region(1, (), "", rasterise_region(region.polygons, 12, 12))
+    grid = place(one, [region], options)
+    assert (grid.row_offset, grid.column_offset) == (2.75, 2.75)
+    n_shown = 0 if is_mask else 1  # that pixel is nearer to pixel 3 of a mask
+    assert share_cut(region, grid, options) == 1 - n_shown / 4 / 9
+    (remark,) = check_cut(region, grid, options)
+    assert remark.message.startswith("all of it" if is_mask else "97.2% of it")
+
+
 def test_what_lies_beyond_the_image_is_not_cut_off_by_the_window():
     grid = place(frame(20, 20), [], fit(20, 24))
     over = Region(1, (np.array([(-6.0, 3.0), (6.0, 3.0), (6.0, 9.0), (-6.0, 9.0)]),), "")
-    assert share_cut(over, grid, 20, 24) == 0.0
+    assert share_cut(over, grid, fit(20, 24)) == 0.0
     # And there it is not drawn, though the file has pixels there.
     painted = region_on_grid(over, grid, fit(20, 24))
     assert painted.mask is not None
@@ -176,4 +192,4 @@ def test_a_share_is_that_of_the_pixels_that_the_file_lacks(length, n_file, seed,
         pixels = rasterise_region(shown.polygons, n, n) if shown.mask is None else shown.mask
         counts.append(np.count_nonzero(pixels))
     expected = 1 - counts[0] / counts[1] if counts[1] else 0.0
-    assert share_cut(region, grid, n_file, n_file) == pytest.approx(expected)
+    assert share_cut(region, grid, fit(n_file, n_file)) == pytest.approx(expected)

@@ -14,6 +14,7 @@ from etl.phantom.objects import Patient, segmentation, write_shapes
 from etl.verify import reference
 from etl.verify.sources import rebuild_rows
 from loader import open_dataset
+from loader.format import IGNORE
 
 
 @pytest.fixture(scope="module", params=["rtstruct", "enhanced", "seg"])
@@ -32,6 +33,28 @@ def verify(out, data, *options):
 
 def test_a_second_parser_makes_the_same_rows(built):
     data, out = built
+    status, text = verify(out, data, "--rebuild-check")
+    assert status == 0, text
+
+
+def test_what_a_series_has_nowhere_on_an_image_is_not_ignored(tmp_path):
+    """The set of one patient lacks the box: its pixels may be anywhere, in this patient's rows."""
+    data, out = tmp_path / "data", tmp_path / "out.h5"
+    write_shapes(data, "rtstruct", patients=2, slices=8, rows=44, columns=56)
+    path = data / "annotations" / "SHAPES002.dcm"
+    drawing = pydicom.dcmread(path)
+    (box,) = (one for one in drawing.StructureSetROISequence if one.ROIName == "box")
+    drawing.ROIContourSequence = [
+        one for one in drawing.ROIContourSequence if one.ReferencedROINumber != box.ROINumber
+    ]
+    drawing.StructureSetROISequence.remove(box)
+    drawing.save_as(path)
+    options = BuildOptions(rows=44, columns=56, background=True, not_drawn="ignore")
+    etl.build(data, out, options)
+    dataset = open_dataset(out)
+    has_box = dataset.manifest["patient_id"] == "SHAPES001"
+    assert not (dataset.masks[has_box] == IGNORE).any()
+    assert (dataset.masks[~has_box] == IGNORE).any(axis=(1, 2)).all()
     status, text = verify(out, data, "--rebuild-check")
     assert status == 0, text
 
@@ -189,4 +212,21 @@ def test_contours_of_other_images_in_the_plane_are_not_drawn_here(tmp_path, kind
     result = etl.build(tmp_path / "data", tmp_path / "out.h5", options)
     assert result.n_rows >= 2
     status, text = verify(tmp_path / "out.h5", tmp_path / "data", "--rebuild-check")
+    assert status == 0, text
+
+
+def test_a_coordinate_that_is_no_number_costs_its_image_and_no_other(tmp_path):
+    data, out = shapes(tmp_path, "rtstruct", lambda _: None)
+    n_rows = len(open_dataset(out))
+    path = data / "annotations" / "SHAPES001.dcm"
+    contour = pydicom.dcmread(path).ROIContourSequence[0].ContourSequence[0]
+    first = "\\".join(map(str, contour.ContourData[:3])).encode()
+    broken = path.read_bytes().replace(first, first.replace(b".", b"x", 1), 1)
+    path.write_bytes(broken)
+    result = etl.build(data, out, BuildOptions(rows=43, columns=57), force=True)
+    assert [one.code for one in result.findings if one.severity == "error"] == [
+        "contour-unreadable"
+    ]
+    assert result.n_rows == n_rows - 1 > 3
+    status, text = verify(out, data, "--rebuild-check")
     assert status == 0, text
