@@ -19,6 +19,8 @@ _Flags: TypeAlias = npt.NDArray[np.bool_]
 NONE: Final = -1  # no row
 _MOST: Final = 64  # on each side
 _SAME_POSITION: Final = 0.1  # mm: rounding
+_ROUNDING: Final = 0.05  # mm, in the step between positions that have two decimals
+_ROUNDING_OF_TIMES: Final = 1e-6  # of a step
 _SAME_DIRECTION: Final = 0.01  # of a direction cosine: half a degree
 # The times of a phase differ a little from slice to slice, as the heart rate does.
 _SAME_PHASE: Final = 0.1  # of the longest trigger time in the stack, taken as the beat
@@ -57,8 +59,8 @@ class Neighbours:
         Where a series ends, repeat the last image, or hand out a channel of zeros.
     within : float, optional
         The largest step from one image to the next, in mm, ms (phases, where no trigger time is
-        known), or numbers of `slice`; a wider gap is an edge. By default the next image of the file
-        counts, however far it is.
+        known), or numbers of `slice`; a gap that is wider, by more than rounding (0.05 mm), is an
+        edge. By default the next image of the file counts, however far it is.
 
     Raises
     ------
@@ -141,7 +143,10 @@ class Neighbours:
         else:
             value, lines = places.height, _along_slices(places, self.n)
         if self.within is not None:
-            _cut(lines.table, value, self.within)
+            # Positions of slices 8 mm apart differ by 8 mm only up to rounding, as those of phases.
+            along_slices = self.along == "slice"
+            rounding = _ROUNDING if along_slices else self.within * _ROUNDING_OF_TIMES
+            _cut(lines.table, value, self.within + rounding)
         return lines
 
 

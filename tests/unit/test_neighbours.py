@@ -132,6 +132,27 @@ def test_a_step_that_is_too_wide_is_an_edge(path, along, within, expected):
     assert table[:3].tolist() == expected
 
 
+@pytest.mark.parametrize("step", [0.7, 4.0, 8.0, 9.6, 12.0])
+def test_a_step_as_wide_as_within_is_none_that_is_too_wide(tmp_path, step):
+    """Products of rounded positions and cosines differ by 8.000000000000002 mm, and by less."""
+    heights = [number * step for number in range(-9, 10)]
+    write(tmp_path / "out.h5", [(1, "a", height, NAN, 1) for height in heights])
+    dataset = loader.open_dataset(tmp_path / "out.h5")
+    every = Neighbours(1).rows_of(dataset)
+    assert Neighbours(1, within=step).rows_of(dataset).tolist() == every.tolist()
+    assert (Neighbours(1, within=step - 0.2).rows_of(dataset)[:, [0, 2]] == -1).all()
+
+
+@pytest.mark.parametrize("step", [0.1, 33.3, 40.0])
+def test_a_step_in_time_may_be_as_wide_as_within(tmp_path, step):
+    times = [round(number * step, 1) for number in range(20)]
+    write(tmp_path / "out.h5", [(1, "a", 0.0, time, 1) for time in times])
+    dataset = loader.open_dataset(tmp_path / "out.h5")
+    every = Neighbours(1, "phase").rows_of(dataset)
+    assert Neighbours(1, "phase", within=step).rows_of(dataset).tolist() == every.tolist()
+    assert (Neighbours(1, "phase", within=0.99 * step).rows_of(dataset)[:, [0, 2]] == -1).all()
+
+
 def test_behind_a_wide_step_there_is_nothing(tmp_path):
     write(tmp_path / "out.h5", [(1, "a", height, NAN, 1) for height in (0, 8, 30, 38)])
     table = Neighbours(3, within=10).rows_of(loader.open_dataset(tmp_path / "out.h5"))
