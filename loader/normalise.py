@@ -68,6 +68,7 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
     """
     shifts, factors = shifts_and_factors(dataset, kind, rows)
     is_short = dataset.images.dtype.itemsize == 2  # noqa: PLR2004 bytes
+    is_clipped = _is_clipped(dataset, kind, rows)
 
     def write(i: int, stored: Images, scaled: Floats, *, is_own: bool = True) -> None:
         # A row fits the processor's cache, so that it travels from and to memory once.
@@ -77,10 +78,19 @@ def scaler(dataset: Dataset, kind: Normalize, rows: Indices) -> Scaler:
         else:
             np.subtract(stored, shifts[i], out=scaled, dtype="f8", casting="same_kind")
         np.multiply(scaled, factors[i], out=scaled)
-        if kind in CLIPPED and (is_own or kind != "minmax"):
+        if is_clipped[i] and (is_own or kind != "minmax"):
             np.clip(scaled, 0, 1, out=scaled)
 
     return write
+
+
+def _is_clipped(dataset: Dataset, kind: Normalize, rows: Indices) -> npt.NDArray[np.bool_]:
+    """Return which rows have values to be clipped, which takes a third of the time of a row."""
+    stored = dataset.manifest.stored
+    if kind == "minmax" and "n_padding" in stored:  # a file of version 1 may have padding too
+        has_padding: npt.NDArray[np.bool_] = stored["n_padding"][rows] > 0
+        return has_padding
+    return np.full(len(rows), kind in CLIPPED)
 
 
 def shifts_and_factors(dataset: Dataset, kind: Normalize, rows: Indices) -> tuple[_Doubles, Floats]:

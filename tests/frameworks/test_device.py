@@ -82,6 +82,7 @@ def test_values_are_those_of_the_host(path, device, options):
 @pytest.mark.parametrize("patches", [None, Patches((8, 9), pad=True)])
 def test_padding_is_clipped_as_on_the_host(tmp_path, device, patches):
     path, limits = tmp_path / "out.h5", {"minimum": [100] * N, "maximum": [600] * N}
+    limits |= {"n_padding": [9] * N}
     write_dataset(path, n=N, rows=16, columns=20, manifest=limits)
     options = {"normalize": "minmax", "patches": patches}
     expected = expected_epochs(path, 1, **options)

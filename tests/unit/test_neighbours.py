@@ -436,6 +436,7 @@ def test_minmax_clips_the_padding_of_the_middle_image_and_no_neighbours(tmp_path
     if options.get("augment", Augment.none()).resamples:
         pytest.importorskip("cv2")
     limits = {"minimum": [300] * len(ROWS), "maximum": [600] * len(ROWS)}
+    limits |= {"n_padding": [9] * len(ROWS)}
     write(tmp_path / "out.h5", manifest=limits)
     options = OPTIONS | {"normalize": "minmax"} | options
     middle_range, outside = [], 0

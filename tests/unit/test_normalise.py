@@ -1,3 +1,4 @@
+import h5py
 import numpy as np
 import pytest
 from dataset_builder import write_dataset
@@ -80,6 +81,15 @@ def test_padding_is_clipped_to_0_and_1(tmp_path, image_dtype, options):
     if found.shape[1] == 9:
         expected = np.pad(expected, ((0, 0), (2, 3), (0, 0)))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_padding_of_a_file_of_version_1_is_clipped_too(tmp_path):
+    """It has no column that counts padding."""
+    write_dataset(tmp_path / "a.h5", manifest=PADDED)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["manifest/n_padding"]
+    images = images_of(tmp_path / "a.h5", normalize="minmax")
+    assert (images.min(), images.max()) == (0, 1)
 
 
 @pytest.mark.parametrize("kind", ["minmax", "percentile", "zscore"])
