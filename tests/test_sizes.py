@@ -410,6 +410,25 @@ def test_a_structure_that_is_wholly_cut_off_has_no_pixel_and_costs_no_row(tmp_pa
     assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
 
 
+@pytest.mark.parametrize("by_list", [False, True])
+def test_a_row_stays_about_a_structure_that_it_loses_for_a_finding(tmp_path, by_list):
+    """The middle of 2 to 20.5 is 11.25; without the lost one, that of 15.5 to 20.5 is 18."""
+    root = drawn(tmp_path, kept=(15.5, 20.5), twice=(2.0, 8.0))
+    lines = (root / "twice.txt").read_text().splitlines()
+    (root / "twice.txt").write_text("".join(f"{line}\n{line}\n" for line in lines))
+    row_list = tmp_path / "list.csv"
+    line = f"P1,{instance().InstanceNumber},twice\n" if by_list else ""
+    row_list.write_text(f"patient_id,slice,structure\n{line}")
+    options = fit(12, 12, fit_about="structures", exclude_structures=True, audit=False)
+    options |= {"exclude_file": str(row_list), "exclude_flagged": ("contour-repeated-points",)}
+    data, result = build(root, tmp_path / "out.h5", **options)
+    assert "structure-excluded" in {one.code for one in result.findings}
+    assert data.manifest["drawn_2"].tolist() == [0]
+    # 11.25 is half-way between pixels 6 to 17 and 5 to 16.
+    assert data.manifest["source_row_offset"].tolist() == [13 if by_list else 6]
+    assert verify(tmp_path / "out.h5", source=root, rebuild=True).problems == []
+
+
 @pytest.mark.parametrize(
     "options", [fit(20, 23), fit(60, 55, resample=0.9), fit(30, 25, fit_about="structures")]
 )

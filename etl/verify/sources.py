@@ -207,14 +207,16 @@ def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:
         expected = reference.modality_image(path, frame)
         yield from _tag_problems(dataset, path, row, place)
         drawn = {
-            one.code: _drawn(dataset, root, row, one, expected.shape)
+            one.code: _drawn(dataset, root, row, one, source, expected.shape)
             for one in dataset.structures
-            if str(manifest[f"{one.stem}_path"][row])
+            if (source := str(manifest[f"{one.stem}_path"][row]))
         }
         rule, grid, tolerance = str(options["rasterizer"]), None, 0.0
         if (recorded := grid_of(dataset, row)) is not None:
             spacing = reference.spacing_of(path, frame) if options.get("resample") else (1.0, 1.0)
             drawings, size = list(drawn.values()), (rows, columns)
+            if options.get("fit_about") == "structures":
+                drawings += _lost(dataset, root, row, expected.shape)
             placed = reference.placed(expected.shape, spacing, drawings, size, options)
             yield from _grid_problems(dataset, row, placed, place)
             # As recorded, to the last digit: the order of a sum must decide no pixel.
@@ -318,13 +320,30 @@ def _padding(dataset: Dataset, row: int) -> tuple[float, float] | None:
     return None if math.isnan(low) else (low, high)
 
 
+def _lost(
+    dataset: Dataset, root: Path, row: int, size: tuple[int, ...]
+) -> Iterator[reference.Drawn]:
+    """Yield what a row has lost for a finding: it had its place before that was known."""
+    findings, by_code = dataset.findings, {one.code: one for one in dataset.structures}
+    for place in np.flatnonzero(findings["row"] == row).tolist():
+        code, message = (str(findings[name][place]) for name in ("code", "message"))
+        if code == "structure-excluded" and "by --exclude-flagged " in message:
+            source, structure = str(findings["path"][place]), by_code[findings["label"][place]]
+            yield _drawn(dataset, root, row, structure, source, size)
+
+
 def _drawn(
-    dataset: Dataset, root: Path, row: int, structure: Structure, size: tuple[int, ...]
+    dataset: Dataset,
+    root: Path,
+    row: int,
+    structure: Structure,
+    path: str,
+    size: tuple[int, ...],
 ) -> reference.Drawn:
     """Return what `reference` reads of one structure's annotation: polygons, or a mask."""
     options, manifest = dataset.attributes[Attribute.OPTIONS], dataset.manifest
     rows, columns = size
-    source = root / str(manifest[f"{structure.stem}_path"][row])
+    source = root / path
     image = root / str(manifest["dicom_path"][row])
     frame = key_of(dataset, row).frame_number
     names = set(structure.source_codes)
