@@ -18,7 +18,12 @@ from PIL import Image, ImageDraw
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    AllTransferSyntaxes,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 Polygon = npt.NDArray[np.float64]
 Drawn: TypeAlias = list[Polygon] | npt.NDArray[np.bool_]  # on one frame: polygons, or a mask
@@ -53,7 +58,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401  pydicom's
 @lru_cache(3)  # an image, and two files that annotate it
 def _parsed(path: Path, *_stamp: int) -> Any:  # noqa: ANN401  pydicom's
     dataset = pydicom.dcmread(path, force=True)
-    if not dataset.file_meta.get("TransferSyntaxUID"):
+    if dataset.file_meta.get("TransferSyntaxUID") not in AllTransferSyntaxes:  # or damaged
         is_implicit, is_little = dataset.original_encoding
         native = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else native

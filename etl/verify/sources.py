@@ -5,6 +5,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,9 @@ def _digest(root: Path, source: str) -> str:
 def rebuild_rows(path: Path, root: Path, stretch: tuple[int, int]) -> list[Problem]:
     """Return the rows whose image or mask differs from what `reference` makes of their sources."""
     dataset = open_dataset(path)
-    return [problem for row in range(*stretch) for problem in _rebuild_row(dataset, root, row)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of headers: the build has told what matters
+        return [problem for row in range(*stretch) for problem in _rebuild_row(dataset, root, row)]
 
 
 def _rebuild_row(dataset: Dataset, root: Path, row: int) -> Iterator[Problem]:

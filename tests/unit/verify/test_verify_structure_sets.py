@@ -158,6 +158,18 @@ def test_images_without_file_meta_information_are_built_again(tmp_path):
     assert status == 0, text
 
 
+def test_an_image_with_a_damaged_transfer_syntax_is_built_again(tmp_path):
+    data, out = shapes(tmp_path, "rtstruct", lambda _: None)
+    path = data / str(open_dataset(out).manifest["dicom_path"][0])
+    stated = b"1.2.840.10008.1.2.1\0"
+    assert path.read_bytes().count(stated) == 1
+    path.write_bytes(path.read_bytes().replace(stated, stated.replace(b"840", b"x40")))
+    result = etl.build(data, out, BuildOptions(rows=43, columns=57), force=True)
+    assert "image-file-damaged" in {one.code for one in result.findings}
+    status, text = verify(out, data, "--rebuild-check")
+    assert status == 0, text
+
+
 @pytest.mark.parametrize("kind", ["rtstruct", "enhanced", "seg"])
 def test_each_file_is_parsed_once(tmp_path, kind, monkeypatch):
     data, out = shapes(tmp_path, kind, lambda _: None)
