@@ -27,7 +27,7 @@ from etl.options import BuildOptions
 from etl.output import hdf5_file, split, strata
 from etl.output.row_writer import Plan, strings
 from etl.quality.diagnoses import Diagnosis, diagnose
-from etl.quality.patients import Patient, Patients
+from etl.quality.patients import Patients
 from etl.quality.people import (
     Person,
     identifiers,
@@ -153,6 +153,7 @@ def assemble(
                 "message": strings([finding.message for finding in findings]),
                 "label": np.array([finding.label for finding in findings]),
                 "other_row": np.array(other_rows),
+                "patient_id": strings([finding.patient_id for finding in findings]),
             },
             file_format.REUSE_GROUP: reuse,
         },
@@ -276,9 +277,8 @@ def _with_patients(
     told = []
     for one, row, other in zip(findings, rows, other_rows, strict=True):
         if one.severity != "info":
-            name = one.key.patient_id if one.key else ""
             found = one.severity, one.code, one.path, row, one.message, one.label, other
-            told.append(FindingRow(*found, *patients.by_patient_id.get(name, Patient(name))))
+            told.append(FindingRow(*found, *patients.named(one.patient_id)))
     return patients.assigned(told)
 
 

@@ -613,6 +613,11 @@ class Finding:
     other_key: SampleKey | None = None
 
     @property
+    def patient_id(self) -> str:
+        """Whose sample it is about; empty where it tells of none."""
+        return self.key.patient_id if self.key else ""
+
+    @property
     def severity(self) -> Severity:
         """The severity that the code has."""
         return CODES[self.code].severity

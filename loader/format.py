@@ -118,6 +118,7 @@ FINDINGS: Final[dict[str, str]] = {
 FINDINGS_VERSION_2: Final[dict[str, str]] = {
     "label": "|u1",  # the structure's code; 0: none
     "other_row": "<i8",  # the partner of a finding about two rows; -1: none
+    "patient_id": STRING,  # whose sample it is about, which may be no row; empty: not known
 }
 
 # What `build --update` needs to take rows over; no reader needs it, and opening a file skips it.

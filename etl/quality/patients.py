@@ -42,6 +42,10 @@ class Patients:
         # An id that one patient has in one column and another one in the other tells neither.
         self._named = {name: min(found) for name, found in named.items() if len(found) == 1}
 
+    def named(self, patient_id: str) -> Patient:
+        """Return the patient of an id, who may have no row; nobody where it is empty."""
+        return self.by_patient_id.get(patient_id, Patient(patient_id))
+
     def of(self, row: int, path: str) -> Patient:
         """Return the patient of a row, or where there is none, the one that a path names."""
         if row >= 0:

@@ -107,9 +107,9 @@ class Selection:
         return [name for name in absent if not any(Selection(patients=(name,)).chosen(findings))]
 
     def _is_of_patient(self, found: FindingRow) -> bool:
-        # The path too: of a patient without any row, the file knows no ids.
+        # The path too: of a patient without any row, the file knows no original id.
         return self.has_patient(found.patient_id, found.original_id) or (
-            not found.patient_id and self.has_patient(*found.path.split("/"))
+            not found.original_id and self.has_patient(*found.path.split("/"))
         )
 
 
@@ -137,8 +137,12 @@ def read_findings(dataset: Dataset) -> list[FindingRow]:
                 "that the file lacks. See the rest with dicom-etl verify, and build it again."
             )
     ids = (dataset.manifest[f"{kind}_id"].tolist() for kind in ("patient", "original"))
-    found = map(FindingRow, severity, code, path, rows, message, labels, others)
-    return Patients(*ids).assigned(found)
+    patients = Patients(*ids)
+    stored = dataset.findings.stored.get("patient_id")  # of older files the paths tell
+    names = [b""] * len(rows) if stored is None else stored.tolist()
+    whose = zip(*(patients.named(name.decode()) for name in names), strict=True)
+    found = map(FindingRow, severity, code, path, rows, message, labels, others, *whose)
+    return patients.assigned(found)
 
 
 def group_findings(findings: Iterable[FindingRow]) -> list[FindingGroup]:

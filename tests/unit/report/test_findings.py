@@ -1,9 +1,19 @@
 import csv
 import io
 
+import h5py
 import numpy as np
 import pytest
-from builders import COLUMNS, ROWS, write_contour, write_tree
+from builders import (
+    COLUMNS,
+    ROWS,
+    SQUARE,
+    dicom_bytes,
+    gradient,
+    instance,
+    write_contour,
+    write_tree,
+)
 from PIL import Image
 
 import etl
@@ -79,6 +89,29 @@ def test_a_patient_without_rows_is_known_by_its_path():
     found = FindingRow("error", "image-size", "dicoms/P7/1.dcm", -1, "")
     assert Selection(patients=("P7",)).chosen([found]) == [found]
     assert Selection(patients=("P8",)).chosen([found]) == []
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_a_finding_without_a_row_is_of_the_patient_that_it_tells(tmp_path, has_column):
+    """Not of the one that the name of a folder looks like, nor of nobody."""
+    for n, place in enumerate(("P1/a", "P1/b", "x/c")):
+        path = tmp_path / f"data/{place}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dicom_bytes(instance(gradient(seed=n), uid=f"1.2.{n}")))
+        path.with_suffix(".txt").write_text(SQUARE if n == 0 else "broken")
+    lines = ["patient_id,image,label,contour", "P1,P1/a.dcm,heart,P1/a.txt"]
+    lines += ["P2,P1/b.dcm,heart,P1/b.txt", "P3,x/c.dcm,heart,x/c.txt"]
+    (tmp_path / "data/table.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out.h5"
+    etl.build(tmp_path / "data", out, BuildOptions(rows=ROWS, columns=COLUMNS, audit=False))
+    if not has_column:  # as files had it before
+        with h5py.File(out, "r+") as file:
+            del file["findings/patient_id"]
+    found = [one for one in read_findings(open_dataset(out)) if one.code == "contour-unreadable"]
+    expected = ["P2", "P3"] if has_column else ["P1", ""]
+    assert [one.patient_id for one in found] == expected
+    chosen = Selection(patients=("P2",)).chosen(found)
+    assert [one.path for one in chosen] == (["P1/b.txt"] if has_column else [])
 
 
 def test_rows_to_draw_are_those_with_a_finding_or_of_the_patient(data):
