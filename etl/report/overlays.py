@@ -3,6 +3,7 @@
 import colorsys
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -26,6 +27,7 @@ _LONGEST: Final = 4096  # pixels that no side is enlarged beyond, which comes fi
 _COLOURS: Final = {1: ((255, 225, 50), (230, 100, 0)), 2: ((70, 210, 255), (30, 90, 255))}
 _HUE_STEP: Final = 0.618034  # of the circle: the golden ratio sets any number of hues apart
 _CAPTION_SIZE: Final = 16
+_NAME_BYTES: Final = 100  # of a patient's name in that of a file, which may have 255
 _LINE_HEIGHT: Final = 22
 _WHITE: Final = (255, 255, 255)
 _SEVERITY_COLOURS: Final = {  # not those of contours
@@ -130,14 +132,18 @@ def _picture(
 
 
 def file_names(dataset: Dataset) -> list[str]:
-    """Return the name of each row's picture: patient and slice, and the row where names meet."""
+    """Return the name of each row's picture: patient and slice, and the row where names meet.
+
+    Letters of every script stay: with their names in underscores, patients would look alike.
+    """
     names: list[str] = []
     taken: set[str] = set()
     patients = dataset.manifest["patient_id"].tolist()
     for row, (patient, number) in enumerate(
         zip(patients, dataset.manifest["slice"].tolist(), strict=True)
     ):
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", patient)[:100]
+        plain = re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", patient))
+        plain = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
         name = f"{plain}_slice{number:04d}"
         if name.casefold() in taken:
             name = f"{name}_row{row}"

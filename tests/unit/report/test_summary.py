@@ -269,6 +269,18 @@ def test_names_that_meet_are_told_apart():
     assert names == ["a_b_slice0001.png", "a_b_slice0001_row1.png", "a_b_slice0001_row2.png"]
 
 
+def test_letters_of_every_script_stay_in_names_and_captions():
+    class Three:
+        manifest = {  # noqa: RUF012
+            "patient_id": np.array(["\u5f20\u4e09", "\u674e \u56db", "Jose\u0301" + "\u5f20" * 99]),
+            "slice": np.array([1, 1, 1]),
+        }
+
+    first, second, third = overlays.file_names(Three())
+    assert (first, second) == ("\u5f20\u4e09_slice0001.png", "\u674e_\u56db_slice0001.png")
+    assert third == f"Jos\u00e9{31 * chr(0x5F20)}_slice0001.png"
+
+
 def test_a_window_of_a_constant_image_is_black():
     assert not np.asarray(
         overlays.overlay(
